@@ -1,0 +1,47 @@
+"""The flat batch that one step computes, as layers see it.
+
+Rows of different requests, prefill chunks and single decode tokens, lie one after another without padding.
+Legend: T tokens of the batch, R rows (sequences) in it, G cache groups, N slots of a group's pool.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class KVCache(Protocol):
+    """The device's token-slot pools, as attention layers see them."""
+
+    def buffer(self, group: int, layer: int, name: str) -> Tensor:
+        """[N, *shape] buffer `name` of model layer `layer` in cache group `group`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One row's tokens in the flat batch: `[start, start + query_len)`, which end at `seq_len` in its
+    sequence (so the first has position `seq_len - query_len`). `row` indexes the slot tables."""
+
+    row: int
+    start: int
+    query_len: int
+    seq_len: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step's inputs on one device.
+
+    `write_slots_T[g]` are the slots that this batch's tokens take in group g; `slot_tables[g]` is
+    [num_rows, context] int32, of which row `span.row`, columns `[0, span.seq_len)` are valid (behind a
+    window they may be stale), the batch's own tokens included. `tables` is whatever `model.prepare` returned.
+    """
+
+    token_ids_T: Tensor
+    positions_T: Tensor
+    spans: tuple[Span, ...]
+    write_slots_T: tuple[Tensor, ...]
+    slot_tables: tuple[Tensor, ...]
+    cache: KVCache
+    tables: Any = field(default=None)

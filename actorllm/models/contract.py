@@ -1,0 +1,112 @@
+"""The plugin contract, version 1: all that a model architecture has to provide.
+
+A plugin registers a `CausalLM` subclass under the entry-point group `actorllm.models.v1`; the entry point's name
+is the Hugging Face architecture. The class is built from its config and a `Shard`, made of `actorllm.layers` whose
+attribute names follow the checkpoint, and never touches weights, ranks or formats itself. The runner drives
+`prepare`, `embed`, `layer`, `norm` and `head`; a runner may hold all layers or one at a time.
+
+Legend: T tokens, D hidden size, V vocabulary.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor, nn
+
+from actorllm.layers.batch import Batch
+from actorllm.layers.shard import Shard
+
+CONTRACT_VERSION = 1
+ENTRY_POINT_GROUP = f"actorllm.models.v{CONTRACT_VERSION}"
+
+
+@dataclass(frozen=True)
+class CacheBuffer:
+    """A named buffer with `shape` values per token; `dtype` None means the model's own (int8 KV, say, differs)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def num_values(self) -> int:
+        """Values per token."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class CacheGroup:
+    """Layers whose tokens live and die together: each has the same `buffers`, and with a `window` W only
+    the last W tokens of a sequence are ever read (None: all of them)."""
+
+    name: str
+    layers: tuple[int, ...]
+    buffers: tuple[CacheBuffer, ...]
+    window: int | None = None
+
+    def values_per_token(self) -> int:
+        """Values that one token takes in this group, over all its layers."""
+        return len(self.layers) * sum(buffer.num_values() for buffer in self.buffers)
+
+
+class ModelConfig(Protocol):
+    """What the engine reads of a plugin's frozen config."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context_len(self) -> int:
+        """The most tokens the model was made for."""
+        ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+        """Read config.json. Consumes every key: raises `UnsupportedConfig` for one that changes the
+        computation and is not implemented."""
+        ...
+
+
+class CausalLM(nn.Module):
+    """Base of every plugin model. `ignored_tensors` names checkpoint tensors that are not weights, with reasons
+    (glob pattern -> reason); `tied_tensors` maps an absent name to the tensor it aliases."""
+
+    config_class: ClassVar[type]
+    ignored_tensors: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, config: Any, shard: Shard) -> None:
+        super().__init__()
+        self.config = config
+        self.shard = shard
+
+    @property
+    @abstractmethod
+    def cache_groups(self) -> Sequence[CacheGroup]:
+        """The cache groups of this rank (buffer shapes are this rank's share)."""
+
+    def tied_tensors(self) -> Mapping[str, str]:
+        """Checkpoint names that may be absent because they alias another (tied head -> embedding)."""
+        return {}
+
+    def prepare(self, batch: Batch) -> Any:
+        """Tables shared by all layers of a step (rotary cos and sin); stored in `batch.tables`."""
+        return None
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> Any:
+        """The first state: a tensor or a dataclass/tuple of tensors that the runner treats as opaque."""
+
+    @abstractmethod
+    def layer(self, index: int) -> nn.Module:
+        """Layer `index`; called as `state = model.layer(i)(state, batch)`."""
+
+    @abstractmethod
+    def norm(self, state: Any) -> Tensor:
+        """The final hidden states [T, D] from the last layer's state."""
+
+    @abstractmethod
+    def head(self, hidden_TD: Tensor) -> Tensor:
+        """Logits [T, V] (whole vocabulary, gathered over ranks) in float32."""

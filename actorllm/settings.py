@@ -1,0 +1,141 @@
+"""Settings: frozen structs, one per part, that everything is configured by.
+
+Values come from a TOML file, then environment variables (`ACTORLLM_<PART>_<FIELD>`, read here and nowhere
+else), then CLI flags; later ones win. A field that can be derived is None and derived where the facts are known
+(threads and KV memory from the container's limits, the context from config.json).
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from actorllm.errors import SettingsError
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is served. `path` is a Hugging Face directory; None serves the model in the box."""
+
+    path: str | None = None
+    served_names: tuple[str, ...] = ()
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    context: int | None = None
+
+
+class SchedulingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who runs. `admission` "reserve" never overcommits; "optimistic" admits what fits now and pauses
+    requests when the slots run out. Timeouts are seconds, None is no limit."""
+
+    max_waiting: int = 1024
+    max_running: int = 64
+    max_step_tokens: int = 512
+    depth: Literal[1, 2] = 1
+    policy: Literal["fcfs"] = "fcfs"
+    admission: Literal["reserve", "optimistic"] = "reserve"
+    wait_timeout: float | None = 600.0
+    run_timeout: float | None = 3600.0
+
+
+class ExecutionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and how steps run. `kv_memory` is bytes for the KV cache of one rank; `kv_slots` overrides it with
+    a count of tokens (tests and experiments). `step_timeout` seconds without a result is a hung device."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    tensor_parallel: int = 1
+    kv_memory: int | None = None
+    kv_slots: int | None = None
+    step_timeout: float = 120.0
+
+
+class RuntimeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The actor runtime. `encode` sends every message through msgspec; `restarts` within `restart_window`
+    seconds is an actor's budget."""
+
+    encode: bool = True
+    restarts: int = 5
+    restart_window: float = 60.0
+
+
+class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that an `Engine` needs."""
+
+    model: ModelSettings = ModelSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP server. `max_body` is bytes; `drain_timeout` is how long SIGTERM waits for running requests."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body: int = 32 * 2**20
+    drain_timeout: float = 30.0
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `actorllm serve` reads."""
+
+    model: ModelSettings = ModelSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    server: ServerSettings = ServerSettings()
+
+    def engine(self) -> EngineSettings:
+        """The part that the engine reads."""
+        return EngineSettings(
+            model=self.model, scheduling=self.scheduling, execution=self.execution, runtime=self.runtime
+        )
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Settings:
+    """Settings from a TOML file, the environment and flags (`{part: {field: value}}`), in this order.
+
+    Raises `SettingsError` that names the field.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    if path is not None:
+        values = _read_toml(path)
+    for part, fields in _from_environment(os.environ if environment is None else environment).items():
+        values.setdefault(part, {}).update(fields)
+    for part, fields in (flags or {}).items():
+        values.setdefault(part, {}).update(fields)
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"settings: {error}") from error
+
+
+def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path.name}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"the settings file {path.name} is not TOML: {error}") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """`ACTORLLM_SCHEDULING_MAX_WAITING=8` -> `{"scheduling": {"max_waiting": "8"}}`; unknown names are errors."""
+    parts = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    found: dict[str, dict[str, str]] = {}
+    for name, value in environment.items():
+        if not name.startswith("ACTORLLM_"):
+            continue
+        part, _, field = name.removeprefix("ACTORLLM_").lower().partition("_")
+        if part not in parts or field not in parts[part].__struct_fields__:
+            raise SettingsError(f"the environment variable {name} names no setting")
+        found.setdefault(part, {})[field] = value
+    return found

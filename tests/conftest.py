@@ -1,0 +1,29 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with real tokenizers, configs and a real small model; `TEST_DATA_DIR` names it."""
+    path = Path(os.environ.get("TEST_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip("test data folder is absent")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories_dir(data_dir: Path) -> Path:
+    """A real trained 260K-parameter Llama in Hugging Face form."""
+    return data_dir / "models" / "stories260K"
