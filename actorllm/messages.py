@@ -182,6 +182,10 @@ class StopFound(Struct, frozen=True, tag=True):
     token_index: int
 
 
+class Tick(Struct, frozen=True, tag=True):
+    """Urgent, schedule to itself: a deadline has passed."""
+
+
 # --- schedule <-> execute -------------------------------------------------------------------------------
 
 

@@ -1,0 +1,68 @@
+"""The schedule actor: a thin shell of messages and timers around `scheduling.scheduler.Scheduler`.
+
+It plans once a burst of messages has been handled (`settled`), and sends the next step before the last one's
+outputs: the device should not wait for text. Each incarnation is a new epoch over the same request table.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from actorllm.errors import RequestError
+from actorllm.messages import Abort, Admit, StepDone, StopFound, Tick
+from actorllm.runtime.actor import Actor
+from actorllm.runtime.ref import Ref
+from actorllm.scheduling.scheduler import Scheduler
+
+
+class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
+    """`new_scheduler` builds the next epoch's scheduler over the surviving table."""
+
+    urgent = (Abort, StopFound, StepDone, Tick)
+    rejections = (RequestError,)
+
+    def __init__(self, new_scheduler: Callable[[], Scheduler], *, execute: Ref, detokenize: Ref) -> None:
+        self._scheduler = new_scheduler()
+        self._execute = execute
+        self._detokenize = detokenize
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def started(self) -> None:
+        await self._round()
+
+    async def receive(self, message: Admit | Abort | StopFound | StepDone | Tick) -> None:
+        match message:
+            case StepDone():
+                self._scheduler.complete(message)
+            case Admit():
+                self._scheduler.add(message)
+            case StopFound():
+                self._scheduler.stop(message)
+            case Abort(request_id):
+                self._scheduler.abort(request_id)
+            case Tick():
+                pass  # the round that follows looks at the clock
+
+    async def settled(self) -> None:
+        await self._round()
+
+    async def stopped(self, error: BaseException | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _round(self) -> None:
+        self._scheduler.expire(time.monotonic())
+        while (step := self._scheduler.plan(time.monotonic())) is not None:
+            await self._execute.send(step)
+        if (outputs := self._scheduler.take_outputs()) is not None:
+            await self._detokenize.send(outputs)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        deadline = self._scheduler.next_deadline()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            delay = max(deadline - time.monotonic(), 0.0) + 0.001
+            self._timer = asyncio.get_running_loop().call_later(delay, self.ref.post, Tick())

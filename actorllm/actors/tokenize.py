@@ -1,0 +1,93 @@
+"""The tokenize actor: text or a conversation becomes token ids, is checked against the model, and is admitted.
+
+Several prompts are encoded at once; the library encodes off the event loop. Knows no scheduling: it asks, and passes
+the answer on.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from actorllm.errors import InvalidRequest, RequestError, RequestFailed
+from actorllm.messages import Accepted, Admit, ChatPrompt, Generate, Prompt, SamplingParams, TextPrompt, pack, unpack
+from actorllm.runtime.actor import Actor
+from actorllm.runtime.ref import ActorCrashed, Ref
+from actorllm.tokenizer.chat_template import ChatTemplate, encode_chat
+from actorllm.tokenizer.load import Tokenizer
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a request is checked against."""
+
+    vocab_size: int
+    context: int
+    eos_ids: tuple[int, ...]
+
+
+class TokenizeActor(Actor[Generate]):
+    """Answers `Generate` with `Accepted` once schedule has admitted the request."""
+
+    concurrency = 16
+    rejections = (RequestError,)
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, limits: ModelLimits, *, schedule: Ref) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._limits = limits
+        self._schedule = schedule
+
+    async def receive(self, message: Generate) -> Accepted:
+        ids = await self._encode(message.prompt)
+        self._check_ids(ids, param="prompt")
+        if not ids:
+            raise InvalidRequest("the prompt is empty: it must have at least one token", param="prompt")
+        admit = Admit(
+            request_id=message.request_id,
+            prompt_ids=pack(ids),
+            params=self._resolve(message.params, len(ids)),
+            eos_ids=self._limits.eos_ids,
+            arrived=message.arrived,
+            wait_deadline=message.wait_deadline,
+            run_deadline=message.run_deadline,
+        )
+        try:
+            await self._schedule.ask(admit)
+        except ActorCrashed as error:
+            raise RequestFailed("the scheduler restarted while it admitted this request; send it again") from error
+        return Accepted(message.request_id, admit.prompt_ids)
+
+    async def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, TextPrompt):
+            return await self._tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        if isinstance(prompt, ChatPrompt):
+            return await encode_chat(
+                self._tokenizer,
+                self._template,
+                prompt.messages,
+                add_generation_prompt=prompt.add_generation_prompt,
+                continue_final_message=prompt.continue_final_message,
+                kwargs=prompt.template_kwargs,
+            )
+        return list(unpack(prompt.token_ids))
+
+    def _resolve(self, params: SamplingParams, prompt_len: int) -> SamplingParams:
+        """Parameters with nothing left open, so that a recomputed request repeats itself."""
+        self._check_ids(params.stop_token_ids, param="stop_token_ids")
+        self._check_ids(params.logit_bias, param="logit_bias")
+        room = max(self._limits.context - prompt_len, 0)
+        return msgspec.structs.replace(
+            params,
+            seed=secrets.randbits(62) if params.seed is None else params.seed,
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            min_tokens=min(params.min_tokens, room),
+        )
+
+    def _check_ids(self, ids: "Sequence[int] | dict[int, float]", *, param: str) -> None:
+        for token_id in ids:
+            if not 0 <= token_id < self._limits.vocab_size:
+                raise InvalidRequest(
+                    f"{param}: token id {token_id} is outside of the vocabulary (0 to {self._limits.vocab_size - 1})", param=param
+                )

@@ -1,0 +1,176 @@
+"""A model on one device, from `Step` to `StepDone`.
+
+A step has two phases: the forward pass writes the cache and gives hidden states, sampling turns some of them into tokens.
+Both are only launched; `Launched.read` waits for the device. So the next step can be launched, on the device's own
+sampled ids, before this one's are read. Knows no event loop and no thread.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from actorllm.execution.forward import forward
+from actorllm.execution.kv_pool import KVPool, SlotTables
+from actorllm.execution.logprobs import Scores, score_in_blocks
+from actorllm.execution.sampler import Sampled, Sampler
+from actorllm.execution.step import PromptTokens, StepInputs, StepReader, int32
+from actorllm.messages import Step, StepDone, TopLogprobs, pack
+from actorllm.models.contract import CausalLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerSizes:
+    """How much of everything a rank holds: `num_slots[g]` tokens in cache group g, `max_running` device rows of at
+    most `context` tokens."""
+
+    num_slots: tuple[int, ...]
+    max_running: int
+    context: int
+
+
+class Pending(Protocol):
+    """A launched step."""
+
+    def read(self) -> StepDone:
+        """Wait for the device and return the results; callable from another thread."""
+        ...
+
+
+class Runner(Protocol):
+    """What a device thread drives. Steps come in order."""
+
+    def launch(self, step: Step) -> Pending:
+        """Start the step."""
+        ...
+
+    def reset(self) -> None:
+        """Forget every row: a new epoch begins."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """The results of a launched step on their way to the host; `ready` tells when they are there (None: now)."""
+
+    step: Step
+    sampled: Sampled
+    prompts: tuple[tuple[Scores | None, int], ...]
+    ready: torch.cuda.Event | None
+    started: float
+
+    def read(self) -> StepDone:
+        """Wait for the results."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        ids = self.sampled.ids_S.tolist()
+        logprobs: list[TopLogprobs | None] = []
+        if (scores := self.sampled.scores) is not None:
+            logprobs = [None] * len(ids)
+            for place, (sample, width) in enumerate(zip(self.sampled.scored, self.sampled.widths, strict=True)):
+                logprobs[sample] = scores.message(place, place + 1, width)
+        return StepDone(
+            epoch=self.step.epoch,
+            number=self.step.number,
+            sampled=pack(ids),
+            logprobs=tuple(logprobs),
+            prompt_logprobs=tuple(_prompt_message(scores, width) for scores, width in self.prompts),
+            seconds=time.perf_counter() - self.started,
+        )
+
+
+class ResidentRunner:
+    """All layers stay on the device. `layer` gives layer i in place of the model's own, for a runner that loads
+    layers as they are needed."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        sizes: RunnerSizes,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        invalid_ids: tuple[int, ...] = (),
+        layer: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        self.model = model
+        self._sizes = sizes
+        self._device = device
+        self._layer = layer
+        self._vocab_size: int = model.config.vocab_size
+        self._cache = KVPool(model.cache_groups, sizes.num_slots, dtype=dtype, device=device)
+        self._sampler = Sampler(
+            self._vocab_size, max_running=sizes.max_running, device=device, invalid_ids=invalid_ids
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every row; what the cache holds is never read before it is written again."""
+        sizes = self._sizes
+        tables = SlotTables(
+            len(sizes.num_slots), num_rows=sizes.max_running, context=sizes.context, device=self._device
+        )
+        self._reader = StepReader(self._cache, tables, max_running=sizes.max_running, device=self._device)
+        self._sampler.reset()
+
+    def run(self, step: Step) -> StepDone:
+        """Launch the step and wait for it."""
+        return self.launch(step).read()
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> Launched:
+        """Both phases of the step."""
+        started = time.perf_counter()
+        for row in step.closed:
+            self._sampler.close(row)
+        for opened in step.opened:
+            self._reader.open(opened)
+            self._sampler.open(
+                opened.row,
+                opened.sampling,
+                prompt_ids=int32(opened.prompt_ids),
+                output_ids=int32(opened.output_ids),
+            )
+        inputs = self._reader.read(step)
+        state = forward(self.model, inputs.batch, layer=self._layer)
+        sampled, prompts = Sampled(torch.empty(0, dtype=torch.int64)), ()
+        if inputs.samples.rows or inputs.prompts:  # the chunks of a long prompt need neither norm nor head
+            hidden_TD = self.model.norm(state)
+            prompts = tuple((self._score(tokens, hidden_TD), tokens.width) for tokens in inputs.prompts)
+            if inputs.samples.rows:
+                sampled = self._sample(inputs, hidden_TD)
+        ready = None
+        if self._device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record()
+        return Launched(step, sampled, prompts, ready, started)
+
+    def _sample(self, inputs: StepInputs, hidden_TD: Tensor) -> Sampled:
+        """The second phase; the result is on its way to the host."""
+        logits_SV = self.model.head(hidden_TD[inputs.sample_tokens_S])
+        sampled = self._sampler.sample(logits_SV, inputs.samples)
+        self._reader.remember(inputs.samples.rows_S, sampled.ids_S)
+        scores = sampled.scores.to_host() if sampled.scores is not None else None
+        return Sampled(sampled.ids_S.to("cpu", non_blocking=True), sampled.scored, sampled.widths, scores)
+
+    def _score(self, tokens: PromptTokens, hidden_TD: Tensor) -> Scores | None:
+        """A prompt's logprobs, on their way to the host; None if no token of it has a next one."""
+        if len(tokens.rows_N) == 0:
+            return None
+        scores = score_in_blocks(
+            self.model.head,
+            hidden_TD[tokens.rows_N],
+            tokens.next_ids_N,
+            width=tokens.width,
+            vocab_size=self._vocab_size,
+        )
+        return scores.to_host()
+
+
+def _prompt_message(scores: Scores | None, width: int) -> TopLogprobs:
+    if scores is None:
+        return TopLogprobs(width, b"", b"", b"")
+    return scores.message(0, len(scores.chosen_N), width)

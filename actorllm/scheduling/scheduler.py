@@ -1,0 +1,333 @@
+"""Continuous batching: who computes how many tokens in the next step, and what becomes of the results.
+
+Prefill chunks and decode rows share one flat batch under a token budget. With depth 2 a step is planned before the
+last one's results are known: rows are assumed to continue, and a token sampled after its sequence's end is dropped.
+Plain Python over ints: knows no tensor, no device and no event loop; times come in from outside.
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Iterable
+
+from actorllm.cache.sizing import GroupSize
+from actorllm.errors import ActorLLMError, InvalidRequest, QueueFull, QueueTimeout, RequestAborted, RequestFailed, RequestTimeout
+from actorllm.messages import Admit, Failure, FinishReason, Outputs, Step, StepDone, StopFound, unpack
+from actorllm.scheduling.admission import ADMISSIONS, check_context, grant_for
+from actorllm.scheduling.outputs import Outbox
+from actorllm.scheduling.policy import POLICIES
+from actorllm.scheduling.request import FinishedRequest, Request, RequestTable, Sequence
+from actorllm.scheduling.residency import Residence, Residents
+from actorllm.scheduling.step_builder import Launched, StepBuilder
+from actorllm.scheduling.waiting import Deadlines, WaitingQueue
+from actorllm.settings import SchedulingSettings
+
+
+class Scheduler:
+    """One epoch's scheduling over a table of requests.
+
+    The table is the truth and survives; rows, slots and steps under way belong to the epoch. A new scheduler over
+    a table with live requests recovers them: all wait in the policy's order and are recomputed from their ids,
+    and outputs that were not taken yet can be taken. One plans, launches, completes:
+
+        while (step := scheduler.plan(now)) is not None: launch(step)
+        scheduler.complete(done)                        # in the order of the steps
+        outputs = scheduler.take_outputs()
+    """
+
+    def __init__(
+        self,
+        table: RequestTable,
+        settings: SchedulingSettings,
+        *,
+        groups: Iterable[GroupSize],
+        context: int,
+        epoch: int,
+    ) -> None:
+        self._table = table
+        self._settings = settings
+        self._context = context
+        self._epoch = epoch
+        self._policy = POLICIES[settings.policy]
+        self._residents = Residents(tuple(groups), settings.max_running)
+        self._admission = ADMISSIONS[settings.admission](self._residents, settings.max_step_tokens)
+        self._max_chunk = settings.max_step_tokens
+        if any(group.window is not None for group in self._residents.groups):
+            # slots behind a window return when a step is done: all steps under way share the budget's room
+            self._max_chunk = max(1, settings.max_step_tokens // settings.depth)
+        self._waiting = WaitingQueue()
+        self._deadlines = Deadlines(table)
+        self._outbox = Outbox(table)
+        self._in_flight: deque[Launched] = deque()
+        self._num_steps = 0
+        for request in table:
+            self._recover(request)
+
+    # --- what comes in ---
+
+    def add(self, admit: Admit) -> None:
+        """Take a request into the table. Raises `QueueFull`, `PromptTooLong`, `InvalidRequest`."""
+        if admit.request_id in self._table:
+            raise InvalidRequest(f"a request with id {admit.request_id!r} is running already", param="request_id")
+        request = self._table.create(admit, context=self._context)
+        check_context(request, self._context)
+        if admit.params.n > self._settings.max_running:
+            raise InvalidRequest(
+                f"n is {admit.params.n}, but at most {self._settings.max_running} choices can run at once: lower n, or "
+                "serve with a larger max_running",
+                param="n",
+            )
+        self._admission.check(request)
+        if self._waiting.num_new >= self._settings.max_waiting and not request.has_nothing_to_compute:
+            raise QueueFull(f"{self._waiting.num_new} requests wait already; try again later")
+        self._table.insert(request)
+        self._deadlines.add(request)
+        request.rank = self._policy(request)
+        if request.has_nothing_to_compute:
+            self._finish_all(request, "length")
+        else:
+            self._waiting.push(request.sequences[0])
+
+    def abort(self, request_id: str) -> None:
+        """End every living choice of a request; unknown ids are ignored."""
+        request = self._table.get(request_id)
+        if request is not None:
+            self._fail(request, "abort", RequestAborted("the request was aborted"))
+
+    def stop(self, found: StopFound) -> None:
+        """Detokenize has ended a choice at a stop string: it keeps the tokens up to there and needs no output."""
+        request = self._table.get(found.request_id)
+        if request is None or not 0 <= found.choice < len(request.sequences):
+            return
+        sequence = request.sequences[found.choice]
+        if sequence.finish in ("abort", "error"):
+            return
+        sequence.truncate(found.token_index + 1)
+        self._withdraw(sequence)
+        self._retire(request)
+
+    def expire(self, now: float) -> None:
+        """Fail the requests whose deadline has passed."""
+        for request in self._deadlines.take_expired(now):
+            waited = now - request.arrived
+            if request.scheduled is None:
+                error = QueueTimeout(f"the request waited {waited:.1f} s without running; try again later")
+            else:
+                error = RequestTimeout(f"the request did not finish within its deadline, {waited:.1f} s after it arrived")
+            self._fail(request, "error", error)
+
+    def complete(self, done: StepDone) -> None:
+        """Take the results of the oldest step under way; those of an older epoch are dropped."""
+        if done.epoch != self._epoch:
+            return
+        launched = self._in_flight.popleft()
+        assert launched.number == done.number, f"step {launched.number} is due, not {done.number}"
+        self._accept_scores(launched, done)
+        self._accept_samples(launched, unpack(done.sampled), done)
+        for sequence in self._residents.landed(launched.stays, launched.seq_lens):
+            self._retire(sequence.request)
+
+    # --- what goes out ---
+
+    def plan(self, now: float) -> Step | None:
+        """The next step; None when `depth` steps are under way or there is nothing to compute."""
+        if len(self._in_flight) >= self._settings.depth:
+            return None
+        self._admit(now)
+        builder = StepBuilder(self._residents, self._settings.max_step_tokens)
+        self._plan_decodes(builder)
+        self._plan_chunks(builder)
+        if builder.is_empty:
+            return None
+        self._num_steps += 1
+        step = builder.build(epoch=self._epoch, number=self._num_steps)
+        self._in_flight.append(builder.launched)
+        return step
+
+    def take_outputs(self) -> Outputs | None:
+        """Everything that detokenize has not been given, None if there is nothing."""
+        outputs, ended = self._outbox.take()
+        for request in ended:
+            self._retire(request)
+        return outputs
+
+    def take_finished(self) -> list[FinishedRequest]:
+        """The records of requests that ended since the last call, whose slots are back."""
+        return self._table.take_finished()
+
+    def next_deadline(self) -> float | None:
+        """When `expire` will next have something to do, monotonic seconds."""
+        return self._deadlines.next()
+
+    # --- gauges ---
+
+    @property
+    def num_running(self) -> int:
+        """Sequences on the device."""
+        return len(self._residents.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have never run."""
+        return self._waiting.num_new
+
+    @property
+    def num_paused(self) -> int:
+        """Sequences that have run and wait to be recomputed."""
+        return self._waiting.num_paused
+
+    @property
+    def num_pauses(self) -> int:
+        """Pauses so far, over all epochs."""
+        return self._table.num_pauses
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps under way."""
+        return len(self._in_flight)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of this epoch."""
+        return self._num_steps
+
+    @property
+    def slots_in_use(self) -> tuple[int, ...]:
+        """Slots taken, per cache group."""
+        return tuple(pool.num_used for pool in self._residents.pools)
+
+    @property
+    def num_slots(self) -> tuple[int, ...]:
+        """Slots there are, per cache group."""
+        return tuple(pool.num_slots for pool in self._residents.pools)
+
+    # --- planning ---
+
+    def _recover(self, request: Request) -> None:
+        request.rank = self._policy(request)
+        has_begun = any(len(sequence.output_ids) or sequence.finish for sequence in request.sequences)
+        request.is_forked = request.params.n == 1 or has_begun
+        for sequence in request.entrances():
+            self._waiting.push(sequence)
+        self._retire(request)
+
+    def _admit(self, now: float) -> None:
+        """Let in who fits, strictly in order: nobody overtakes the first, so it cannot starve."""
+        waiting, residents = self._waiting, self._residents
+        while len(waiting):
+            sequence = waiting.first
+            grant = grant_for(sequence)
+            if sequence in residents or grant.num_live > residents.num_free_rows:
+                return  # a paused one's last step must be done first: it brings a token
+            if not self._admission.fits(sequence, grant):
+                return
+            waiting.remove(sequence)
+            request = sequence.request
+            if request.scheduled is None:
+                request.scheduled = now
+            request.drop_partial_scores()
+            residents.enter(sequence, grant, target=sequence.length)
+
+    def _plan_decodes(self, builder: StepBuilder) -> None:
+        residents = self._residents
+        ready = [stay for stay in residents.running if stay.wants_token]
+        while len(ready) > residents.num_free_slots and self._pause_last(builder):
+            ready = [stay for stay in ready if not stay.is_leaving]
+        ready = ready[: min(builder.room, residents.num_free_slots)]
+        if ready:
+            builder.add_decodes(ready)
+
+    def _plan_chunks(self, builder: StepBuilder) -> None:
+        residents = self._residents
+        for stay in [stay for stay in residents.running if stay.num_planned < stay.target]:
+            if stay.is_leaving:
+                continue
+            wanted = min(stay.target - stay.num_planned, builder.room, self._max_chunk)
+            while wanted > residents.num_free_slots and residents.running[-1] is not stay and self._pause_last(builder):
+                pass
+            count = min(wanted, residents.num_free_slots)
+            if count:
+                builder.add_chunk(stay, count)
+            if count < wanted or not builder.room:
+                return  # what is free belongs to the first in order
+
+    def _pause_last(self, builder: StepBuilder) -> bool:
+        """Pause the last in the order, to give its slots to the others; False when that must wait.
+
+        The first in the order is never paused, so it always gets on. Slots of steps under way are on their way
+        back already: nobody else is paused for them.
+        """
+        residents = self._residents
+        last = residents.running[-1]
+        if residents.num_leaving or len(residents.running) == 1 or builder.names(last):
+            return False
+        self._table.num_pauses += 1
+        residents.leave(last.sequence)
+        self._waiting.push(last.sequence)
+        return True
+
+    # --- results ---
+
+    def _accept_scores(self, launched: Launched, done: StepDone) -> None:
+        entries = iter(done.prompt_logprobs)
+        for chunk in launched.scored:
+            request = chunk.request
+            part = next(entries) if chunk.has_entry else None
+            if request.is_finished:
+                continue
+            request.add_scores(part, is_last=chunk.is_last)
+            if chunk.is_last:
+                self._outbox.add_scores(request)
+                if request.max_tokens <= 0:
+                    self._finish_all(request, "length")
+
+    def _accept_samples(self, launched: Launched, sampled: array, done: StepDone) -> None:
+        outbox, logprobs = self._outbox, done.logprobs
+        for index, sequence in enumerate(launched.samplers):
+            if sequence.finish is not None:
+                continue  # sampled after the end, which was not known at launch
+            token_id = sampled[index]
+            if token_id < 0:
+                error = RequestFailed("the model's logits were not finite, so no token could be sampled")
+                self._finish(sequence, "error", failure=Failure.of(error))
+                continue
+            request, output_ids = sequence.request, sequence.output_ids
+            output_ids.append(token_id)
+            if logprobs and (entry := logprobs[index]) is not None:
+                sequence.logprobs.append(entry)
+            if token_id in request.end_ids:
+                self._finish(sequence, "stop", is_stop_token=True)
+            elif len(output_ids) >= request.max_tokens:
+                self._finish(sequence, "length")
+            else:
+                outbox.add(sequence)
+
+    # --- ends ---
+
+    def _fail(self, request: Request, finish: FinishReason, error: ActorLLMError) -> None:
+        self._finish_all(request, finish, failure=Failure.of(error))
+
+    def _finish_all(self, request: Request, finish: FinishReason, *, failure: Failure | None = None) -> None:
+        for sequence in request.unfinished():
+            self._finish(sequence, finish, failure=failure)
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        finish: FinishReason,
+        *,
+        failure: Failure | None = None,
+        is_stop_token: bool = False,
+    ) -> None:
+        sequence.end(finish, failure=failure, is_stop_token=is_stop_token)
+        self._withdraw(sequence)
+        self._outbox.add(sequence)
+
+    def _withdraw(self, sequence: Sequence) -> None:
+        """Take a sequence that has ended from the queue or from the device."""
+        if not self._waiting.remove(sequence):
+            self._residents.leave(sequence)
+
+    def _retire(self, request: Request) -> None:
+        """Strike out a request that has ended, was told so, and has its slots back."""
+        if request.is_sent and not any(sequence in self._residents for sequence in request.sequences):
+            self._table.retire(request)
