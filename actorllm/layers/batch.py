@@ -35,7 +35,8 @@ class Batch:
 
     `write_slots_T[g]` are the slots that this batch's tokens take in group g; `slot_tables[g]` is
     [num_rows, context] int32, of which row `span.row`, columns `[0, span.seq_len)` are valid (behind a
-    window they may be stale), the batch's own tokens included. `tables` is whatever `model.prepare` returned.
+    window they may be stale), the batch's own tokens included. `tables` is whatever `model.prepare` returned; `keys`
+    is where attention layers keep, per cache group, what all layers of the step share.
     """
 
     token_ids_T: Tensor
@@ -44,4 +45,5 @@ class Batch:
     write_slots_T: tuple[Tensor, ...]
     slot_tables: tuple[Tensor, ...]
     cache: KVCache
-    tables: Any = field(default=None)
+    tables: Any = None
+    keys: dict[int, Any] = field(default_factory=dict)

@@ -18,6 +18,18 @@ from torch import Tensor, nn
 
 from actorllm.layers.batch import Batch
 from actorllm.layers.shard import Shard
+from actorllm.models.config import ConfigReader
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "ENTRY_POINT_GROUP",
+    "CacheBuffer",
+    "CacheGroup",
+    "CausalLM",
+    "ConfigReader",
+    "ModelConfig",
+    "window_groups",
+]
 
 CONTRACT_VERSION = 1
 ENTRY_POINT_GROUP = f"actorllm.models.v{CONTRACT_VERSION}"
@@ -25,7 +37,7 @@ ENTRY_POINT_GROUP = f"actorllm.models.v{CONTRACT_VERSION}"
 
 @dataclass(frozen=True)
 class CacheBuffer:
-    """A named buffer with `shape` values per token; `dtype` None means the model's own (int8 KV, say, differs)."""
+    """A named buffer with `shape` values per token, in the dtype of the cache."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,6 +60,23 @@ class CacheGroup:
     def values_per_token(self) -> int:
         """Values that one token takes in this group, over all its layers."""
         return len(self.layers) * sum(buffer.num_values() for buffer in self.buffers)
+
+
+def window_groups(
+    windows: Sequence[int | None], buffers: tuple[CacheBuffer, ...]
+) -> tuple[tuple[CacheGroup, ...], tuple[int, ...]]:
+    """Cache groups for layers that attend within `windows[i]` (None: everything), and each layer's group index."""
+    distinct = list(dict.fromkeys(windows))
+    groups = tuple(
+        CacheGroup(
+            name="full" if window is None else f"window{window}",
+            layers=tuple(index for index, other in enumerate(windows) if other == window),
+            buffers=buffers,
+            window=window,
+        )
+        for window in distinct
+    )
+    return groups, tuple(distinct.index(window) for window in windows)
 
 
 class ModelConfig(Protocol):

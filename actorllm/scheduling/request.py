@@ -219,7 +219,7 @@ class Request:
 
     def finished(self) -> FinishedRequest:
         """The record of the end."""
-        reasons = [sequence.finish or "error" for sequence in self.sequences]
+        reasons: list[FinishReason] = [sequence.finish or "error" for sequence in self.sequences]
         return FinishedRequest(
             request_id=self.request_id,
             prompt_len=self.prompt_len,
@@ -231,13 +231,12 @@ class Request:
 
 
 class RequestTable:
-    """All requests that have not ended, by id, in order of arrival; counts that outlive a scheduler."""
+    """All requests that have not ended, by id, in order of arrival."""
 
     def __init__(self) -> None:
         self._requests: dict[str, Request] = {}
         self._num_added = 0
         self._finished: list[FinishedRequest] = []
-        self.num_pauses = 0
 
     def __len__(self) -> int:
         return len(self._requests)

@@ -123,9 +123,7 @@ class Residents:
         siblings = []
         for sequence in first.sequence.request.sequences[1:]:
             row = first.grant.spare_rows.pop()
-            stay = Residence(
-                sequence, row=row, grant=first.grant, target=first.target, num_groups=len(self.pools)
-            )
+            stay = Residence(sequence, row=row, grant=first.grant, target=first.target, num_groups=len(self.pools))
             for group, pool in enumerate(self.pools):
                 pool.share(first.slots[group])
                 stay.slots[group] = first.slots[group].copy()
@@ -144,17 +142,15 @@ class Residents:
         stay.num_planned += count
         return taken
 
-    def leave(self, sequence: Sequence) -> bool:
-        """End the stay; True when nothing under way names it, so that all of it is free at once."""
+    def leave(self, sequence: Sequence) -> None:
+        """End the stay, if there is one: all of it is free at once, or when the steps that name it have landed."""
         stay = self._stays.get(sequence)
         if stay is None or stay.is_leaving:
-            return False
+            return
         stay.is_leaving = True
         self.running.remove(stay)
-        if stay.num_in_flight:
-            return False
-        self._release(stay)
-        return True
+        if not stay.num_in_flight:
+            self._release(stay)
 
     def landed(self, stays: list[Residence], seq_lens: list[int]) -> list[Sequence]:
         """A step that took `stays` to `seq_lens` tokens is done. Returns the sequences that are off the device."""

@@ -10,14 +10,23 @@ from collections import deque
 from collections.abc import Iterable
 
 from actorllm.cache.sizing import GroupSize
-from actorllm.errors import ActorLLMError, InvalidRequest, QueueFull, QueueTimeout, RequestAborted, RequestFailed, RequestTimeout
+from actorllm.errors import (
+    ActorLLMError,
+    InvalidRequest,
+    QueueFull,
+    QueueTimeout,
+    RequestAborted,
+    RequestFailed,
+    RequestTimeout,
+)
 from actorllm.messages import Admit, Failure, FinishReason, Outputs, Step, StepDone, StopFound, unpack
-from actorllm.scheduling.admission import ADMISSIONS, check_context, grant_for
+from actorllm.scheduling.admission import ADMISSIONS, check_context
 from actorllm.scheduling.outputs import Outbox
+from actorllm.scheduling.planner import Planner
 from actorllm.scheduling.policy import POLICIES
 from actorllm.scheduling.request import FinishedRequest, Request, RequestTable, Sequence
-from actorllm.scheduling.residency import Residence, Residents
-from actorllm.scheduling.step_builder import Launched, StepBuilder
+from actorllm.scheduling.residency import Residents
+from actorllm.scheduling.step_builder import Launched
 from actorllm.scheduling.waiting import Deadlines, WaitingQueue
 from actorllm.settings import SchedulingSettings
 
@@ -50,11 +59,8 @@ class Scheduler:
         self._policy = POLICIES[settings.policy]
         self._residents = Residents(tuple(groups), settings.max_running)
         self._admission = ADMISSIONS[settings.admission](self._residents, settings.max_step_tokens)
-        self._max_chunk = settings.max_step_tokens
-        if any(group.window is not None for group in self._residents.groups):
-            # slots behind a window return when a step is done: all steps under way share the budget's room
-            self._max_chunk = max(1, settings.max_step_tokens // settings.depth)
         self._waiting = WaitingQueue()
+        self._planner = Planner(self._waiting, self._residents, admission=self._admission, settings=settings)
         self._deadlines = Deadlines(table)
         self._outbox = Outbox(table)
         self._in_flight: deque[Launched] = deque()
@@ -91,7 +97,7 @@ class Scheduler:
         """End every living choice of a request; unknown ids are ignored."""
         request = self._table.get(request_id)
         if request is not None:
-            self._fail(request, "abort", RequestAborted("the request was aborted"))
+            self._finish_all(request, "abort", error=RequestAborted("the request was aborted"))
 
     def stop(self, found: StopFound) -> None:
         """Detokenize has ended a choice at a stop string: it keeps the tokens up to there and needs no output."""
@@ -99,7 +105,8 @@ class Scheduler:
         if request is None or not 0 <= found.choice < len(request.sequences):
             return
         sequence = request.sequences[found.choice]
-        if sequence.finish in ("abort", "error"):
+        was_seen = found.token_index < sequence.num_sent
+        if not was_seen or sequence.finish in ("abort", "error"):
             return
         sequence.truncate(found.token_index + 1)
         self._withdraw(sequence)
@@ -112,8 +119,10 @@ class Scheduler:
             if request.scheduled is None:
                 error = QueueTimeout(f"the request waited {waited:.1f} s without running; try again later")
             else:
-                error = RequestTimeout(f"the request did not finish within its deadline, {waited:.1f} s after it arrived")
-            self._fail(request, "error", error)
+                error = RequestTimeout(
+                    f"the request did not finish within its deadline, {waited:.1f} s after it arrived"
+                )
+            self._finish_all(request, "error", error=error)
 
     def complete(self, done: StepDone) -> None:
         """Take the results of the oldest step under way; those of an older epoch are dropped."""
@@ -132,10 +141,7 @@ class Scheduler:
         """The next step; None when `depth` steps are under way or there is nothing to compute."""
         if len(self._in_flight) >= self._settings.depth:
             return None
-        self._admit(now)
-        builder = StepBuilder(self._residents, self._settings.max_step_tokens)
-        self._plan_decodes(builder)
-        self._plan_chunks(builder)
+        builder = self._planner.plan(now)
         if builder.is_empty:
             return None
         self._num_steps += 1
@@ -177,8 +183,8 @@ class Scheduler:
 
     @property
     def num_pauses(self) -> int:
-        """Pauses so far, over all epochs."""
-        return self._table.num_pauses
+        """Pauses of this epoch."""
+        return self._planner.num_pauses
 
     @property
     def num_in_flight(self) -> int:
@@ -200,72 +206,16 @@ class Scheduler:
         """Slots there are, per cache group."""
         return tuple(pool.num_slots for pool in self._residents.pools)
 
-    # --- planning ---
+    # --- beginnings and results ---
 
     def _recover(self, request: Request) -> None:
+        """A request that an earlier scheduler left behind waits again, or has only its last outputs to hand out."""
         request.rank = self._policy(request)
         has_begun = any(len(sequence.output_ids) or sequence.finish for sequence in request.sequences)
         request.is_forked = request.params.n == 1 or has_begun
         for sequence in request.entrances():
             self._waiting.push(sequence)
         self._retire(request)
-
-    def _admit(self, now: float) -> None:
-        """Let in who fits, strictly in order: nobody overtakes the first, so it cannot starve."""
-        waiting, residents = self._waiting, self._residents
-        while len(waiting):
-            sequence = waiting.first
-            grant = grant_for(sequence)
-            if sequence in residents or grant.num_live > residents.num_free_rows:
-                return  # a paused one's last step must be done first: it brings a token
-            if not self._admission.fits(sequence, grant):
-                return
-            waiting.remove(sequence)
-            request = sequence.request
-            if request.scheduled is None:
-                request.scheduled = now
-            request.drop_partial_scores()
-            residents.enter(sequence, grant, target=sequence.length)
-
-    def _plan_decodes(self, builder: StepBuilder) -> None:
-        residents = self._residents
-        ready = [stay for stay in residents.running if stay.wants_token]
-        while len(ready) > residents.num_free_slots and self._pause_last(builder):
-            ready = [stay for stay in ready if not stay.is_leaving]
-        ready = ready[: min(builder.room, residents.num_free_slots)]
-        if ready:
-            builder.add_decodes(ready)
-
-    def _plan_chunks(self, builder: StepBuilder) -> None:
-        residents = self._residents
-        for stay in [stay for stay in residents.running if stay.num_planned < stay.target]:
-            if stay.is_leaving:
-                continue
-            wanted = min(stay.target - stay.num_planned, builder.room, self._max_chunk)
-            while wanted > residents.num_free_slots and residents.running[-1] is not stay and self._pause_last(builder):
-                pass
-            count = min(wanted, residents.num_free_slots)
-            if count:
-                builder.add_chunk(stay, count)
-            if count < wanted or not builder.room:
-                return  # what is free belongs to the first in order
-
-    def _pause_last(self, builder: StepBuilder) -> bool:
-        """Pause the last in the order, to give its slots to the others; False when that must wait.
-
-        The first in the order is never paused, so it always gets on. Slots of steps under way are on their way
-        back already: nobody else is paused for them.
-        """
-        residents = self._residents
-        last = residents.running[-1]
-        if residents.num_leaving or len(residents.running) == 1 or builder.names(last):
-            return False
-        self._table.num_pauses += 1
-        residents.leave(last.sequence)
-        self._waiting.push(last.sequence)
-        return True
-
-    # --- results ---
 
     def _accept_scores(self, launched: Launched, done: StepDone) -> None:
         entries = iter(done.prompt_logprobs)
@@ -288,7 +238,7 @@ class Scheduler:
             token_id = sampled[index]
             if token_id < 0:
                 error = RequestFailed("the model's logits were not finite, so no token could be sampled")
-                self._finish(sequence, "error", failure=Failure.of(error))
+                self._finish(sequence, "error", error=error)
                 continue
             request, output_ids = sequence.request, sequence.output_ids
             output_ids.append(token_id)
@@ -303,21 +253,19 @@ class Scheduler:
 
     # --- ends ---
 
-    def _fail(self, request: Request, finish: FinishReason, error: ActorLLMError) -> None:
-        self._finish_all(request, finish, failure=Failure.of(error))
-
-    def _finish_all(self, request: Request, finish: FinishReason, *, failure: Failure | None = None) -> None:
+    def _finish_all(self, request: Request, finish: FinishReason, *, error: ActorLLMError | None = None) -> None:
         for sequence in request.unfinished():
-            self._finish(sequence, finish, failure=failure)
+            self._finish(sequence, finish, error=error)
 
     def _finish(
         self,
         sequence: Sequence,
         finish: FinishReason,
         *,
-        failure: Failure | None = None,
+        error: ActorLLMError | None = None,
         is_stop_token: bool = False,
     ) -> None:
+        failure = None if error is None else Failure.of(error)
         sequence.end(finish, failure=failure, is_stop_token=is_stop_token)
         self._withdraw(sequence)
         self._outbox.add(sequence)
@@ -329,5 +277,6 @@ class Scheduler:
 
     def _retire(self, request: Request) -> None:
         """Strike out a request that has ended, was told so, and has its slots back."""
-        if request.is_sent and not any(sequence in self._residents for sequence in request.sequences):
+        is_live = self._table.get(request.request_id) is request
+        if is_live and request.is_sent and not any(sequence in self._residents for sequence in request.sequences):
             self._table.retire(request)

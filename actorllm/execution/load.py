@@ -1,0 +1,161 @@
+"""From settings to devices that are ready to run steps: plan, start the threads, load each rank's weights on its own.
+
+Knows no actor and no tokenizer; the caller says which ids are never valid.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from actorllm.cache.sizing import GroupSize
+from actorllm.errors import SettingsError
+from actorllm.execution.device_thread import DeviceThread
+from actorllm.execution.devices import Devices
+from actorllm.execution.machine import KV_SHARE, Machine
+from actorllm.execution.model_plan import ModelPlan, has_weights, plan_model, plan_slots
+from actorllm.execution.runner import ResidentRunner, RunnerSizes
+from actorllm.layers.collectives import ThreadRanks
+from actorllm.layers.shard import Shard
+from actorllm.models.contract import CausalLM
+from actorllm.settings import EngineSettings, ExecutionSettings
+from actorllm.weights.checkpoint import Checkpoint
+from actorllm.weights.source import WeightSource, load_module
+
+GPU_KV_SHARE = 0.85
+"""The part of a GPU's free memory that the KV cache may take: nothing else competes for it but activations."""
+
+Progress = Callable[[int, int], None]
+NewSource = Callable[[torch.device, torch.dtype], WeightSource]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model that is ready, and what others must know of it. `groups` are one rank's cache sizes."""
+
+    devices: Devices
+    architecture: str
+    dtype: str
+    vocab_size: int
+    context: int
+    num_weight_bytes: int
+    groups: tuple[GroupSize, ...]
+
+
+async def load_model(
+    directory: Path,
+    settings: EngineSettings,
+    *,
+    invalid_ids: Sequence[int] = (),
+    on_progress: Progress | None = None,
+    new_source: NewSource | None = None,
+) -> LoadedModel:
+    """Load the model of `directory`. `on_progress(read, total)` counts bytes and is called on device threads;
+    `new_source` gives the weights instead of the directory's files (random weights, say).
+
+    Raises `ModelError`, `PluginError` or `SettingsError`; nothing is left running then.
+    """
+    device = checked_device(settings.execution)
+    num_ranks = settings.execution.tensor_parallel
+    plan = plan_model(directory, settings)
+    ranks = ThreadRanks.group(num_ranks, timeout=settings.execution.step_timeout) if num_ranks > 1 else []
+    shards = [Shard(rank, num_ranks, collectives) for rank, collectives in enumerate(ranks)] or [Shard()]
+    models = [plan.build(shard) for shard in shards]
+    free, share = free_memory(device)
+    groups = plan_slots(
+        models[0].cache_groups, plan, settings, free_bytes=free // num_ranks, share=share
+    )
+    sizes = RunnerSizes(
+        num_slots=tuple(group.num_slots for group in groups),
+        max_running=settings.scheduling.max_running,
+        context=plan.context,
+    )
+    loader = _Loader(plan, device, new_source, on_progress)
+
+    def build(model: CausalLM) -> ResidentRunner:
+        loader.load(model)
+        return ResidentRunner(
+            model, sizes, dtype=plan.dtype, device=device, invalid_ids=tuple(invalid_ids)
+        )
+
+    num_threads = settings.execution.threads or Machine().num_threads()
+    threads = [
+        DeviceThread(f"{device} rank {shard.rank}", device, num_threads=max(1, num_threads // num_ranks))
+        for shard in shards
+    ]
+    try:
+        runners = await asyncio.gather(
+            *(thread.submit(lambda model=model: build(model)) for thread, model in zip(threads, models, strict=True))
+        )
+    except BaseException:
+        for thread in threads:
+            thread.close()
+        raise
+    return LoadedModel(
+        devices=Devices(threads, runners, ranks=ranks),
+        architecture=plan.architecture,
+        dtype=str(plan.dtype).removeprefix("torch."),
+        vocab_size=plan.config.vocab_size,
+        context=plan.context,
+        num_weight_bytes=plan.num_weight_bytes,
+        groups=groups,
+    )
+
+
+def checked_device(settings: ExecutionSettings) -> torch.device:
+    """The device of the settings; raises `SettingsError` if there is none such."""
+    try:
+        device = torch.device(settings.device)
+    except RuntimeError:
+        raise SettingsError(f"--device {settings.device!r} names no device; use cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"--device {settings.device}: only cpu and cuda are served")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise SettingsError(f"--device {settings.device}: torch sees no CUDA device here; use --device cpu")
+        if settings.tensor_parallel > 1:
+            raise SettingsError("tensor parallelism over GPUs is not built yet; use --tensor-parallel 1")
+    if settings.tensor_parallel < 1:
+        raise SettingsError(f"--tensor-parallel {settings.tensor_parallel} must be at least 1")
+    return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
+
+
+def free_memory(device: torch.device) -> tuple[int, float]:
+    """Bytes that are free on the device, and the share of them that a KV cache may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0], GPU_KV_SHARE
+    return Machine().memory_available(), KV_SHARE
+
+
+class _Loader:
+    """Loads ranks; progress is counted over all of them."""
+
+    def __init__(
+        self, plan: ModelPlan, device: torch.device, new_source: NewSource | None, on_progress: Progress | None
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._new_source = new_source
+        self._on_progress = on_progress
+        self._num_read = 0
+
+    def load(self, model: CausalLM) -> None:
+        """Pull all weights of one rank, and check that no tensor of the checkpoint is left over."""
+        if not has_weights(model):
+            return
+        if self._new_source is not None:
+            load_module(model, self._new_source(self._device, self._plan.dtype))
+            return
+        with Checkpoint.open(
+            self._plan.directory, device=self._device, dtype=self._plan.dtype, on_progress=self._count
+        ) as checkpoint:
+            checkpoint.tie(model.tied_tensors())
+            load_module(model, checkpoint)
+            checkpoint.finish(model.ignored_tensors)
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_read += num_bytes
+        if self._on_progress is not None:
+            self._on_progress(self._num_read, self._plan.num_weight_bytes)

@@ -1,0 +1,147 @@
+"""What will be loaded, decided before anything large is read: architecture, precision, context, and cache sizes.
+
+Reads config.json and the sizes of the weight files. Knows no thread and no device memory but the numbers it is given.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actorllm.cache.sizing import GroupSize, slots_for_budget, slots_needed
+from actorllm.errors import CheckpointError, NotEnoughMemory, SettingsError, UnsupportedConfig
+from actorllm.execution.machine import default_kv_bytes
+from actorllm.layers.shard import Shard
+from actorllm.models.catalog import find_model
+from actorllm.models.contract import CacheGroup, CausalLM, ModelConfig
+from actorllm.settings import EngineSettings
+from actorllm.weights.checkpoint import num_bytes
+
+MAX_CONFIG_BYTES = 16 * 2**20
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model that can be built. `num_weight_bytes` is what all its weights take in `dtype`."""
+
+    directory: Path
+    architecture: str
+    model_class: type[CausalLM]
+    config: ModelConfig
+    dtype: torch.dtype
+    context: int
+    num_weight_bytes: int
+
+    def build(self, shard: Shard) -> CausalLM:
+        """The model of one rank, without weights."""
+        return self.model_class(self.config, shard)
+
+
+def plan_model(directory: Path, settings: EngineSettings) -> ModelPlan:
+    """Read config.json and decide. Raises `CheckpointError`, `UnsupportedConfig`, `PluginError`, `SettingsError`."""
+    config = read_config(directory)
+    architecture = read_architecture(config)
+    model_class = find_model(architecture)
+    parsed: ModelConfig = model_class.config_class.from_hf(config)
+    stored = stored_dtype(config)
+    dtype = resolve_dtype(settings.model.dtype, stored, torch.device(settings.execution.device))
+    context = settings.model.context or parsed.context_len
+    if not 1 <= context <= parsed.context_len:
+        raise SettingsError(f"--context {context}: this model was made for 1 to {parsed.context_len} tokens")
+    plan = ModelPlan(directory, architecture, model_class, parsed, dtype, context, 0)
+    if not has_weights(plan.build(Shard())):
+        return plan
+    num_weights = num_bytes(directory) // stored.itemsize
+    return ModelPlan(
+        directory, architecture, model_class, parsed, dtype, context, num_weights * dtype.itemsize
+    )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The object in config.json; raises `CheckpointError`."""
+    path = directory / "config.json"
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"config.json is larger than {MAX_CONFIG_BYTES} bytes: it is no model's configuration")
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read config.json in {directory} ({error.strerror}); give the path of a Hugging Face model folder"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"config.json in {directory} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"config.json in {directory} is not a JSON object")
+    return config
+
+
+def read_architecture(config: dict[str, Any]) -> str:
+    """The one name in `architectures`; raises `UnsupportedConfig`."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise UnsupportedConfig(f"config.json: architectures must be a list of one name, not {names!r}")
+    return names[0]
+
+
+def stored_dtype(config: dict[str, Any]) -> torch.dtype:
+    """The precision that config.json names; float32 if none."""
+    name = config.get("dtype", config.get("torch_dtype")) or "float32"
+    if name not in DTYPES:
+        raise UnsupportedConfig(f"config.json: weights of type {name!r} are not served; known are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def resolve_dtype(wanted: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision to compute in. "auto": half-precision weights are served in bfloat16 where the device
+    computes with it (GPUs, processors with AMX or AVX512-BF16), all else in float32."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    has_bfloat16 = device.type != "cpu" or any(
+        getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    return torch.bfloat16 if stored != torch.float32 and has_bfloat16 else torch.float32
+
+
+def has_weights(model: CausalLM) -> bool:
+    """Whether any layer of the model pulls weights."""
+    return any(hasattr(module, "load") for module in model.modules())
+
+
+def plan_slots(
+    groups: Sequence[CacheGroup], plan: ModelPlan, settings: EngineSettings, *, free_bytes: int, share: float
+) -> tuple[GroupSize, ...]:
+    """The cache of one rank. `free_bytes` is this rank's part of the free memory, its part of the weights included.
+
+    Raises `NotEnoughMemory` with the numbers if the weights, or one sequence of a whole context, do not fit.
+    """
+    execution, scheduling = settings.execution, settings.scheduling
+    weight_bytes = plan.num_weight_bytes // execution.tensor_parallel
+    left = free_bytes - weight_bytes
+    if left <= 0:
+        raise NotEnoughMemory(
+            f"the weights take {_mib(weight_bytes)} in {plan.dtype}, but only {_mib(free_bytes)} of memory are free: "
+            "free some, serve with --dtype bfloat16 if that is not set yet, or use a smaller model"
+        )
+    if execution.kv_slots is not None:
+        return tuple(GroupSize(group.name, execution.kv_slots, group.window) for group in groups)
+    sizes = [(group.name, group.window, group.values_per_token() * plan.dtype.itemsize) for group in groups]
+    step_tokens = scheduling.max_step_tokens
+    wanted = scheduling.max_running * sum(
+        slots_needed(plan.context, window, step_tokens) * token_bytes for _, window, token_bytes in sizes
+    )
+    if execution.kv_memory is not None and execution.kv_memory > left:
+        raise NotEnoughMemory(
+            f"--kv-memory {execution.kv_memory}: only {_mib(left)} of memory are left beside the weights"
+        )
+    budget = execution.kv_memory
+    if budget is None:
+        budget = default_kv_bytes(left, wanted=wanted, share=share)
+    return slots_for_budget(budget, sizes, context=plan.context, max_step_tokens=step_tokens)
+
+
+def _mib(num: int) -> str:
+    return f"{num / 2**20:.0f} MiB"

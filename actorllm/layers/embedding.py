@@ -1,0 +1,57 @@
+"""Token embedding and the output head. Legend: T tokens, D hidden size, V vocabulary."""
+
+import torch
+from torch import Tensor, nn
+
+from actorllm.layers.shard import Shard
+from actorllm.weights.source import LinearWeight, WeightSource
+
+
+class Embedding(nn.Module):
+    """ids [T] -> [T, D]. Every rank holds the whole table: a lookup reads T rows only."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.shape = (vocab_size, hidden_size)
+        self.weight: Tensor | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        self.weight = source.tensor(f"{prefix}weight", self.shape)
+
+    def unload(self) -> None:
+        self.weight = None
+
+    def forward(self, token_ids_T: Tensor) -> Tensor:
+        assert self.weight is not None, "the layer has no weights yet"
+        return nn.functional.embedding(token_ids_T, self.weight)
+
+
+class Head(nn.Module):
+    """hidden [T, D] -> float32 logits [T, V]; each rank computes its part of the vocabulary, then all gather.
+
+    With `tied`, the embedding's table is used and nothing is pulled.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, *, shard: Shard, tied: Embedding | None = None) -> None:
+        super().__init__()
+        self.shape = (vocab_size, hidden_size)
+        self.rows = shard.span(vocab_size)
+        self.shard = shard
+        self._tied = [tied]  # in a list: the table stays the embedding's, not a second submodule
+        self.weight: LinearWeight | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        if self._tied[0] is None:
+            self.weight = source.linear(prefix.removesuffix("."), self.shape, rows=self.rows)
+
+    def unload(self) -> None:
+        self.weight = None
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        logits = self.weight(hidden_TD) if self.weight is not None else self._tied_logits(hidden_TD)
+        return self.shard.collectives.all_gather(logits.to(torch.float32))
+
+    def _tied_logits(self, hidden_TD: Tensor) -> Tensor:
+        embedding = self._tied[0]
+        assert embedding is not None and embedding.weight is not None, "the layer has no weights yet"
+        return nn.functional.linear(hidden_TD, embedding.weight[slice(*self.rows)])

@@ -1,0 +1,199 @@
+"""Linear layers that know their share of a model split over ranks, and claim their weights by the checkpoint's names.
+
+A column-parallel layer holds some of the outputs, a row-parallel one some of the inputs and sums over ranks. A fused
+layer claims siblings: `qkv_proj` pulls `q_proj`, `k_proj` and `v_proj`. The weight's format is the source's business.
+After Megatron-LM (arXiv 1909.08053).
+
+Legend: T tokens, I inputs, O outputs (of this rank), H query heads, K key/value heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from actorllm.errors import UnsupportedConfig
+from actorllm.layers.shard import Shard
+from actorllm.weights.source import LinearWeight, WeightSource, join_weights
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One linear of the checkpoint: its name beside the layer's own, its whole outputs, and this rank's rows."""
+
+    name: str
+    num_outputs: int
+    rows: tuple[int, int]
+
+
+class FusedLinear(nn.Module):
+    """x [T, I] -> [T, O]: the claims' outputs of this rank, one after another."""
+
+    def __init__(self, num_inputs: int, claims: Sequence[Claim], *, bias: bool = False) -> None:
+        super().__init__()
+        self.num_inputs = num_inputs
+        self.claims = tuple(claims)
+        self.has_bias = bias
+        self.weight: LinearWeight | None = None
+        self.bias: Tensor | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        """Pull every claim; `prefix` is this layer's own qualified name with a final dot."""
+        parent = prefix.removesuffix(".").rpartition(".")[0]
+        names = [f"{parent}.{claim.name}" if parent else claim.name for claim in self.claims]
+        self.weight = join_weights(
+            [
+                source.linear(name, (claim.num_outputs, self.num_inputs), rows=claim.rows)
+                for name, claim in zip(names, self.claims, strict=True)
+            ]
+        )
+        if self.has_bias:
+            parts = [
+                source.tensor(f"{name}.bias", (claim.num_outputs,), rows=claim.rows)
+                for name, claim in zip(names, self.claims, strict=True)
+            ]
+            self.bias = torch.cat(parts)
+
+    def unload(self) -> None:
+        self.weight = self.bias = None
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        assert self.weight is not None, "the layer has no weights yet"
+        out_TO = self.weight(x_TI)
+        return out_TO if self.bias is None else out_TO + self.bias
+
+
+class ColumnLinear(FusedLinear):
+    """A linear whose outputs are split over ranks. `name` is its own name in the checkpoint."""
+
+    def __init__(self, name: str, num_inputs: int, num_outputs: int, *, shard: Shard, bias: bool = False) -> None:
+        super().__init__(num_inputs, [Claim(name, num_outputs, shard.span(num_outputs))], bias=bias)
+
+
+class GateUpLinear(FusedLinear):
+    """The two input projections of a gated MLP as one; `gate_and_up` splits its output."""
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        *,
+        shard: Shard,
+        bias: bool = False,
+        names: tuple[str, str] = ("gate_proj", "up_proj"),
+    ) -> None:
+        rows = shard.span(num_outputs)
+        super().__init__(num_inputs, [Claim(name, num_outputs, rows) for name in names], bias=bias)
+
+    def gate_and_up(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        """This rank's part of both projections, each [T, O]."""
+        gate, up = self(x_TI).chunk(2, dim=-1)
+        return gate, up
+
+
+class RowLinear(nn.Module):
+    """A linear whose inputs are split over ranks: `cols` are this rank's; the sum over ranks is whole."""
+
+    def __init__(
+        self, num_inputs: int, num_outputs: int, *, shard: Shard, cols: tuple[int, int] | None = None, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_inputs = num_inputs
+        self.num_outputs = num_outputs
+        self.cols = cols or shard.span(num_inputs)
+        self.has_bias = bias
+        self.shard = shard
+        self.weight: LinearWeight | None = None
+        self.bias: Tensor | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        name = prefix.removesuffix(".")
+        self.weight = source.linear(name, (self.num_outputs, self.num_inputs), cols=self.cols)
+        if self.has_bias:
+            self.bias = source.tensor(f"{name}.bias", (self.num_outputs,))
+
+    def unload(self) -> None:
+        self.weight = self.bias = None
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        assert self.weight is not None, "the layer has no weights yet"
+        out_TO = self.shard.collectives.all_reduce(self.weight(x_TI))
+        return out_TO if self.bias is None else out_TO + self.bias
+
+
+@dataclass(frozen=True)
+class HeadSplit:
+    """Which attention heads a rank holds: whole groups of query heads with their key/value head.
+
+    With more ranks than key/value heads, several ranks hold the same one.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    q_heads: tuple[int, int]
+    kv_heads: tuple[int, int]
+
+    @classmethod
+    def of(cls, num_heads: int, num_kv_heads: int, head_dim: int, *, shard: Shard) -> "HeadSplit":
+        """This rank's heads; raises `UnsupportedConfig` if they cannot be split evenly enough."""
+        if num_heads % num_kv_heads:
+            raise UnsupportedConfig(f"{num_heads} attention heads cannot share {num_kv_heads} key/value heads evenly")
+        if shard.num_ranks <= num_kv_heads:
+            group = num_heads // num_kv_heads
+            first, last = shard.span(num_kv_heads)
+            return cls(num_heads, num_kv_heads, head_dim, (first * group, last * group), (first, last))
+        if num_heads % shard.num_ranks or shard.num_ranks % num_kv_heads:
+            raise UnsupportedConfig(
+                f"{num_heads} attention heads with {num_kv_heads} key/value heads cannot be split over "
+                f"{shard.num_ranks} ranks; choose a --tensor-parallel that divides {num_heads}"
+            )
+        kv_head = shard.rank * num_kv_heads // shard.num_ranks
+        return cls(num_heads, num_kv_heads, head_dim, shard.span(num_heads), (kv_head, kv_head + 1))
+
+    @property
+    def num_local_heads(self) -> int:
+        """Query heads of this rank."""
+        return self.q_heads[1] - self.q_heads[0]
+
+    @property
+    def num_local_kv_heads(self) -> int:
+        """Key/value heads of this rank."""
+        return self.kv_heads[1] - self.kv_heads[0]
+
+    @property
+    def q_rows(self) -> tuple[int, int]:
+        """This rank's outputs of the query projection, and inputs of the output projection."""
+        return self.q_heads[0] * self.head_dim, self.q_heads[1] * self.head_dim
+
+    @property
+    def kv_rows(self) -> tuple[int, int]:
+        """This rank's outputs of the key and value projections."""
+        return self.kv_heads[0] * self.head_dim, self.kv_heads[1] * self.head_dim
+
+
+class QKVLinear(FusedLinear):
+    """The query, key and value projections as one; `qkv` splits its output into heads."""
+
+    def __init__(
+        self,
+        num_inputs: int,
+        split: HeadSplit,
+        *,
+        bias: bool = False,
+        names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
+    ) -> None:
+        num_q, num_kv = split.num_heads * split.head_dim, split.num_kv_heads * split.head_dim
+        outputs = ((num_q, split.q_rows), (num_kv, split.kv_rows), (num_kv, split.kv_rows))
+        super().__init__(
+            num_inputs, [Claim(name, size, rows) for name, (size, rows) in zip(names, outputs, strict=True)], bias=bias
+        )
+        self.split = split
+
+    def qkv(self, x_TI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, head_dim], keys and values [T, K, head_dim] of this rank's heads."""
+        split = self.split
+        q, k, v = self(x_TI).split([rows[1] - rows[0] for rows in (split.q_rows, split.kv_rows, split.kv_rows)], dim=-1)
+        heads = (-1, split.num_local_heads, split.head_dim), (-1, split.num_local_kv_heads, split.head_dim)
+        return q.view(heads[0]), k.view(heads[1]), v.view(heads[1])

@@ -1,0 +1,92 @@
+"""Which architectures are installed, and the way to their classes.
+
+Listing reads package metadata only: no plugin is imported, so a broken one can never break a command that does not need
+it. Knows no architecture.
+"""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint, distributions
+
+from actorllm.errors import PluginAmbiguous, PluginBroken, PluginInvalid, PluginMissing, PluginOutdated
+from actorllm.models.contract import CONTRACT_VERSION, ENTRY_POINT_GROUP, CausalLM
+
+_ANY_VERSION = re.compile(r"actorllm\.models\.v(\d+)")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One registered architecture: where it comes from and which version of the contract it speaks."""
+
+    architecture: str
+    distribution: str
+    version: str
+    contract: int
+    entry_point: EntryPoint
+
+    def __str__(self) -> str:
+        return f"{self.architecture} = {self.entry_point.value} of {self.distribution} {self.version}"
+
+
+class Catalog:
+    """All registered architectures."""
+
+    def __init__(self, plugins: Iterable[Plugin]) -> None:
+        self.plugins = tuple(sorted(plugins, key=lambda plugin: (plugin.architecture, plugin.distribution)))
+
+    @classmethod
+    def discover(cls, installed: Iterable[Distribution] | None = None) -> "Catalog":
+        """The plugins of the installed distributions. An editable install that is listed twice counts once."""
+        found: dict[tuple[str, str, str], Plugin] = {}
+        for distribution in distributions() if installed is None else installed:
+            for entry_point in distribution.entry_points:
+                if match := _ANY_VERSION.fullmatch(entry_point.group):
+                    name = distribution.metadata["Name"]
+                    plugin = Plugin(entry_point.name, name, distribution.version, int(match[1]), entry_point)
+                    found.setdefault((name, entry_point.group, entry_point.name), plugin)
+        return cls(found.values())
+
+    def find(self, architecture: str) -> Plugin:
+        """The one plugin that serves the architecture. Raises `PluginMissing`, `PluginAmbiguous` or `PluginOutdated`."""
+        named = [plugin for plugin in self.plugins if plugin.architecture == architecture]
+        current = [plugin for plugin in named if plugin.contract == CONTRACT_VERSION]
+        if len(current) == 1:
+            return current[0]
+        if current:
+            rivals = "; ".join(map(str, current))
+            raise PluginAmbiguous(f"several plugins serve {architecture}: {rivals}. Uninstall all but one")
+        if named:
+            plugin = named[0]
+            raise PluginOutdated(
+                f"{plugin} speaks version {plugin.contract} of the plugin contract, this is version {CONTRACT_VERSION}: "
+                f"install a release of {plugin.distribution} that registers under {ENTRY_POINT_GROUP!r}"
+            )
+        raise PluginMissing(self._missing_message(architecture))
+
+    def load(self, architecture: str) -> type[CausalLM]:
+        """The architecture's class. Raises one of the five `PluginError`s."""
+        plugin = self.find(architecture)
+        try:
+            model_class = plugin.entry_point.load()
+        except Exception as error:  # boundary: plugin load
+            raise PluginBroken(
+                f"importing {plugin} raised {type(error).__name__}: {error}. "
+                f"Reinstall {plugin.distribution}, or tell its author"
+            ) from error
+        if not inspect.isclass(model_class) or not issubclass(model_class, CausalLM):
+            raise PluginInvalid(f"{plugin} is not a subclass of actorllm.models.contract.CausalLM: tell its author")
+        if not callable(getattr(getattr(model_class, "config_class", None), "from_hf", None)):
+            raise PluginInvalid(f"{plugin} has no config_class with a from_hf method: tell its author")
+        return model_class
+
+    def _missing_message(self, architecture: str) -> str:
+        known = sorted({plugin.architecture for plugin in self.plugins})
+        close = difflib.get_close_matches(architecture, known, n=3)
+        hint = f" Close names: {', '.join(close)}." if close else ""
+        return (
+            f"no installed plugin serves {architecture}.{hint} Installed: {', '.join(known) or 'none'}. "
+            "Install a plugin package for it, or write one"
+        )

@@ -1,0 +1,144 @@
+"""Reads a config.json so that nothing in it is overlooked.
+
+Every key is taken, or is neutral for a stated reason; what is left changes a computation that nobody implemented, and is an
+error. Knows no model.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from actorllm.errors import UnsupportedConfig
+
+T = TypeVar("T")
+MAX_SIZE = 2**31
+MAX_LAYERS = 4096
+
+# Keys that never change the computed logits, and why.
+NEUTRAL_KEYS = {
+    "architectures": "read by the catalog",
+    "model_type": "a name; the architecture decides",
+    "auto_map": "points to code that is never run",
+    "transformers_version": "a note of the writer",
+    "_name_or_path": "a note of the writer",
+    "_attn_implementation": "a choice of kernels",
+    "_flash_attn_2_enabled": "a choice of kernels",
+    "torch_dtype": "read by the loader",
+    "dtype": "read by the loader",
+    "quantization_config": "read by the loader, which refuses formats it does not know",
+    "use_cache": "there is always a cache",
+    "cache_implementation": "there is always a cache",
+    "initializer_range": "training",
+    "attention_dropout": "training",
+    "hidden_dropout": "training",
+    "resid_pdrop": "training",
+    "embd_pdrop": "training",
+    "attn_pdrop": "training",
+    "pretraining_tp": "splits a sum, which only changes its rounding",
+    "bos_token_id": "read with the generation config",
+    "eos_token_id": "read with the generation config",
+    "pad_token_id": "there is no padding",
+    "unk_token_id": "read by the tokenizer",
+    "output_attentions": "never returned",
+    "output_hidden_states": "never returned",
+    "return_dict": "a shape of Python results",
+    "gradient_checkpointing": "training",
+    "is_decoder": "always one",
+    "is_encoder_decoder": "checked by the architecture",
+    "add_cross_attention": "checked by the architecture",
+    "id2label": "classification",
+    "label2id": "classification",
+    "num_labels": "classification",
+    "problem_type": "classification",
+    "finetuning_task": "classification",
+    "chunk_size_feed_forward": "splits a computation without changing it",
+    "tokenizer_class": "read by the tokenizer",
+    "prefix": "a text of old pipelines",
+    "task_specific_params": "generation defaults of old pipelines",
+    "sep_token_id": "read by the tokenizer",
+    "decoder_start_token_id": "encoder-decoder models",
+    "cross_attention_hidden_size": "encoder-decoder models",
+    "tie_encoder_decoder": "encoder-decoder models",
+    "torchscript": "export",
+    "use_bfloat16": "another framework's dtype",
+    "tf_legacy_loss": "training",
+    "pruned_heads": "checked: must be empty",
+    "max_length": "generation",
+    "min_length": "generation",
+    "temperature": "generation",
+    "top_k": "generation",
+    "top_p": "generation",
+    "typical_p": "generation",
+    "repetition_penalty": "generation",
+    "do_sample": "generation",
+    "num_beams": "generation",
+    "attn_implementation": "a choice of kernels",
+}
+
+
+class ConfigReader:
+    """Takes keys from a config; `finish` raises `UnsupportedConfig` naming what was not taken."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._left = dict(config)
+        self._architecture = (config.get("architectures") or ["the model"])[0]
+
+    def take(self, key: str, default: T | None = None) -> Any:
+        """The value of an optional key; null counts as absent."""
+        value = self._left.pop(key, None)
+        return default if value is None else value
+
+    def size(self, key: str, default: int | None = None, *, most: int = MAX_SIZE) -> int:
+        """A positive integer; raises `UnsupportedConfig` for anything else, or if it is missing without a default."""
+        value = self.take(key, default)
+        if value is None:
+            raise UnsupportedConfig(f"config.json has no {key!r}, which {self._architecture} needs")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be a whole number from 1 to {most}")
+        return value
+
+    def layers(self, key: str = "num_hidden_layers") -> int:
+        """The number of layers."""
+        return self.size(key, most=MAX_LAYERS)
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number above zero."""
+        value = self.take(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be true or false")
+        return value
+
+    def expect(self, key: str, allowed: Collection[Any], why: str) -> None:
+        """Take a key that may only have one of the `allowed` values (or be absent)."""
+        value = self._left.pop(key, None)
+        if value is not None and value not in allowed:
+            raise UnsupportedConfig(f"config.json: {key} = {value!r} is not implemented for {self._architecture}: {why}")
+
+    def rope(self) -> dict[str, Any]:
+        """The rotary parameters as one flat mapping: `rope_theta` with `rope_scaling` (older files) or
+        `rope_parameters` (transformers 5)."""
+        parameters: dict[str, Any] = {}
+        for key in ("rope_scaling", "rope_parameters"):
+            value = self.take(key, {})
+            if not isinstance(value, dict):
+                raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be an object")
+            parameters.update(value)
+        theta = self.take("rope_theta")
+        if theta is not None:
+            parameters.setdefault("rope_theta", theta)
+        return parameters
+
+    def finish(self) -> None:
+        """Raise if a key is left that might change the computation."""
+        left = {key: value for key, value in self._left.items() if key not in NEUTRAL_KEYS}
+        if self._left.get("pruned_heads"):
+            left["pruned_heads"] = self._left["pruned_heads"]
+        if left:
+            shown = ", ".join(f"{key} = {value!r}"[:80] for key, value in sorted(left.items()))
+            raise UnsupportedConfig(f"config.json asks {self._architecture} for what is not implemented: {shown}")

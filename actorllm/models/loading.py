@@ -1,0 +1,13 @@
+"""Fills a model with the weights of a checkpoint, and insists that both fit exactly. Knows no file format."""
+
+from actorllm.models.contract import CausalLM
+from actorllm.weights.checkpoint import Checkpoint
+from actorllm.weights.source import load_module
+
+
+def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
+    """Pull all weights. Raises `TensorMissing` or `TensorLeftOver` naming the tensors."""
+    tied = model.tied_tensors()
+    checkpoint.tie(tied)
+    load_module(model, checkpoint)
+    checkpoint.finish({**model.ignored_tensors, **{name: f"the same as {other}" for name, other in tied.items()}})

@@ -1,0 +1,178 @@
+"""A Hugging Face directory of safetensors files as a source of weights.
+
+Only the asked part of a tensor is read. Names are claimed as they are pulled; `finish` fails if the checkpoint
+holds a tensor that nobody claimed. Headers are checked before anything is believed. Knows no model.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from actorllm.errors import CheckpointError, TensorLeftOver, TensorMissing
+from actorllm.weights.source import MAX_SHOWN, DenseWeight, LinearWeight, Part
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """A `WeightSource` over the files of one directory; use it with `with`.
+
+    `tied` maps names that may be absent to the name they alias; `ignored` maps glob patterns to the reason why such
+    tensors need no owner. `on_progress(bytes)` is called with the bytes of each tensor read.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._device = str(device)
+        self._dtype = dtype
+        self._on_progress = on_progress
+        self._open_files = ExitStack()
+        self._homes: dict[str, Any] = {}
+        self._claimed: set[str] = set()
+        self._tied: dict[str, str] = {}
+        handles = {path: self._open_files.enter_context(_open(path, self._device)) for path in set(files.values())}
+        for name, path in files.items():
+            self._homes[name] = handles[path]
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Open `model.safetensors` or the files of the index. Raises `CheckpointError` naming the file at fault."""
+        return cls(tensor_files(directory), device=device, dtype=dtype, on_progress=on_progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._open_files.close()
+        self._homes.clear()
+
+    def tie(self, tied: Mapping[str, str]) -> None:
+        """Declare aliases: a name that may be absent -> the name that stands for it."""
+        self._tied.update(tied)
+
+    def has(self, name: str) -> bool:
+        return name in self._homes or self._tied.get(name) in self._homes
+
+    def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
+        part = self._slice(name, shape)[slice(*(rows or (0, shape[0])))]
+        return self._arrived(part)
+
+    def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
+        whole = self._slice(f"{name}.weight", shape)
+        part = whole[slice(*(rows or (0, shape[0]))), slice(*(cols or (0, shape[1])))]
+        return DenseWeight(self._arrived(part))
+
+    def finish(self, ignored: Mapping[str, str]) -> None:
+        """Raise `TensorLeftOver` if a tensor was neither claimed nor matches a pattern of `ignored`."""
+        left_over = sorted(
+            name
+            for name in self._homes.keys() - self._claimed
+            if not any(fnmatchcase(name, pattern) for pattern in ignored)
+        )
+        if left_over:
+            raise TensorLeftOver(
+                f"the checkpoint holds {len(left_over)} tensors that the model has no place for: {_shown(left_over)}. "
+                "Either config.json names the wrong architecture, or the plugin must claim or ignore them"
+            )
+
+    def _slice(self, name: str, shape: tuple[int, ...]) -> Any:
+        home_name = name if name in self._homes else self._tied.get(name, name)
+        if home_name not in self._homes:
+            raise TensorMissing(f"the checkpoint has no tensor {name!r}, which config.json asks for")
+        self._claimed.update((name, home_name))
+        whole = self._homes[home_name].get_slice(home_name)
+        if tuple(whole.get_shape()) != shape:
+            raise CheckpointError(
+                f"tensor {home_name!r} has shape {tuple(whole.get_shape())}, but config.json makes it {shape}"
+            )
+        return whole
+
+    def _arrived(self, part: Tensor) -> Tensor:
+        if self._on_progress is not None:
+            self._on_progress(part.numel() * part.element_size())
+        return part.to(device=self._device, dtype=self._dtype).contiguous()
+
+
+def tensor_files(directory: Path) -> dict[str, Path]:
+    """Tensor name -> file, from the index or the single file's header."""
+    index = directory / INDEX_FILE
+    if index.is_file():
+        return _index_files(directory, index)
+    single = directory / SINGLE_FILE
+    if not single.is_file():
+        has_pickle = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
+        hint = "; *.bin and *.pt files are pickles and are never read: convert them to safetensors" if has_pickle else ""
+        raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in the model's folder{hint}")
+    with _open(single, "cpu") as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def num_bytes(directory: Path) -> int:
+    """Bytes of all weight files."""
+    return sum(path.stat().st_size for path in set(tensor_files(directory).values()))
+
+
+def _index_files(directory: Path, index: Path) -> dict[str, Path]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        items = list(weight_map.items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{INDEX_FILE} is not a safetensors index: {error}") from error
+    root = directory.resolve()
+    files = {}
+    for name, file_name in items:
+        if not isinstance(file_name, str) or not file_name.endswith(".safetensors"):
+            raise CheckpointError(f"{INDEX_FILE}: {file_name!r} is not a safetensors file")
+        path = directory / file_name
+        if Path(file_name).name != file_name or not _is_inside(path, root):
+            raise CheckpointError(f"{INDEX_FILE}: {file_name!r} lies outside of the model's folder")
+        files[name] = path
+    missing = sorted({path.name for path in files.values() if not path.is_file()})
+    if missing:
+        raise CheckpointError(f"{INDEX_FILE} names files that are not there: {_shown(missing)}")
+    return files
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    """Whether a file is the folder's own. Hub caches link into a `blobs` folder beside `snapshots`."""
+    target = path.resolve()
+    return target.is_relative_to(root) or target.parent == root.parent.parent / "blobs"
+
+
+def _open(path: Path, device: str) -> Any:
+    try:
+        return safe_open(path, framework="pt", device=device)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} is truncated or not a safetensors file ({error}); download it again"
+        ) from error
+
+
+def _shown(names: list[str]) -> str:
+    rest = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(names[:MAX_SHOWN]) + rest

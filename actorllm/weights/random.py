@@ -1,0 +1,40 @@
+"""Random weights by name: the same whole tensor for every shard, without a file.
+
+For tests and benchmarks. Each tensor's values depend on its name, the whole shape and the seed alone.
+"""
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from actorllm.weights.source import DenseWeight, LinearWeight, Part
+
+
+class RandomWeights:
+    """A `WeightSource` of normal values with deviation `std`; one-dimensional tensors are around 1."""
+
+    def __init__(
+        self, seed: int = 0, *, std: float = 0.02, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._seed = seed
+        self._std = std
+        self._device = device
+        self._dtype = dtype
+
+    def has(self, name: str) -> bool:
+        return True
+
+    def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
+        return self._whole(name, shape)[slice(*(rows or (0, shape[0])))]
+
+    def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
+        whole = self._whole(f"{name}.weight", shape)
+        return DenseWeight(whole[slice(*(rows or (0, shape[0]))), slice(*(cols or (0, shape[1])))].contiguous())
+
+    def _whole(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(self._seed * 2**32 + zlib.crc32(name.encode()))
+        values = torch.randn(shape, generator=generator) * self._std
+        if len(shape) == 1 and name.endswith("weight"):
+            values += 1.0
+        return values.to(device=self._device, dtype=self._dtype)

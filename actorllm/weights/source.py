@@ -1,0 +1,118 @@
+"""Where layers pull their weights from: by name, and only their own part.
+
+The unit of pull is a linear, so that a quantized format owns its packing; plain tensors (norms, embeddings)
+are pulled as tensors. Knows no model and no file.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from actorllm.errors import TensorMissing
+
+Part = tuple[int, int] | None
+MAX_SHOWN = 10
+
+
+class LinearWeight(nn.Module):
+    """The internal form of a linear's weight: `forward(x)` gives `x @ W.T` for x [..., in], W [out, in].
+
+    Subclasses hold a format's tensors. `join` puts siblings of one class side by side (a fused layer).
+    """
+
+    out_features: int
+
+    @classmethod
+    def join(cls, parts: "list[LinearWeight]") -> "LinearWeight | None":
+        """One weight with all rows of `parts`, or None if this format keeps siblings apart."""
+        return None
+
+
+class DenseWeight(LinearWeight):
+    """W [out, in] as it is."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.out_features = weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+    @classmethod
+    def join(cls, parts: list[LinearWeight]) -> "DenseWeight":
+        return cls(torch.cat([part.weight for part in parts if isinstance(part, DenseWeight)]))
+
+
+class JoinedWeight(LinearWeight):
+    """Siblings that could not be fused (other formats): computed apart, results joined."""
+
+    def __init__(self, parts: list[LinearWeight]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.out_features = sum(part.out_features for part in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+def join_weights(parts: list[LinearWeight]) -> LinearWeight:
+    """Siblings as one linear; fused where all have one format that can be fused."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = type(parts[0]).join(parts) if len({type(part) for part in parts}) == 1 else None
+    return joined if joined is not None else JoinedWeight(parts)
+
+
+class WeightSource(Protocol):
+    """A checkpoint, as layers see it. `rows` and `cols` are half-open ranges of the whole tensor (None: all).
+
+    Every pull claims the name. Raises `TensorMissing` or `CheckpointError` (a shape that contradicts `shape`).
+    """
+
+    def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
+        """Rows of a plain tensor in the model's dtype on its device; `shape` is the whole tensor's."""
+        ...
+
+    def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
+        """A part of the linear whose weight is called `name + ".weight"`, in its internal form."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor of this name exists."""
+        ...
+
+
+class Loadable(Protocol):
+    """A module that pulls its own weights; `prefix` is its qualified name (with a final dot unless empty)."""
+
+    def load(self, source: WeightSource, prefix: str) -> None: ...
+    def unload(self) -> None: ...
+
+
+def load_module(module: nn.Module, source: WeightSource, prefix: str = "") -> None:
+    """Pull the weights of every loadable module inside `module`, whose qualified name is `prefix`.
+
+    Raises one `TensorMissing` that names what all of them lacked.
+    """
+    missing: list[str] = []
+    for name, loadable in _loadables(module):
+        try:
+            loadable.load(source, ".".join(part for part in (prefix, name) if part) + ".")
+        except TensorMissing as error:
+            missing.append(error.message)
+    if missing:
+        rest = f"; and {len(missing) - MAX_SHOWN} more" if len(missing) > MAX_SHOWN else ""
+        raise TensorMissing("; ".join(missing[:MAX_SHOWN]) + rest)
+
+
+def unload_module(module: nn.Module) -> None:
+    """Drop the weights of every loadable module inside `module`; its memory is free afterwards."""
+    for _, loadable in _loadables(module):
+        loadable.unload()
+
+
+def _loadables(module: nn.Module) -> "Iterable[tuple[str, Loadable]]":
+    return [(name, child) for name, child in module.named_modules() if hasattr(child, "load")]  # type: ignore[misc]

@@ -1,0 +1,124 @@
+"""A model of the plugin contract that computes nothing but a successor, and checks the engine while it does.
+
+Each layer stores every token in the cache and reads it and its predecessor back through the slot table. If the
+predecessor's slot does not hold the position before, the logits are NaN and the request fails: wrong slots cannot go
+unnoticed. Knows no weights.
+
+Legend: T tokens, B entries of the batch, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from actorllm.errors import UnsupportedConfig
+from actorllm.layers.batch import Batch
+from actorllm.layers.shard import Shard
+from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM
+
+LOGIT = 30.0
+"""The successor's logit; all others are 0, so at temperature 1 it is all but certain."""
+
+DIGIT = 256
+"""The largest count of values that bfloat16 tells apart exactly; larger numbers are stored as digits."""
+
+
+@dataclass(frozen=True)
+class EchoConfig:
+    """`next_ids[i]` follows token i; without it, `i + 1` does, modulo the vocabulary's size."""
+
+    vocab_size: int
+    context_len: int
+    num_layers: int
+    next_ids: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+        """Read config.json; raises `UnsupportedConfig` for a wrong value or an unknown key."""
+        neutral = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}
+        neutral |= {"bos_token_id", "eos_token_id", "pad_token_id"}  # the tokenizer's business
+        values = {key: value for key, value in config.items() if key not in neutral}
+        vocab_size = _positive(values, "vocab_size", DIGIT * DIGIT)
+        num_layers = _positive(values, "num_hidden_layers", 1024)
+        context_len = _positive(values, "max_position_embeddings", 2**31 - 1)
+        next_ids = values.pop("next_ids", None)
+        if values:
+            raise UnsupportedConfig(f"config.json: the echo model does not know {', '.join(sorted(values))}")
+        if next_ids is not None and not _are_ids(next_ids, vocab_size):
+            raise UnsupportedConfig("config.json: next_ids must name one token id for each of vocab_size tokens")
+        return cls(vocab_size, context_len, num_layers, None if next_ids is None else tuple(next_ids))
+
+
+class EchoLayer(nn.Module):
+    """Writes tokens into the cache and reads them back. A state of -1 is a token whose slots were wrong."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, ids_T: Tensor, batch: Batch) -> Tensor:
+        places_T = batch.positions_T
+        stored = batch.cache.buffer(0, self.index, "tokens")
+        digits_T3 = torch.stack((ids_T // DIGIT, ids_T % DIGIT, places_T % DIGIT), dim=1)
+        stored[batch.write_slots_T[0]] = digits_T3.to(stored.dtype)
+        rows_T, table = batch.tables, batch.slot_tables[0]
+        own_T3 = stored[table[rows_T, places_T]].long()
+        before_T3 = stored[table[rows_T, (places_T - 1).clamp(min=0)]].long()
+        is_chained_T = (places_T == 0) | (before_T3[:, 2] == (places_T - 1) % DIGIT)
+        return torch.where(is_chained_T & (ids_T >= 0), own_T3[:, 0] * DIGIT + own_T3[:, 1], -1)
+
+
+class EchoForCausalLM(CausalLM):
+    """`num_layers` layers that remember, and a head that answers with the successor."""
+
+    config_class = EchoConfig
+
+    def __init__(self, config: EchoConfig, shard: Shard) -> None:
+        super().__init__(config, shard)
+        self.layers = nn.ModuleList(EchoLayer(index) for index in range(config.num_layers))
+
+    @property
+    def cache_groups(self) -> Sequence[CacheGroup]:
+        return (CacheGroup("tokens", tuple(range(self.config.num_layers)), (CacheBuffer("tokens", (3,)),)),)
+
+    def prepare(self, batch: Batch) -> Tensor:
+        """Each token's device row [T]."""
+        device = batch.token_ids_T.device
+        rows_B = torch.tensor([span.row for span in batch.spans], device=device)
+        query_lens_B = torch.tensor([span.query_len for span in batch.spans], device=device)
+        return rows_B.repeat_interleave(query_lens_B, output_size=len(batch.token_ids_T))
+
+    def embed(self, batch: Batch) -> Tensor:
+        return batch.token_ids_T
+
+    def layer(self, index: int) -> nn.Module:
+        return self.layers[index]
+
+    def norm(self, state: Tensor) -> Tensor:
+        return state.float().unsqueeze(1)
+
+    def head(self, hidden_TD: Tensor) -> Tensor:
+        ids_T = hidden_TD[:, 0].long()
+        if self.config.next_ids is None:
+            next_T = (ids_T + 1) % self.config.vocab_size
+        else:
+            next_T = torch.tensor(self.config.next_ids, device=ids_T.device)[ids_T.clamp(min=0)]
+        logits_TV = torch.zeros(len(ids_T), self.config.vocab_size, device=ids_T.device)
+        logits_TV.scatter_(1, next_T.unsqueeze(1), LOGIT)
+        return logits_TV.masked_fill((ids_T < 0).unsqueeze(1), torch.nan)
+
+
+def _positive(values: dict[str, Any], key: str, largest: int) -> int:
+    value = values.pop(key, None)
+    if not isinstance(value, int) or not 1 <= value <= largest:
+        raise UnsupportedConfig(f"config.json: {key} must be a number from 1 to {largest}, not {value!r}")
+    return value
+
+
+def _are_ids(values: Any, vocab_size: int) -> bool:
+    if not isinstance(values, list) or len(values) != vocab_size:
+        return False
+    return all(isinstance(value, int) and 0 <= value < vocab_size for value in values)

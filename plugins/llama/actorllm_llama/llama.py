@@ -1,0 +1,169 @@
+"""LlamaForCausalLM: Llama 1, 2, 3 and what shares their architecture (arXiv 2302.13971, 2307.09288, 2407.21783).
+
+Legend: T tokens, D hidden size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from actorllm.layers.activation import activation
+from actorllm.layers.attention import Attention
+from actorllm.layers.batch import Batch
+from actorllm.layers.embedding import Embedding, Head
+from actorllm.layers.linear import GateUpLinear, HeadSplit, QKVLinear, RowLinear
+from actorllm.layers.norm import RMSNorm
+from actorllm.layers.rotary import Rotary, RotaryTables
+from actorllm.layers.shard import Shard
+from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM, ConfigReader, window_groups
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """What the family varies. `windows[i]` limits layer i's attention (None: everything)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_len: int
+    norm_eps: float
+    rotary: Rotary
+    activation: str
+    is_tied: bool
+    windows: tuple[int | None, ...]
+    has_qkv_bias: bool = False
+    has_output_bias: bool = False
+    has_mlp_bias: bool = False
+    has_qk_norm: bool = False
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+        reader = ConfigReader(config)
+        num_layers, num_heads = reader.layers(), reader.size("num_attention_heads")
+        hidden_size, context_len = reader.size("hidden_size"), reader.size("max_position_embeddings")
+        head_dim = reader.size("head_dim", hidden_size // num_heads)
+        values = cls.read_variant(reader, num_layers)
+        values.setdefault("windows", (None,) * num_layers)
+        read = cls(
+            vocab_size=reader.size("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=reader.size("intermediate_size"),
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=reader.size("num_key_value_heads", num_heads),
+            head_dim=head_dim,
+            context_len=context_len,
+            norm_eps=reader.number("rms_norm_eps", 1e-6),
+            rotary=Rotary.from_hf(head_dim, reader.rope(), context_len=context_len),
+            activation=reader.take("hidden_act", "silu"),
+            is_tied=reader.flag("tie_word_embeddings"),
+            **values,
+        )
+        reader.finish()
+        return read
+
+    @classmethod
+    def read_variant(cls, reader: ConfigReader, num_layers: int) -> dict[str, Any]:
+        """What this architecture reads beyond the family's common keys."""
+        has_bias = reader.flag("attention_bias")
+        return {"has_qkv_bias": has_bias, "has_output_bias": has_bias, "has_mlp_bias": reader.flag("mlp_bias")}
+
+
+class LlamaAttention(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int, group: int, shard: Shard) -> None:
+        super().__init__()
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        num_q = config.num_heads * config.head_dim
+        self.qkv_proj = QKVLinear(config.hidden_size, split, bias=config.has_qkv_bias)
+        self.o_proj = RowLinear(num_q, config.hidden_size, shard=shard, cols=split.q_rows, bias=config.has_output_bias)
+        if config.has_qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.has_qk_norm = config.has_qk_norm
+        self.attention = Attention(layer, group=group, scale=config.head_dim**-0.5, window=config.windows[layer])
+
+    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        q, k, v = self.qkv_proj.qkv(x_TD)
+        if self.has_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        rotary: RotaryTables = batch.tables
+        return self.o_proj(self.attention(rotary.apply(q), rotary.apply(k), v, batch).flatten(1))
+
+
+class LlamaMLP(nn.Module):
+    def __init__(self, config: LlamaConfig, shard: Shard) -> None:
+        super().__init__()
+        sizes = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = GateUpLinear(*sizes, shard=shard, bias=config.has_mlp_bias)
+        self.down_proj = RowLinear(*reversed(sizes), shard=shard, bias=config.has_mlp_bias)
+        self.activation = activation(config.activation)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj.gate_and_up(x_TD)
+        return self.down_proj(self.activation(gate) * up)
+
+
+class LlamaLayer(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int, group: int, shard: Shard) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.self_attn = LlamaAttention(config, layer, group, shard)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = LlamaMLP(config, shard)
+
+    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), batch)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+
+
+class LlamaModel(nn.Module):
+    def __init__(self, config: LlamaConfig, groups: tuple[int, ...], shard: Shard) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LlamaLayer(config, layer, group, shard) for layer, group in enumerate(groups))
+        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+
+class LlamaForCausalLM(CausalLM):
+    config_class = LlamaConfig
+    ignored_tensors = {"*.rotary_emb.inv_freq": "recomputed from the config"}
+
+    def __init__(self, config: LlamaConfig, shard: Shard) -> None:
+        super().__init__(config, shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        per_token = (split.num_local_kv_heads, config.head_dim)
+        self._groups, layer_groups = window_groups(
+            config.windows, (CacheBuffer("k", per_token), CacheBuffer("v", per_token))
+        )
+        self.model = LlamaModel(config, layer_groups, shard)
+        tied = self.model.embed_tokens if config.is_tied else None
+        self.lm_head = Head(config.hidden_size, config.vocab_size, shard=shard, tied=tied)
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        return self._groups
+
+    def tied_tensors(self) -> dict[str, str]:
+        return {"lm_head.weight": "model.embed_tokens.weight"} if self.config.is_tied else {}
+
+    def prepare(self, batch: Batch) -> RotaryTables:
+        assert self.model.norm.weight is not None, "the model has no weights yet"
+        return self.config.rotary.tables(batch.positions_T, self.model.norm.weight.dtype)
+
+    def embed(self, batch: Batch) -> Tensor:
+        return self.model.embed_tokens(batch.token_ids_T)
+
+    def layer(self, index: int) -> nn.Module:
+        return self.model.layers[index]
+
+    def norm(self, state: Tensor) -> Tensor:
+        return self.model.norm(state)
+
+    def head(self, hidden_TD: Tensor) -> Tensor:
+        return self.lm_head(hidden_TD)
