@@ -11,7 +11,7 @@ device, fails every stream with a typed error; `wait_failed` tells. Knows no HTT
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Self
@@ -30,7 +30,9 @@ from actorllm.messages import (
     pack,
 )
 from actorllm.model_info import EngineStatistics, ModelInfo
+from actorllm.runtime.observer import Observer
 from actorllm.runtime.ref import ActorCrashed, ActorStopped
+from actorllm.scheduling.request import FinishedRequest
 from actorllm.settings import EngineSettings
 from actorllm.stream import RequestStream, Streams
 from actorllm.tokenizer.load import Tokenizer
@@ -39,15 +41,27 @@ PromptLike = Prompt | str | Sequence[int] | Sequence[Mapping]
 
 
 class Engine:
-    """An inference engine over one model; enter it with `async with`.
+    """An inference engine over one model; enter it with `async with`. `observer` sees the actors, `on_finished` every
+    request's record once its slots are back.
 
     Raises `ModelError`, `PluginError` or `SettingsError` on entering when the model cannot be served.
     """
 
-    def __init__(self, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings | None = None,
+        *,
+        observer: Observer | None = None,
+        on_finished: Callable[[FinishedRequest], None] | None = None,
+    ) -> None:
         self._settings = settings or EngineSettings()
         self._streams = Streams()
-        self._house = House(self._settings, deliver=self._streams.deliver)
+        self._house = House(
+            self._settings,
+            deliver=self._streams.deliver,
+            on_finished=on_finished or (lambda record: None),
+            observer=observer or Observer(),
+        )
         self._running: asyncio.Task[None] | None = None
         self._failure: EngineError | None = None
         self._failed = asyncio.Event()
@@ -145,7 +159,7 @@ class Engine:
         stream.prompt_ids = accepted
         return stream
 
-    async def generate(self, prompt: PromptLike, params: SamplingParams | None = None) -> AsyncIterator[TokenEvent]:
+    async def generate(self, prompt: PromptLike, params: SamplingParams | None = None) -> AsyncGenerator[TokenEvent, None]:
         """The events of all choices as they come; leaving the loop aborts. Raises the failure of a choice."""
         async with await self.submit(prompt, params) as stream:
             async for events in stream:

@@ -6,28 +6,43 @@ Knows how actors are joined, not what they do.
 """
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from actorllm.actors.detokenize import DetokenizeActor, Transcripts
 from actorllm.actors.execute import ExecuteActor
 from actorllm.actors.schedule import ScheduleActor
 from actorllm.actors.tokenize import ModelLimits, TokenizeActor
-from actorllm.errors import DeviceError, EngineError, EngineFailed, EngineStopped
-from actorllm.execution.devices import Devices
-from actorllm.messages import Abort, Generate, SamplingParams, StopFound, TokenEvents, unpack
+from actorllm.errors import (
+    DeviceHung,
+    DeviceLost,
+    EngineError,
+    EngineFailed,
+    EngineStopped,
+    PluginMissing,
+    QueueFull,
+    SettingsError,
+)
+from actorllm.execution.load import LoadedModel, load_model
+from actorllm.messages import Abort, Accepted, Generate, SamplingParams, StopFound, TokenEvents, unpack
 from actorllm.model_info import EngineStatistics, ModelInfo
+from actorllm.runtime.actor import Actor
 from actorllm.runtime.observer import Observer
 from actorllm.runtime.ref import Ref
-from actorllm.runtime.supervisor import RestartsExhausted, Supervisor
-from actorllm.scheduling.request import RequestTable
+from actorllm.runtime.supervisor import ActorFailed, Strategy, Supervisor
+from actorllm.scheduling.request import FinishedRequest, RequestTable
 from actorllm.scheduling.scheduler import Scheduler
 from actorllm.settings import EngineSettings
 from actorllm.tokenizer.chat_template import ChatTemplate
 from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generation_config
 
-FATAL = (DeviceError,)
+FATAL = (DeviceLost, DeviceHung)
+MAILBOX = 64
+BUNDLED_MODEL = "actorllm_echo"
 
 
 class House:
@@ -37,6 +52,196 @@ class House:
     tokenizer: Tokenizer
     default_params: SamplingParams
 
-    def __init__(self, settings: EngineSettings, *, deliver: Callable[[TokenEvents], None]) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        deliver: Callable[[TokenEvents], None],
+        on_finished: Callable[[FinishedRequest], None],
+        observer: Observer,
+    ) -> None:
         self._settings = settings
         self._deliver = deliver
+        self._on_finished = on_finished
+        self._observer = observer
+        self._stopping = asyncio.Event()
+        self._table = RequestTable()
+        self._transcripts = Transcripts()
+        self._epoch = 0
+        self._scheduler: Scheduler | None = None
+        self._loaded: LoadedModel | None = None
+        self._template: ChatTemplate | None = None
+        self._schedule: Ref | None = None
+        self._tokenize: Ref | None = None
+        self._supervisors: list[Supervisor] = []
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Load, start everything, and keep it running until `stop`. Raises `ModelError` and the like while loading,
+        `EngineError` when an actor or a device failed for good."""
+        try:
+            generation = await self._load()
+            async with (
+                self._supervisor("text") as text,
+                self._supervisor("core", "one_for_all") as core,
+                self._supervisor("front") as front,
+            ):
+                self._supervisors = [text, core, front]
+                await self._start(text, core, front, generation)
+                ready.set()
+                await self._stopping.wait()
+        except ActorFailed as failed:
+            if isinstance(failed.error, EngineError) and isinstance(failed.error, FATAL):
+                raise failed.error from failed
+            raise EngineFailed(f"{failed}; restart the process") from failed
+
+    def stop(self) -> None:
+        """Let `run` end: mailboxes close and drain from the front door on."""
+        self._stopping.set()
+
+    async def close(self) -> bool:
+        """Give threads and child processes back after `run` has ended; False if a device thread is stuck."""
+        if self._template is not None:
+            await self._template.close()
+        return await self._loaded.devices.close() if self._loaded is not None else True
+
+    async def admit(self, message: Generate) -> list[int]:
+        """Send a request in at the front door; its prompt's ids once it is admitted."""
+        if self._tokenize is None:
+            raise EngineStopped("the engine is not running")
+        if self._tokenize.statistics().length >= self._settings.scheduling.max_waiting:
+            raise QueueFull("too many requests wait for their turn; try again later, or raise --max-waiting")
+        accepted: Accepted = await self._tokenize.ask(message)
+        return list(unpack(accepted.prompt_ids))
+
+    def tell_schedule(self, message: Abort | StopFound) -> None:
+        """Post an urgent message to schedule; ignored when it has stopped."""
+        if self._schedule is not None:
+            self._schedule.post(message)
+
+    def statistics(self, *, num_open: int, num_ended: dict) -> EngineStatistics:
+        """Gauges of this moment."""
+        scheduler = self._scheduler
+        assert scheduler is not None, "the engine has not been entered"
+        return EngineStatistics(
+            num_open=num_open,
+            num_ended=num_ended,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_paused=scheduler.num_pauses,
+            slots_in_use=scheduler.slots_in_use,
+            num_slots=scheduler.num_slots,
+            num_steps=scheduler.num_steps,
+            num_restarts=sum(supervisor.num_restarts for supervisor in self._supervisors),
+        )
+
+    def _supervisor(self, name: str, strategy: Strategy = "one_for_one") -> Supervisor:
+        runtime = self._settings.runtime
+        return Supervisor(
+            name,
+            strategy=strategy,
+            restarts=runtime.restarts,
+            window=runtime.restart_window,
+            fatal=FATAL,
+            encode=runtime.encode,
+            observer=self._observer,
+        )
+
+    async def _load(self) -> GenerationDefaults:
+        directory = model_directory(self._settings.model.path)
+        self.tokenizer = await asyncio.to_thread(Tokenizer.load, directory)
+        generation = load_generation_config(directory)
+        loaded = await load_model(
+            directory,
+            self._settings,
+            find_invalid=self.tokenizer.invalid_ids,
+            on_progress=LoadingLine() if sys.stderr.isatty() else None,
+        )
+        self._loaded = loaded
+        self._template = ChatTemplate(self.tokenizer.chat_template, self.tokenizer.special_tokens)
+        self.default_params = generation.params()
+        names = self._settings.model.served_names or (directory.resolve().name,)
+        self.info = ModelInfo(
+            names=names,
+            architecture=loaded.architecture,
+            dtype=loaded.dtype,
+            context_len=loaded.context,
+            vocab_size=loaded.vocab_size,
+            num_weight_bytes=loaded.num_weight_bytes,
+            num_slots=tuple(group.num_slots for group in loaded.groups),
+            created=int(time.time()),
+        )
+        return generation
+
+    async def _start(
+        self, text: Supervisor, core: Supervisor, front: Supervisor, generation: GenerationDefaults
+    ) -> None:
+        loaded, template = self._loaded, self._template
+        assert loaded is not None and template is not None
+        detokenize = await text.start("detokenize", self._new_detokenize, capacity=MAILBOX)
+        new_execute = partial(
+            ExecuteActor,
+            loaded.devices,
+            deliver=self._tell_done,
+            step_timeout=self._settings.execution.step_timeout,
+        )
+        execute = await core.start("execute", new_execute, capacity=MAILBOX)
+        new_schedule = partial(
+            ScheduleActor, self._new_scheduler, execute=execute, detokenize=detokenize, on_finished=self._on_finished
+        )
+        self._schedule = await core.start("schedule", new_schedule, capacity=MAILBOX)
+        limits = ModelLimits(loaded.vocab_size, loaded.context, generation.eos_ids)
+        new_tokenize = partial(TokenizeActor, self.tokenizer, template, limits, schedule=self._schedule)
+        capacity = max(self._settings.scheduling.max_waiting, 1)
+        self._tokenize = await front.start("tokenize", new_tokenize, capacity=capacity)
+
+    def _new_detokenize(self) -> Actor:
+        return DetokenizeActor(
+            self.tokenizer, self._transcripts, deliver=self._deliver, tell_schedule=self.tell_schedule
+        )
+
+    def _new_scheduler(self) -> Scheduler:
+        """A scheduler of the next epoch over the surviving table."""
+        assert self._loaded is not None
+        self._epoch += 1
+        self._scheduler = Scheduler(
+            self._table,
+            self._settings.scheduling,
+            groups=self._loaded.groups,
+            context=self._loaded.context,
+            epoch=self._epoch,
+        )
+        return self._scheduler
+
+    def _tell_done(self, done) -> None:
+        if self._schedule is not None:
+            self._schedule.post(done)
+
+
+class LoadingLine:
+    """A line on a terminal that tells how far loading is; called on device threads."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, num_read: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last > 0.1 or num_read >= total:
+            self._last = now
+            end = "\n" if num_read >= total else ""
+            share = num_read / max(total, 1)
+            sys.stderr.write(f"\rloading weights: {num_read / 2**20:.0f} MiB ({min(share, 1.0):.0%}){end}")
+            sys.stderr.flush()
+
+
+def model_directory(path: str | None) -> Path:
+    """The folder to serve; without a path the echo model's. Raises `SettingsError` or `PluginMissing`."""
+    if path is not None:
+        directory = Path(path)
+        if not directory.is_dir():
+            raise SettingsError(f"{path} is not a folder; give the path of a Hugging Face model folder")
+        return directory
+    try:
+        bundled = import_module(BUNDLED_MODEL)
+    except ImportError as error:
+        raise PluginMissing("no model was named and actorllm-echo is not installed: give a path") from error
+    return bundled.directory()

@@ -33,6 +33,10 @@ class RequestStream:
         self._is_aborted = False
 
     @property
+    def num_choices(self) -> int:
+        return len(self._next_index)
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_ids)
 

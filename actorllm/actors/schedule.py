@@ -12,17 +12,27 @@ from actorllm.errors import RequestError
 from actorllm.messages import Abort, Admit, StepDone, StopFound, Tick
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.ref import Ref
+from actorllm.scheduling.request import FinishedRequest
 from actorllm.scheduling.scheduler import Scheduler
 
 
 class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
-    """`new_scheduler` builds the next epoch's scheduler over the surviving table."""
+    """`new_scheduler` builds the next epoch's scheduler over the surviving table; `on_finished` hears of each request
+    whose slots are back."""
 
     urgent = (Abort, StopFound, StepDone, Tick)
     rejections = (RequestError,)
 
-    def __init__(self, new_scheduler: Callable[[], Scheduler], *, execute: Ref, detokenize: Ref) -> None:
+    def __init__(
+        self,
+        new_scheduler: Callable[[], Scheduler],
+        *,
+        execute: Ref,
+        detokenize: Ref,
+        on_finished: Callable[[FinishedRequest], None],
+    ) -> None:
         self._scheduler = new_scheduler()
+        self._on_finished = on_finished
         self._execute = execute
         self._detokenize = detokenize
         self._timer: asyncio.TimerHandle | None = None
@@ -56,6 +66,8 @@ class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
             await self._execute.send(step)
         if (outputs := self._scheduler.take_outputs()) is not None:
             await self._detokenize.send(outputs)
+        for record in self._scheduler.take_finished():
+            self._on_finished(record)
         self._set_timer()
 
     def _set_timer(self) -> None:

@@ -81,7 +81,7 @@ class DeviceThread:
                 except BaseException as caught:  # boundary: device thread, the caller gets the error
                     result, error = None, caught
                 deliver(result, error)
-                del item, function, deliver, result, error  # nothing is kept alive while the thread waits
+                del (item, function, deliver, result, error)  # nothing is kept alive while the thread waits
 
 
 def call_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:

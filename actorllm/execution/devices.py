@@ -41,7 +41,7 @@ class _Arrivals:
             if error is not None:
                 is_consequence = isinstance(error, threading.BrokenBarrierError | _Skipped)
                 if self._error is None or (self._is_consequence and not is_consequence):
-                    self._error, self._is_consequence = device_error(error, device), is_consequence
+                    self._error, self._is_consequence = (device_error(error, device), is_consequence)
                     self._error.__cause__ = error
             if rank == 0:
                 self._done = done
@@ -58,9 +58,7 @@ class Devices:
     later `recover` raises it.
     """
 
-    def __init__(
-        self, threads: Sequence[DeviceThread], runners: Sequence[Runner], *, ranks: Sequence[ThreadRanks] = ()
-    ) -> None:
+    def __init__(self, threads: Sequence[DeviceThread], runners: Sequence[Runner], *, ranks: Sequence[ThreadRanks] = ()) -> None:
         self._threads = tuple(threads)
         self._runners = tuple(runners)
         self._ranks = tuple(ranks)
@@ -130,7 +128,7 @@ class Devices:
         return all(ends)
 
     def _start(self, rank: int, step: Step, is_new: bool, arrivals: _Arrivals) -> None:
-        thread, runner, reader = self._threads[rank], self._runners[rank], self._readers[rank]
+        thread, runner, reader = (self._threads[rank], self._runners[rank], self._readers[rank])
 
         def launch() -> Any:
             if self._is_broken:

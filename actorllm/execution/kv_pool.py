@@ -44,9 +44,7 @@ class SlotTables:
     """For each cache group a table [R, C] int32: the slot of each position of each device row's sequence."""
 
     def __init__(self, num_groups: int, *, num_rows: int, context: int, device: torch.device) -> None:
-        self.tables = tuple(
-            torch.zeros(num_rows, context, dtype=torch.int32, device=device) for _ in range(num_groups)
-        )
+        self.tables = tuple(torch.zeros(num_rows, context, dtype=torch.int32, device=device) for _ in range(num_groups))
 
     def open(self, row: int, starts: Sequence[int], slots: Sequence[Tensor]) -> None:
         """A sequence takes `row` with the slots it shares: group g's from position `starts[g]` on."""

@@ -1,6 +1,6 @@
 """From settings to devices that are ready to run steps: plan, start the threads, load each rank's weights on its own.
 
-Knows no actor and no tokenizer; the caller says which ids are never valid.
+Knows no actor and no tokenizer: the caller says which ids are never valid.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from actorllm.execution.runner import ResidentRunner, RunnerSizes
 from actorllm.layers.collectives import ThreadRanks
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
+from actorllm.models.loading import load_weights
 from actorllm.settings import EngineSettings, ExecutionSettings
 from actorllm.weights.checkpoint import Checkpoint
 from actorllm.weights.source import WeightSource, load_module
@@ -48,43 +49,41 @@ async def load_model(
     directory: Path,
     settings: EngineSettings,
     *,
-    invalid_ids: Sequence[int] = (),
+    find_invalid: Callable[[int], Sequence[int]] | None = None,
     on_progress: Progress | None = None,
     new_source: NewSource | None = None,
 ) -> LoadedModel:
-    """Load the model of `directory`. `on_progress(read, total)` counts bytes and is called on device threads;
-    `new_source` gives the weights instead of the directory's files (random weights, say).
+    """Load the model of `directory`.
 
+    `find_invalid(vocab_size)` names ids that are never sampled. `on_progress(read, total)` is called on device threads
+    with bytes of files; several ranks may read a tensor each. `new_source(device, dtype)` gives the weights in place of
+    the directory's files (random weights, say).
+
+    `find_invalid(vocab_size)` names the ids that may never be sampled.
     Raises `ModelError`, `PluginError` or `SettingsError`; nothing is left running then.
     """
     device = checked_device(settings.execution)
     num_ranks = settings.execution.tensor_parallel
-    plan = plan_model(directory, settings)
+    plan = plan_model(directory, settings, has_files=new_source is None)
     ranks = ThreadRanks.group(num_ranks, timeout=settings.execution.step_timeout) if num_ranks > 1 else []
     shards = [Shard(rank, num_ranks, collectives) for rank, collectives in enumerate(ranks)] or [Shard()]
     models = [plan.build(shard) for shard in shards]
     free, share = free_memory(device)
-    groups = plan_slots(
-        models[0].cache_groups, plan, settings, free_bytes=free // num_ranks, share=share
-    )
+    groups = plan_slots(models[0].cache_groups, plan, settings, free_bytes=free // num_ranks, share=share)
     sizes = RunnerSizes(
-        num_slots=tuple(group.num_slots for group in groups),
-        max_running=settings.scheduling.max_running,
-        context=plan.context,
+        num_slots=tuple(group.num_slots for group in groups), max_running=settings.scheduling.max_running, context=plan.context
     )
+    invalid_ids = tuple(find_invalid(plan.config.vocab_size)) if find_invalid is not None else ()
     loader = _Loader(plan, device, new_source, on_progress)
+    invalid_ids = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
 
     def build(model: CausalLM) -> ResidentRunner:
         loader.load(model)
-        return ResidentRunner(
-            model, sizes, dtype=plan.dtype, device=device, invalid_ids=tuple(invalid_ids)
-        )
+        return ResidentRunner(model, sizes, dtype=plan.dtype, device=device, invalid_ids=invalid_ids)
 
     num_threads = settings.execution.threads or Machine().num_threads()
-    threads = [
-        DeviceThread(f"{device} rank {shard.rank}", device, num_threads=max(1, num_threads // num_ranks))
-        for shard in shards
-    ]
+    num_threads = max(1, num_threads // num_ranks)
+    threads = [DeviceThread(f"{device} rank {shard.rank}", device, num_threads=num_threads) for shard in shards]
     try:
         runners = await asyncio.gather(
             *(thread.submit(lambda model=model: build(model)) for thread, model in zip(threads, models, strict=True))
@@ -132,9 +131,7 @@ def free_memory(device: torch.device) -> tuple[int, float]:
 class _Loader:
     """Loads ranks; progress is counted over all of them."""
 
-    def __init__(
-        self, plan: ModelPlan, device: torch.device, new_source: NewSource | None, on_progress: Progress | None
-    ) -> None:
+    def __init__(self, plan: ModelPlan, device: torch.device, new_source: NewSource | None, on_progress: Progress | None) -> None:
         self._plan = plan
         self._device = device
         self._new_source = new_source
@@ -151,11 +148,9 @@ class _Loader:
         with Checkpoint.open(
             self._plan.directory, device=self._device, dtype=self._plan.dtype, on_progress=self._count
         ) as checkpoint:
-            checkpoint.tie(model.tied_tensors())
-            load_module(model, checkpoint)
-            checkpoint.finish(model.ignored_tensors)
+            load_weights(model, checkpoint)
 
     def _count(self, num_bytes: int) -> None:
         self._num_read += num_bytes
         if self._on_progress is not None:
-            self._on_progress(self._num_read, self._plan.num_weight_bytes)
+            self._on_progress(self._num_read, self._plan.num_file_bytes)

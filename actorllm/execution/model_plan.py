@@ -5,7 +5,7 @@ Reads config.json and the sizes of the weight files. Knows no thread and no devi
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model that can be built. `num_weight_bytes` is what all its weights take in `dtype`."""
+    """A model that can be built. `num_weight_bytes` is what all its weights take in `dtype`, `num_file_bytes` what
+    they take in the checkpoint."""
 
     directory: Path
     architecture: str
@@ -34,16 +35,22 @@ class ModelPlan:
     config: ModelConfig
     dtype: torch.dtype
     context: int
-    num_weight_bytes: int
+    num_weight_bytes: int = 0
+    num_file_bytes: int = 0
 
     def build(self, shard: Shard) -> CausalLM:
         """The model of one rank, without weights."""
         return self.model_class(self.config, shard)
 
 
-def plan_model(directory: Path, settings: EngineSettings) -> ModelPlan:
-    """Read config.json and decide. Raises `CheckpointError`, `UnsupportedConfig`, `PluginError`, `SettingsError`."""
+def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = True) -> ModelPlan:
+    """Read config.json and decide; without files the weights are made up.
+
+    Raises `CheckpointError`, `UnsupportedConfig`, `PluginError`, `SettingsError`.
+    """
     config = read_config(directory)
+    if config.get("quantization_config"):
+        raise UnsupportedConfig("config.json: quantized weights are not served yet; take the unquantized model")
     architecture = read_architecture(config)
     model_class = find_model(architecture)
     parsed: ModelConfig = model_class.config_class.from_hf(config)
@@ -52,13 +59,11 @@ def plan_model(directory: Path, settings: EngineSettings) -> ModelPlan:
     context = settings.model.context or parsed.context_len
     if not 1 <= context <= parsed.context_len:
         raise SettingsError(f"--context {context}: this model was made for 1 to {parsed.context_len} tokens")
-    plan = ModelPlan(directory, architecture, model_class, parsed, dtype, context, 0)
-    if not has_weights(plan.build(Shard())):
+    plan = ModelPlan(directory, architecture, model_class, parsed, dtype, context)
+    if not has_files or not has_weights(plan.build(Shard())):
         return plan
-    num_weights = num_bytes(directory) // stored.itemsize
-    return ModelPlan(
-        directory, architecture, model_class, parsed, dtype, context, num_weights * dtype.itemsize
-    )
+    file_bytes = num_bytes(directory)
+    return replace(plan, num_file_bytes=file_bytes, num_weight_bytes=file_bytes // stored.itemsize * dtype.itemsize)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -134,9 +139,7 @@ def plan_slots(
         slots_needed(plan.context, window, step_tokens) * token_bytes for _, window, token_bytes in sizes
     )
     if execution.kv_memory is not None and execution.kv_memory > left:
-        raise NotEnoughMemory(
-            f"--kv-memory {execution.kv_memory}: only {_mib(left)} of memory are left beside the weights"
-        )
+        raise NotEnoughMemory(f"--kv-memory {execution.kv_memory}: only {_mib(left)} of memory are left beside the weights")
     budget = execution.kv_memory
     if budget is None:
         budget = default_kv_bytes(left, wanted=wanted, share=share)

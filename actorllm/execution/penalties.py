@@ -15,11 +15,7 @@ from actorllm.messages import RowSampling
 
 def has_penalty(sampling: RowSampling) -> bool:
     """Whether a row needs its counts."""
-    return (
-        sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-    )
+    return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
 
 
 class TokenCounts:

@@ -102,17 +102,13 @@ class ResidentRunner:
         self._layer = layer
         self._vocab_size: int = model.config.vocab_size
         self._cache = KVPool(model.cache_groups, sizes.num_slots, dtype=dtype, device=device)
-        self._sampler = Sampler(
-            self._vocab_size, max_running=sizes.max_running, device=device, invalid_ids=invalid_ids
-        )
+        self._sampler = Sampler(self._vocab_size, max_running=sizes.max_running, device=device, invalid_ids=invalid_ids)
         self.reset()
 
     def reset(self) -> None:
         """Forget every row; what the cache holds is never read before it is written again."""
         sizes = self._sizes
-        tables = SlotTables(
-            len(sizes.num_slots), num_rows=sizes.max_running, context=sizes.context, device=self._device
-        )
+        tables = SlotTables(len(sizes.num_slots), num_rows=sizes.max_running, context=sizes.context, device=self._device)
         self._reader = StepReader(self._cache, tables, max_running=sizes.max_running, device=self._device)
         self._sampler.reset()
 
@@ -129,10 +125,7 @@ class ResidentRunner:
         for opened in step.opened:
             self._reader.open(opened)
             self._sampler.open(
-                opened.row,
-                opened.sampling,
-                prompt_ids=int32(opened.prompt_ids),
-                output_ids=int32(opened.output_ids),
+                opened.row, opened.sampling, prompt_ids=int32(opened.prompt_ids), output_ids=int32(opened.output_ids)
             )
         inputs = self._reader.read(step)
         state = forward(self.model, inputs.batch, layer=self._layer)
@@ -161,11 +154,7 @@ class ResidentRunner:
         if len(tokens.rows_N) == 0:
             return None
         scores = score_in_blocks(
-            self.model.head,
-            hidden_TD[tokens.rows_N],
-            tokens.next_ids_N,
-            width=tokens.width,
-            vocab_size=self._vocab_size,
+            self.model.head, hidden_TD[tokens.rows_N], tokens.next_ids_N, width=tokens.width, vocab_size=self._vocab_size
         )
         return scores.to_host()
 

@@ -73,9 +73,7 @@ class _Row:
 class Sampler:
     """The sampling state of all device rows. `invalid_ids` (a padded vocabulary's) are never sampled."""
 
-    def __init__(
-        self, vocab_size: int, *, max_running: int, device: torch.device, invalid_ids: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, vocab_size: int, *, max_running: int, device: torch.device, invalid_ids: Sequence[int] = ()) -> None:
         self._vocab_size = vocab_size
         self._device = device
         self._max_running = max_running
@@ -143,14 +141,12 @@ class Sampler:
         if penalized:
             index_A = self._index(penalized)
             self._counts.add(samples.rows_S[index_A], ids_S[index_A])
-        scores, widths = None, tuple(rows[index].sampling.logprobs or 0 for index in scored)
+        scores, widths = (None, tuple(rows[index].sampling.logprobs or 0 for index in scored))
         if raw_AV is not None:
             scores = score(raw_AV, ids_S[self._index(scored)], max(widths))
         return Sampled(torch.where(best_S.values.isfinite(), ids_S, -1), scored, widths, scores)
 
-    def _process(
-        self, logits_SV: Tensor, rows: dict[int, _Row], samples: Samples, penalized: Sequence[int]
-    ) -> None:
+    def _process(self, logits_SV: Tensor, rows: dict[int, _Row], samples: Samples, penalized: Sequence[int]) -> None:
         """Penalties, bias and bans, in place."""
         if penalized:
             index_A = self._index(penalized)
@@ -163,9 +159,7 @@ class Sampler:
             if row.banned_ids is not None and samples.positions[index] < row.sampling.min_tokens:
                 logits_SV[index, row.banned_ids] = -torch.inf
 
-    def _draw(
-        self, logits_SV: Tensor, best_S: Tensor, ids_S: Tensor, samples: Samples, random: Sequence[int]
-    ) -> None:
+    def _draw(self, logits_SV: Tensor, best_S: Tensor, ids_S: Tensor, samples: Samples, random: Sequence[int]) -> None:
         """Sample the `random` samples and write their ids into `ids_S`."""
         is_all = len(random) == len(samples.rows)
         index_A = slice(None) if is_all else self._index(random)

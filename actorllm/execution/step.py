@@ -62,7 +62,7 @@ class StepReader:
         numbers = int32(b"".join(parts)).to(self._device, non_blocking=True).to(torch.int64)
         split = numbers.split([len(part) // 4 for part in parts])
         token_ids_T, positions_T, *slots_T = split[:-6]
-        rows_B, query_lens_B, seq_lens_B, sample_tokens_S, sample_to_S, sample_positions_S = split[-6:]
+        (rows_B, query_lens_B, seq_lens_B, sample_tokens_S, sample_to_S, sample_positions_S) = split[-6:]
         num_tokens = len(token_ids_T)
         rows_T, columns_T = _places(rows_B, query_lens_B, seq_lens_B, num_tokens)
         if _MINUS_ONE in step.token_ids:  # or, rarely, in two neighbours' bytes, which changes nothing
@@ -77,9 +77,7 @@ class StepReader:
             slot_tables=self._tables.tables,
             cache=self._cache,
         )
-        samples = Samples(
-            unpack(step.sample_to), unpack(step.sample_positions), sample_to_S, sample_positions_S
-        )
+        samples = Samples(unpack(step.sample_to), unpack(step.sample_positions), sample_to_S, sample_positions_S)
         prompts = tuple(self._prompt(spans[entry], width, data) for entry, width, data in step.prompt_logprobs)
         return StepInputs(batch, sample_tokens_S, samples, prompts)
 

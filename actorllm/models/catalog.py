@@ -90,3 +90,8 @@ class Catalog:
             f"no installed plugin serves {architecture}.{hint} Installed: {', '.join(known) or 'none'}. "
             "Install a plugin package for it, or write one"
         )
+
+
+def find_model(architecture: str) -> type[CausalLM]:
+    """The class of an installed architecture. Raises one of the five `PluginError`s."""
+    return Catalog.discover().load(architecture)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
+from actorllm.errors import UnsupportedConfig
 from actorllm.layers.batch import Batch
 from actorllm.layers.shard import Shard
 from actorllm.models.config import ConfigReader
@@ -28,6 +29,7 @@ __all__ = [
     "CausalLM",
     "ConfigReader",
     "ModelConfig",
+    "UnsupportedConfig",
     "window_groups",
 ]
 

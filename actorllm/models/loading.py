@@ -7,7 +7,6 @@ from actorllm.weights.source import load_module
 
 def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
     """Pull all weights. Raises `TensorMissing` or `TensorLeftOver` naming the tensors."""
-    tied = model.tied_tensors()
-    checkpoint.tie(tied)
+    checkpoint.tie(model.tied_tensors())
     load_module(model, checkpoint)
-    checkpoint.finish({**model.ignored_tensors, **{name: f"the same as {other}" for name, other in tied.items()}})
+    checkpoint.finish(model.ignored_tensors)

@@ -6,7 +6,7 @@ now and relies on pausing. Knows no queue, no rows and no steps.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from actorllm.cache.sizing import GroupSize
 from actorllm.errors import InvalidRequest, PromptTooLong
@@ -15,7 +15,9 @@ from actorllm.scheduling.residency import Grant, Residents
 
 
 class Admission(Protocol):
-    """Judges one candidate at a time."""
+    """Judges one candidate at a time. `may_pause`: those inside may run short of slots."""
+
+    may_pause: ClassVar[bool]
 
     def __init__(self, residents: Residents, max_step_tokens: int) -> None: ...
 
@@ -35,6 +37,8 @@ class Reserve:
     (b_k * k + a_1 + ... + a_k), is tighter, but it assumes that all sequences gain a token in every step, which chunked
     prefill, budgets and depth 2 break; used here it could overcommit.
     """
+
+    may_pause = False
 
     def __init__(self, residents: Residents, max_step_tokens: int) -> None:
         self._residents = residents
@@ -56,6 +60,8 @@ class Reserve:
 class Optimistic:
     """Admits a sequence when its known ids fit beside what the running ones still have to prefill and their
     next tokens. An empty device takes anyone: `check` has seen that each sequence fits alone."""
+
+    may_pause = True
 
     def __init__(self, residents: Residents, max_step_tokens: int) -> None:
         self._residents = residents

@@ -6,7 +6,7 @@ paused: it gets on in every step, and everyone is first some day.
 """
 
 from actorllm.scheduling.admission import Admission, grant_for
-from actorllm.scheduling.residency import Residents
+from actorllm.scheduling.residency import Residence, Residents
 from actorllm.scheduling.step_builder import StepBuilder
 from actorllm.scheduling.waiting import WaitingQueue
 from actorllm.settings import SchedulingSettings
@@ -69,7 +69,7 @@ class Planner:
             if not builder.room or stay.is_leaving:
                 return
             wanted = min(stay.target - stay.num_planned, builder.room, self._max_chunk)
-            while wanted > residents.num_free_slots and residents.running[-1] is not stay and self._pause_last(builder):
+            while wanted > residents.num_free_slots and self._pause_last(builder, sparing=stay):
                 pass
             count = min(wanted, residents.num_free_slots)
             if count:
@@ -77,14 +77,15 @@ class Planner:
             if count < wanted:
                 return  # what gets free belongs to the first in order
 
-    def _pause_last(self, builder: StepBuilder) -> bool:
+    def _pause_last(self, builder: StepBuilder, *, sparing: Residence | None = None) -> bool:
         """Pause the last in the order, to give its slots to the others; False when nobody is to be paused now.
 
         While someone leaves, slots are on their way back, and nobody else is paused for their sake.
         """
+        assert self._admission.may_pause, "slots ran out, although admission had reserved them"
         residents = self._residents
         last = residents.running[-1]
-        if residents.num_leaving or len(residents.running) == 1 or builder.names(last):
+        if residents.num_leaving or len(residents.running) == 1 or last is sparing or builder.names(last):
             return False
         self.num_pauses += 1
         residents.leave(last.sequence)

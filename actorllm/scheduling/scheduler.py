@@ -100,17 +100,18 @@ class Scheduler:
             self._finish_all(request, "abort", error=RequestAborted("the request was aborted"))
 
     def stop(self, found: StopFound) -> None:
-        """Detokenize has ended a choice at a stop string: it keeps the tokens up to there and needs no output."""
+        """Detokenize has ended a choice at a stop string: it keeps the tokens up to there and needs no output.
+
+        This holds even if the choice has ended here since, because the stream was told first of the stop.
+        """
         request = self._table.get(found.request_id)
         if request is None or not 0 <= found.choice < len(request.sequences):
             return
         sequence = request.sequences[found.choice]
-        was_seen = found.token_index < sequence.num_sent
-        if not was_seen or sequence.finish in ("abort", "error"):
-            return
-        sequence.truncate(found.token_index + 1)
-        self._withdraw(sequence)
-        self._retire(request)
+        if found.token_index < sequence.num_sent:
+            sequence.truncate(found.token_index + 1)
+            self._withdraw(sequence)
+            self._retire(request)
 
     def expire(self, now: float) -> None:
         """Fail the requests whose deadline has passed."""

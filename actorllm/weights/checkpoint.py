@@ -72,8 +72,9 @@ class Checkpoint:
         self._homes.clear()
 
     def tie(self, tied: Mapping[str, str]) -> None:
-        """Declare aliases: a name that may be absent -> the name that stands for it."""
+        """Declare aliases: a name that may be absent, or be there as a copy -> the name that stands for it."""
         self._tied.update(tied)
+        self._claimed.update(tied)
 
     def has(self, name: str) -> bool:
         return name in self._homes or self._tied.get(name) in self._homes

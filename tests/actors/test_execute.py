@@ -7,7 +7,6 @@ from collections.abc import Callable
 import msgspec
 import pytest
 import torch
-from actorllm_echo import EchoConfig, EchoForCausalLM
 
 from actorllm.actors.execute import ExecuteActor
 from actorllm.errors import DeviceError, DeviceHung, DeviceLost
@@ -17,6 +16,7 @@ from actorllm.execution.runner import ResidentRunner, RunnerSizes
 from actorllm.layers.shard import Shard
 from actorllm.messages import RowOpen, RowSampling, Step, StepDone, pack
 from actorllm.runtime.supervisor import Supervisor
+from actorllm_echo import EchoConfig, EchoForCausalLM
 
 CPU = torch.device("cpu")
 GREEDY = RowSampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, {}, 0, None, 0, ())
@@ -151,12 +151,10 @@ async def test_a_device_that_is_lost_or_hangs_is_fatal(fault, kind) -> None:
             await super().stopped(error)
             self.ended.set_result(error)
 
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (the supervisor's own exception; its cause is what counts)
+    with pytest.raises(Exception) as caught:
         async with Supervisor("test", restarts=0) as supervisor:
             execute = await supervisor.start(
-                "execute",
-                lambda: Deaf(bench.devices, deliver=bench.delivered.put_nowait, step_timeout=0.1),
-                capacity=4,
+                "execute", lambda: Deaf(bench.devices, deliver=bench.delivered.put_nowait, step_timeout=0.1), capacity=4
             )
             await execute.send(first(1, 10))
             await asyncio.sleep(20)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from actorllm_echo import EchoConfig, EchoForCausalLM
 
 from actorllm.execution.runner import ResidentRunner, RunnerSizes
 from actorllm.layers.shard import Shard
 from actorllm.messages import RowOpen, RowSampling, Step, pack
+from actorllm_echo import EchoConfig, EchoForCausalLM
 
 CPU = torch.device("cpu")
 
@@ -47,15 +47,22 @@ class StepBuilder:
         self.samples: list[tuple[int, int, int]] = []
         self.prompts: list[tuple[int, int, bytes]] = []
 
-    def open(self, row: int, *, output_ids: Sequence[int] = (), prompt_ids: Sequence[int] = (), like: int | None = None,
-             **sampling) -> "StepBuilder":
+    def open(
+        self, row: int, *, output_ids: Sequence[int] = (), prompt_ids: Sequence[int] = (), like: int | None = None, **sampling
+    ) -> "StepBuilder":
         """A new sequence in `row`, which shares all of `like`'s tokens, if given."""
         shared = self.slots[like] if like is not None else []
-        self.lens[row], self.outputs[row], self.slots[row] = len(shared), len(output_ids), list(shared)
+        self.lens[row], self.outputs[row], self.slots[row] = (len(shared), len(output_ids), list(shared))
         groups = range(self.num_groups)
         self.opened.append(
-            RowOpen(row, row_sampling(**sampling), pack(prompt_ids), pack(output_ids), tuple(0 for _ in groups),
-                    tuple(pack(shared) for _ in groups))
+            RowOpen(
+                row,
+                row_sampling(**sampling),
+                pack(prompt_ids),
+                pack(output_ids),
+                tuple(0 for _ in groups),
+                tuple(pack(shared) for _ in groups),
+            )
         )
         return self
 
@@ -63,8 +70,9 @@ class StepBuilder:
         self.closed.append(row)
         return self
 
-    def feed(self, row: int, ids: Sequence[int], *, to: Sequence[int] | None = (), prompt: tuple[int, list[int]] | None = None
-             ) -> "StepBuilder":
+    def feed(
+        self, row: int, ids: Sequence[int], *, to: Sequence[int] | None = (), prompt: tuple[int, list[int]] | None = None
+    ) -> "StepBuilder":
         """Tokens for `row`, after the last of which the rows `to` are sampled."""
         start = self.lens[row]
         self.lens[row] += len(ids)

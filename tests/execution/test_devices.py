@@ -21,15 +21,14 @@ class SumRunner:
     def __init__(self, rank: int, collectives: ThreadRanks | None = None) -> None:
         self.rank = rank
         self.collectives = collectives
-        self.num_resets = 0
-        self.numbers: list[int] = []
+        self.log: list[int | str] = []
         self.fault = lambda number: None
 
     def reset(self) -> None:
-        self.num_resets += 1
+        self.log.append("reset")
 
     def launch(self, step: Step) -> "SumRunner":
-        self.numbers.append(step.number)
+        self.log.append(step.number)
         value = torch.tensor([self.rank + step.number])
         for _ in range(2):
             self.fault(step.number)
@@ -85,14 +84,12 @@ async def test_a_rank_that_raises_breaks_the_others_off(step, broken: int) -> No
             raise ValueError("no such shape")
 
     runners[broken].fault = fault
-    first, second = await asyncio.gather(
-        finish(devices, step(1, 1)), finish(devices, step(1, 2)), return_exceptions=True
-    )
+    first, second = await asyncio.gather(finish(devices, step(1, 1)), finish(devices, step(1, 2)), return_exceptions=True)
     assert isinstance(first, DeviceError) and "no such shape" in str(first)
     assert isinstance(second, DeviceError), "what is queued behind is not run"
     await devices.recover(5)
     assert (await finish(devices, step(2, 4))).sampled == pack([18])
-    assert [runner.num_resets for runner in runners] == [2, 2]
+    assert all(runner.log[-2:] == ["reset", 4] for runner in runners)
     assert await devices.close()
 
 
@@ -100,7 +97,7 @@ async def test_a_larger_epoch_resets_once(step) -> None:
     devices, runner = one_rank()
     for epoch, number in ((1, 1), (1, 2), (3, 1), (3, 2)):
         await finish(devices, step(epoch, number))
-    assert runner.num_resets == 2
+    assert runner.log == ["reset", 1, 2, "reset", 1, 2]
     assert devices.epoch == 3
     await devices.close()
 

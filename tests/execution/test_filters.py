@@ -59,7 +59,7 @@ def test_equals_the_definition(vocab_size: int, spread: float) -> None:
 def test_a_flat_row_and_a_steep_row_do_not_change_each_other() -> None:
     vocab_size = 4 * NARROW
     generator = np.random.default_rng(0)
-    flat, steep = log_weights(generator, 1, vocab_size, 0.01), log_weights(generator, 1, vocab_size, 8.0)
+    flat, steep = (log_weights(generator, 1, vocab_size, 0.01), log_weights(generator, 1, vocab_size, 8.0))
     both = torch.from_numpy(np.concatenate((flat, steep)))
     rows = [(0, 0.9, 0.0), (0, 0.9, 0.0)]
     together = allowed(both, parameters(rows, vocab_size))

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actorllm.cache.sizing import GroupSize
+from actorllm.cache.sizing import GroupSize, slots_needed
 from actorllm.errors import InvalidRequest, QueueFull
 from actorllm.messages import unpack_floats
 from actorllm.settings import SchedulingSettings
@@ -22,9 +22,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth=st.sampled_from((1, 2)),
         admission=st.sampled_from(("reserve", "optimistic")),
         windows=st.sampled_from(((None,), (None, 3), (5,), (None, 6, 2))),
-        spare_slots=st.integers(0, 30),
-        max_running=st.integers(1, 5),
-        max_step_tokens=st.integers(1, 9),
+        spare_slots=st.sampled_from((0, 3, 12, 40)),
+        max_running=st.integers(2, 6),
+        max_step_tokens=st.sampled_from((1, 4, 8, 16)),
     )
     def start(self, depth, admission, windows, spare_slots, max_running, max_step_tokens) -> None:
         self.drive = Drive(
@@ -35,12 +35,16 @@ class SchedulerMachine(RuleBasedStateMachine):
                 admission=admission,
                 max_waiting=MAX_WAITING,
             ),
-            [GroupSize(f"group {window}", CONTEXT + spare_slots, window) for window in windows],
+            [
+                GroupSize(f"group {window}", slots_needed(CONTEXT, window, max_step_tokens) + spare_slots, window)
+                for window in windows
+            ],
             context=CONTEXT,
             vocab_size=VOCAB_SIZE,
         )
 
     @rule(
+        count=st.integers(1, 4),
         prompt_len=st.integers(1, 14),
         max_tokens=st.integers(0, 14),
         n=st.sampled_from((1, 1, 2, 3)),
@@ -58,23 +62,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         ),
         waits=st.fixed_dictionaries({}, optional={"wait": st.integers(0, 3), "run": st.integers(0, 6)}),
     )
-    def add(self, prompt_len, max_tokens, n, ends, scores, waits) -> None:
-        drive = self.drive
-        number = len(drive.admits)
+    def add(self, count, prompt_len, max_tokens, n, ends, scores, waits) -> None:
         ends = {**ends, "min_tokens": min(ends.get("min_tokens", 0), max_tokens)}
-        deadlines = {f"{name}_deadline": drive.now + wait for name, wait in waits.items()}
-        num_waiting = drive.scheduler.num_waiting
+        deadlines = {f"{name}_deadline": self.drive.now + wait for name, wait in waits.items()}
+        for extra in range(count):
+            self._add(prompt_len + extra, max_tokens=max_tokens, n=n, **ends, **scores, **deadlines)
+
+    def _add(self, prompt_len: int, *, n: int, **fields) -> None:
+        drive = self.drive
+        number, num_waiting = len(drive.admits), drive.scheduler.num_waiting
+        prompt_ids = [1000 * (number + 1) + index for index in range(prompt_len)]
         try:
-            drive.add(
-                f"r{number}",
-                [1000 * (number + 1) + index for index in range(prompt_len)],
-                max_tokens=max_tokens,
-                n=n,
-                seed=number,
-                **ends,
-                **scores,
-                **deadlines,
-            )
+            drive.add(f"r{number}", prompt_ids, n=n, seed=number, **fields)
         except QueueFull:
             assert num_waiting == MAX_WAITING
         except InvalidRequest:
@@ -96,7 +95,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def take(self) -> None:
         self.drive.take()
 
-    @rule(count=st.integers(1, 8))
+    @rule(count=st.integers(1, 12))
     def rounds(self, count) -> None:
         for _ in range(count):
             self.drive.round()
@@ -149,6 +148,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self._check_choice(request_id, choice, received)
         for request_id in drive.admits:
             self._check_request(request_id)
+        self._check_all_rows_are_back()
 
     def _check_choice(self, request_id: str, choice: int, received: Received) -> None:
         expected = self.drive.expected(request_id, choice)
@@ -162,10 +162,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert received.ids == expected and received.failure is None
             params, admit = self.drive.admits[request_id].params, self.drive.admits[request_id]
             ends = {*params.stop_token_ids, *(() if params.ignore_eos else admit.eos_ids)}
-            assert (received.finish == "stop") == received.is_stop_token == (expected[-1:] != [] and expected[-1] in ends)
+            assert (
+                (received.finish == "stop") == received.is_stop_token == (expected[-1:] != [] and expected[-1] in ends)
+            )
         else:
-            kinds = {"abort": {"RequestAborted"}, "error": {"QueueTimeout", "RequestTimeout"}}
-            assert received.failure is not None and received.failure.kind in kinds[received.finish]
+            has_run = self.drive.finished[request_id].scheduled is not None
+            timeout = "RequestTimeout" if has_run else "QueueTimeout"
+            assert received.failure is not None
+            assert received.failure.kind == (timeout if received.finish == "error" else "RequestAborted")
+            if received.failure.kind == "RequestTimeout":
+                assert self.drive.admits[request_id].run_deadline is not None
 
     def _check_request(self, request_id: str) -> None:
         drive = self.drive
@@ -181,6 +187,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             scored = unpack_floats(drive.scores[request_id].scores.chosen)
             prompt_start = 1000 * (int(request_id[1:]) + 1)
             assert list(scored) == [-prompt_start - index for index in range(1, record.prompt_len)]
+
+    def _check_all_rows_are_back(self) -> None:
+        n = self.drive.settings.max_running
+        self.drive.add("last", [1], n=n, max_tokens=1, seed=1)
+        self.drive.run()
+        assert all(self.drive.choices["last", choice].finish == "length" for choice in range(n))
 
     def _stoppable(self) -> list[tuple[str, int]]:
         choices = self.drive.choices.items()

@@ -6,6 +6,7 @@ bytes. Every token but the sentence's own is followed by the sentence's first wo
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def next_ids(vocab: dict[str, int]) -> list[int]:
     alphabet = byte_alphabet()
     sentence = [vocab["".join(alphabet[byte] for byte in word.encode())] for word in SENTENCE]
     successors = [sentence[0]] * len(vocab)
-    for token, successor in zip(sentence, sentence[1:], strict=False):
+    for token, successor in pairwise(sentence):
         successors[token] = successor
     successors[vocab[STOP]] = vocab[END]
     return successors

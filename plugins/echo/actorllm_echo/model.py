@@ -14,10 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from actorllm.errors import UnsupportedConfig
 from actorllm.layers.batch import Batch
 from actorllm.layers.shard import Shard
-from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM
+from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM, ConfigReader, UnsupportedConfig
 
 LOGIT = 30.0
 """The successor's logit; all others are 0, so at temperature 1 it is all but certain."""
@@ -38,15 +37,12 @@ class EchoConfig:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """Read config.json; raises `UnsupportedConfig` for a wrong value or an unknown key."""
-        neutral = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}
-        neutral |= {"bos_token_id", "eos_token_id", "pad_token_id"}  # the tokenizer's business
-        values = {key: value for key, value in config.items() if key not in neutral}
-        vocab_size = _positive(values, "vocab_size", DIGIT * DIGIT)
-        num_layers = _positive(values, "num_hidden_layers", 1024)
-        context_len = _positive(values, "max_position_embeddings", 2**31 - 1)
-        next_ids = values.pop("next_ids", None)
-        if values:
-            raise UnsupportedConfig(f"config.json: the echo model does not know {', '.join(sorted(values))}")
+        reader = ConfigReader(config)
+        vocab_size = reader.size("vocab_size", most=DIGIT * DIGIT)
+        context_len = reader.size("max_position_embeddings")
+        num_layers = reader.layers()
+        next_ids = reader.take("next_ids")
+        reader.finish()
         if next_ids is not None and not _are_ids(next_ids, vocab_size):
             raise UnsupportedConfig("config.json: next_ids must name one token id for each of vocab_size tokens")
         return cls(vocab_size, context_len, num_layers, None if next_ids is None else tuple(next_ids))
@@ -109,13 +105,6 @@ class EchoForCausalLM(CausalLM):
         logits_TV = torch.zeros(len(ids_T), self.config.vocab_size, device=ids_T.device)
         logits_TV.scatter_(1, next_T.unsqueeze(1), LOGIT)
         return logits_TV.masked_fill((ids_T < 0).unsqueeze(1), torch.nan)
-
-
-def _positive(values: dict[str, Any], key: str, largest: int) -> int:
-    value = values.pop(key, None)
-    if not isinstance(value, int) or not 1 <= value <= largest:
-        raise UnsupportedConfig(f"config.json: {key} must be a number from 1 to {largest}, not {value!r}")
-    return value
 
 
 def _are_ids(values: Any, vocab_size: int) -> bool:

@@ -1,0 +1,142 @@
+"""`actorllm serve [PATH]`: an engine and its HTTP server until a signal or a failure.
+
+The first SIGINT or SIGTERM drains: no new requests, running ones finish. A second one stops at once. Exit codes: 0 after
+a stop that was asked for, 1 if the engine failed, 2 for a wrong flag, setting or model.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from actorllm.cli.sizes import byte_count
+from actorllm.engine import Engine
+from actorllm.errors import EngineError, SettingsError
+from actorllm.server.app import create_app, start_site
+from actorllm.settings import Settings, load_settings
+
+SWITCH_INTERVAL = 5e-5
+"""Seconds a thread may keep the GIL while another waits. With Python's default of 5 ms the device thread, which takes the
+GIL anew for every operator, would be starved by a busy event loop."""
+
+ENGINE_FAILED = 1
+FLAGS = {
+    "path": "model",
+    "served_names": "model",
+    "dtype": "model",
+    "context": "model",
+    "threads": "execution",
+    "kv_memory": "execution",
+    "tensor_parallel": "execution",
+    "max_waiting": "scheduling",
+    "host": "server",
+    "port": "server",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags; everything else is set by a file or by the environment."""
+    parser.add_argument("path", nargs="?", metavar="PATH", help="a Hugging Face model folder (default: the echo model)")
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default 8000)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="precision to compute in")
+    parser.add_argument("--threads", type=int, help="threads of a device step (default: the processors it may use)")
+    parser.add_argument("--context", type=int, help="longest prompt plus output in tokens (default: the model's)")
+    parser.add_argument("--kv-memory", type=byte_count, metavar="BYTES", help="memory for the KV cache, as 2GiB or 512MB")
+    parser.add_argument("--max-waiting", type=int, help="requests that may wait before others are refused")
+    parser.add_argument(
+        "--served-model-name", dest="served_names", nargs="+", metavar="NAME", help="names that clients may ask for"
+    )
+    parser.add_argument("--tensor-parallel", type=int, metavar="RANKS", help="ranks that share the model")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until stopped; returns the exit code."""
+    flags: dict[str, dict[str, Any]] = {}
+    for name, part in FLAGS.items():
+        value = getattr(arguments, name)
+        if value is not None:
+            flags.setdefault(part, {})[name] = value
+    settings = load_settings(arguments.config, flags=flags)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    return asyncio.run(serve(settings))
+
+
+async def serve(settings: Settings) -> int:
+    """Enter the engine, listen, and wait for a reason to stop."""
+    stops = _Stops()
+    if settings.model.path is None:
+        _say("no model was named: serving the echo model, which only repeats a sentence (give a model folder's path)")
+    engine = Engine(settings.engine())
+    loading = asyncio.ensure_future(engine.__aenter__())
+    await stops.race(loading)
+    if not loading.done():
+        loading.cancel()
+        await asyncio.wait({loading})
+        return 0
+    loading.result()
+    try:
+        runner, address = await _listen(engine, settings)
+        try:
+            info = engine.info
+            _say(
+                f"serving {info.name} ({info.architecture}, {info.dtype}, context {info.context_len}, "
+                f"{sum(info.num_slots)} token slots) at {address}"
+            )
+            failure = asyncio.ensure_future(engine.wait_failed())
+            await stops.race(failure)
+            if failure.done():
+                return _failed(failure.result())
+            failure.cancel()
+            _say("stopping: running requests may finish; a second signal stops at once")
+            draining = asyncio.ensure_future(engine.drain(settings.server.drain_timeout))
+            await stops.race(draining)
+            draining.cancel()
+        finally:
+            await runner.cleanup()
+    finally:
+        await engine.__aexit__(None, None, None)
+    return 0
+
+
+async def _listen(engine: Engine, settings: Settings) -> tuple[Any, str]:
+    try:
+        return await start_site(create_app(engine, settings.server), settings.server)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.server.host} port {settings.server.port}: {error.strerror or error}; "
+            "choose another --port or --host"
+        ) from error
+
+
+def _failed(error: EngineError) -> int:
+    """Say why, and leave for good: a stuck device thread cannot be joined, so nothing waits for it."""
+    _say(f"error: {error.message}")
+    logging.shutdown()
+    os._exit(ENGINE_FAILED)
+
+
+def _say(text: str) -> None:
+    print(f"actorllm: {text}", file=sys.stderr, flush=True)
+
+
+class _Stops:
+    """SIGINT and SIGTERM, counted one by one."""
+
+    def __init__(self) -> None:
+        self._arrivals: asyncio.Queue[None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._arrivals.put_nowait, None)
+
+    async def race(self, other: "asyncio.Future[Any]") -> None:
+        """Return at the next signal, or when `other` is done."""
+        arrival = asyncio.ensure_future(self._arrivals.get())
+        await asyncio.wait({arrival, other}, return_when=asyncio.FIRST_COMPLETED)
+        arrival.cancel()

@@ -1,0 +1,199 @@
+"""The bodies of requests, as OpenAI's clients send them, and what they mean for the engine.
+
+An explicit null means the default. Unknown fields are ignored, as OpenAI's server does with most, but known ones that
+are not built are refused by name. Knows no HTTP.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from actorllm.errors import InvalidRequest, UnsupportedField
+from actorllm.messages import SamplingParams
+
+# Known fields that are not built yet -> values that ask for nothing.
+UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "grammar": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "modalities": (["text"],),
+    "prediction": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+# Where a client's field has another name or form than ours, or does not concern sampling at all.
+PASSED_ON = frozenset(SamplingParams.__struct_fields__) - {"stop", "logprobs", "max_tokens", "n"}
+MAX_PROMPTS = 256
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+class StreamOptions(Struct):
+    """What a stream tells beside tokens."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class RequestBody(Struct, kw_only=True):
+    """What both generating routes share. Sampling fields are typed as JSON may bring them and checked by
+    `SamplingParams`."""
+
+    model: str | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    timeout: float | None = None
+    user: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    prompt_logprobs: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+
+    @property
+    def is_streamed(self) -> bool:
+        return bool(self.stream)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_usage_always(self) -> bool:
+        """Whether every chunk tells the usage so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def sampling(self, defaults: SamplingParams, **own: Any) -> SamplingParams:
+        """The request's parameters: its own fields, then the checkpoint's defaults. Raises `InvalidRequest`."""
+        given = {name: value for name in PASSED_ON if (value := getattr(self, name)) is not None}
+        if self.logit_bias is not None:
+            given["logit_bias"] = {_token_id(key): value for key, value in self.logit_bias.items()}
+        if self.stop is not None:
+            given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if self.stop_token_ids is not None:
+            given["stop_token_ids"] = tuple(self.stop_token_ids)
+        if self.n is not None:
+            given["n"] = self.n
+        return msgspec.structs.replace(defaults, **given, **own)
+
+
+class CompletionBody(RequestBody, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    add_special_tokens: bool | None = None
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One entry per prompt; choices come in their order. Raises `InvalidRequest`."""
+        prompt = self.prompt
+        if prompt is None or prompt == []:
+            raise InvalidRequest("prompt is missing: give text, token ids, or a list of either", param="prompt")
+        if isinstance(prompt, str):
+            return [prompt]
+        prompts: Any = [prompt] if isinstance(prompt[0], int) else prompt
+        if len(prompts) > MAX_PROMPTS:
+            raise InvalidRequest(f"at most {MAX_PROMPTS} prompts fit one request", param="prompt")
+        return prompts
+
+    def params(self, defaults: SamplingParams) -> SamplingParams:
+        """Sampling parameters; `echo` with `logprobs` scores the prompt as well."""
+        max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        own: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": self.logprobs}
+        if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
+            own["prompt_logprobs"] = self.logprobs
+        return self.sampling(defaults, **own)
+
+
+class ChatBody(RequestBody, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def params(self, defaults: SamplingParams) -> SamplingParams:
+        """Sampling parameters; without a limit the answer may fill the context."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return self.sampling(defaults, max_tokens=max_tokens, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+
+
+class TokenizeBody(Struct):
+    """POST /tokenize: text, or a conversation by the chat template."""
+
+    prompt: str | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeBody(Struct):
+    """POST /detokenize."""
+
+    tokens: list[int]
+
+
+def read_body(data: bytes, kind: type) -> Any:
+    """A body of type `kind`. Raises `InvalidRequest` or `UnsupportedField` that names the field."""
+    try:
+        fields = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    for name, harmless in UNSUPPORTED_FIELDS.items():
+        if (value := fields.get(name)) is not None and value not in harmless:
+            raise UnsupportedField(f"{name} is not supported by this version; leave it out", param=name)
+    try:
+        body = msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error), param=_field_of(str(error))) from error
+    if isinstance(body, RequestBody):
+        if body.stream_options not in (None, StreamOptions()) and not body.is_streamed:
+            raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+        if body.timeout is not None and not 0 < body.timeout < 1e6:
+            raise InvalidRequest("timeout must be a number of seconds above 0", param="timeout")
+    return body
+
+
+def _token_id(key: str) -> int:
+    try:
+        return int(key)
+    except ValueError:
+        raise InvalidRequest(f"logit_bias: {key!r} is not a token id", param="logit_bias") from None
+
+
+def _field_of(message: str) -> str | None:
+    """The field in msgspec's "... - at `$.field[0]`"."""
+    _, found, path = message.rpartition("at `$.")
+    return path.rstrip("`").split(".")[0].split("[")[0] if found else None

@@ -1,0 +1,206 @@
+"""The HTTP application: routes, and what holds for all of them (ids, errors, hosts, one log line a request).
+
+Knows the engine's public face only.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+
+import actorllm
+from actorllm.engine import Engine
+from actorllm.errors import ActorLLMError, UnknownModel
+from actorllm.server.api_types import DetokenizeBody, TokenizeBody, read_body
+from actorllm.server.chat_completions import ChatRoute
+from actorllm.server.completions import CompletionRoute
+from actorllm.server.generation import Generation
+from actorllm.server.metrics import Metrics
+from actorllm.server.replies import error_body, error_reply, json_reply
+from actorllm.server.route import read_json
+from actorllm.settings import ServerSettings
+
+logger = logging.getLogger("actorllm.requests")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+MAX_HEADER = 16 * 1024
+
+
+class Server:
+    """Handlers of the routes that do not generate."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics(engine)
+
+    async def health(self, request: web.Request) -> web.Response:
+        if self.engine.is_healthy:
+            return json_reply({"status": "ok"})
+        return json_reply({"status": "not serving"}, status=503)
+
+    async def show_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def version(self, request: web.Request) -> web.Response:
+        return json_reply({"version": actorllm.__version__})
+
+    async def models(self, request: web.Request) -> web.Response:
+        return json_reply({"object": "list", "data": [self._card(name) for name in self.engine.info.names]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self.engine.info.names:
+            raise UnknownModel(f"model {name!r} is not served here; served: {', '.join(self.engine.info.names)}")
+        return json_reply(self._card(name))
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body: TokenizeBody = read_body(await read_json(request), TokenizeBody)
+        ids = await self.engine.tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
+        return json_reply({"tokens": ids, "count": len(ids), "max_model_len": self.engine.info.context_len})
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        body: DetokenizeBody = read_body(await read_json(request), DetokenizeBody)
+        known = [token_id for token_id in body.tokens if 0 <= token_id < self.engine.info.vocab_size]
+        return json_reply({"prompt": self.engine.tokenizer.decode(known, skip_special_tokens=False)})
+
+    def _card(self, name: str) -> dict[str, Any]:
+        info = self.engine.info
+        return {
+            "id": name,
+            "object": "model",
+            "created": info.created,
+            "owned_by": "actorllm",
+            "root": info.name,
+            "max_model_len": info.context_len,
+        }
+
+
+def create_app(engine: Engine, settings: ServerSettings) -> web.Application:
+    """The application over an entered engine."""
+    server = Server(engine, settings)
+    app = web.Application(
+        client_max_size=settings.max_body, middlewares=[_observed(server), _answering, _guarding(settings.host)]
+    )
+    app.router.add_post("/v1/completions", CompletionRoute(engine, server.metrics).handle)
+    app.router.add_post("/v1/chat/completions", ChatRoute(engine, server.metrics).handle)
+    app.router.add_get("/v1/models", server.models)
+    app.router.add_get("/v1/models/{name:.+}", server.model)
+    app.router.add_get("/health", server.health)
+    app.router.add_post("/health", server.health)
+    app.router.add_get("/metrics", server.show_metrics)
+    app.router.add_get("/version", server.version)
+    app.router.add_post("/tokenize", server.tokenize)
+    app.router.add_post("/detokenize", server.detokenize)
+    app.cleanup_ctx.append(_watching_loop(server.metrics))
+    return app
+
+
+async def start_site(app: web.Application, settings: ServerSettings) -> tuple[web.AppRunner, str]:
+    """Listen; returns the runner to clean up and the address. Raises OSError if the port cannot be had.
+
+    `handler_cancellation`: without it a waiting handler would not notice that its client has left.
+    """
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        max_line_size=MAX_HEADER,
+        max_field_size=MAX_HEADER,
+        shutdown_timeout=1.0,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    port = runner.addresses[0][1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return runner, f"http://{host}:{port}"
+
+
+def _watching_loop(metrics: Metrics) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def watch(app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(metrics.watch_loop())
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    return watch
+
+
+def _observed(server: Server) -> Any:
+    """Gives the request its id, and writes one log line when it is over."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("X-Request-Id", "")
+        request["id"] = given if SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+        began, status = time.monotonic(), 499
+        try:
+            response = await handler(request)
+            status = response.status
+            if not response.prepared:
+                response.headers.setdefault("X-Request-Id", request["id"])
+            return response
+        finally:
+            server.metrics.responses.labels(str(status)).inc()
+            _log(request, status, time.monotonic() - began)
+
+    return middleware
+
+
+def _log(request: web.Request, status: int, seconds: float) -> None:
+    generation: Generation | None = request.get("generation")
+    details = ""
+    if generation is not None:
+        reasons = sorted({reason for stream in generation.streams for reason in stream.finish_reasons.values()})
+        first = generation.first_token_seconds
+        details = (
+            f" prompt_tokens={generation.num_prompt_tokens} output_tokens={generation.num_output_tokens}"
+            f" ttft={'-' if first is None else f'{first:.3f}'} finish={','.join(reasons) or '-'}"
+        )
+    level = logging.INFO if generation is not None else logging.DEBUG
+    path = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
+    logger.log(level, "%s %s %s status=%d seconds=%.3f%s", request["id"], request.method, path, status, seconds, details)
+
+
+@web.middleware
+async def _answering(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error becomes an answer of one shape; only ours say more than their status."""
+    try:
+        return await handler(request)
+    except ActorLLMError as error:
+        return error_reply(error)
+    except web.HTTPException as error:
+        message = f"{request.method} {request.path}: {error.reason}"
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return json_reply(error_body(message, error.status), status=error.status, headers=headers)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:  # boundary: HTTP handler
+        logging.getLogger(__name__).exception("request %s failed", request["id"])
+        return json_reply(error_body("an internal error; the server's log has more", 500), status=500)
+
+
+def _guarding(bound_host: str) -> Any:
+    """On a loopback address only loopback names are answered: a foreign page cannot rebind a name of its own to us."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        name = re.sub(r":\d*$", "", request.headers.get("Host", "localhost"))
+        if bound_host in LOOPBACK_HOSTS and name not in LOOPBACK_HOSTS:
+            message = f"this server listens on {bound_host} and is not known as {name!r}"
+            return json_reply(error_body(message, 403), status=403)
+        return await handler(request)
+
+    return middleware

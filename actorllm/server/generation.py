@@ -1,0 +1,111 @@
+"""One HTTP request's way through the engine: prompts are submitted, events come back with their choice's number.
+
+Leaving the `async with` aborts whatever still runs, so a client that disconnects frees its slots. Knows no body format.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from actorllm.engine import Engine, PromptLike
+from actorllm.messages import SamplingParams, TokenEvent
+from actorllm.server.metrics import Metrics
+from actorllm.stream import RequestStream
+
+
+class Generation:
+    """The streams of one HTTP request: choice `c` of prompt `p` has number `p * n + c`."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, request_id: str) -> None:
+        self.request_id = request_id
+        self.streams: list[RequestStream] = []
+        self.first_token_seconds: float | None = None
+        self._engine = engine
+        self._metrics = metrics
+        self._began = time.monotonic()
+        self._last_token: float | None = None
+        self._leaving = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leaving.aclose()
+        self._metrics.ended(self.streams, time.monotonic() - self._began)
+
+    async def submit(
+        self, prompts: Sequence[PromptLike], params: SamplingParams, *, timeout: float | None = None
+    ) -> None:
+        """Admit every prompt. Raises what `Engine.submit` raises; nothing streams then."""
+        for number, prompt in enumerate(prompts):
+            request_id = self.request_id if len(prompts) == 1 else f"{self.request_id}-{number}"
+            stream = await self._engine.submit(prompt, params, request_id=request_id, timeout=timeout)
+            self.streams.append(await self._leaving.enter_async_context(stream))
+
+    async def events(self) -> AsyncIterator[list[tuple[int, TokenEvent]]]:
+        """Lists of (choice number, event) as they come; raises nothing for failures, they are in the events."""
+        async for number, events in _merged(self.streams):
+            self._measure(events)
+            base = number * self.num_choices_per_prompt
+            yield [(base + event.choice, event) for event in events]
+
+    @property
+    def num_choices_per_prompt(self) -> int:
+        return self.streams[0].num_choices
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.streams) * self.num_choices_per_prompt
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(stream.num_prompt_tokens for stream in self.streams)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(stream.num_output_tokens for stream in self.streams)
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object, up to now."""
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self.num_output_tokens,
+            "total_tokens": self.num_prompt_tokens + self.num_output_tokens,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+    def _measure(self, events: list[TokenEvent]) -> None:
+        now = time.monotonic()
+        if self._last_token is None:
+            self.first_token_seconds = now - self._began
+            self._metrics.time_to_first_token.observe(self.first_token_seconds)
+        else:
+            self._metrics.inter_token_latency.observe((now - self._last_token) / len(events))
+        self._last_token = now
+
+
+async def _merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, list[TokenEvent]]]:
+    """(stream's number, its next events), whichever stream has some."""
+    if len(streams) == 1:
+        async for events in streams[0]:
+            yield 0, events
+        return
+    waiting = {asyncio.ensure_future(anext(stream)): number for number, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                number = waiting.pop(task)
+                if isinstance(task.exception(), StopAsyncIteration):
+                    continue
+                waiting[asyncio.ensure_future(anext(streams[number]))] = number
+                yield number, task.result()
+    finally:
+        for task in waiting:
+            task.cancel()

@@ -1,0 +1,83 @@
+"""Prometheus metrics: counters and histograms of requests, gauges of the engine, and the event loop's lag.
+
+One registry per server. Gauges are read when they are scraped.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from actorllm.engine import Engine
+from actorllm.stream import RequestStream
+
+SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+LAG_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+LAG_PERIOD = 0.05
+
+
+class Metrics:
+    """What `/metrics` shows; every name begins with `actorllm_`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._registry = CollectorRegistry()
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of ended requests")
+        self.generation_tokens = self._counter("generation_tokens", "Generated tokens of ended requests")
+        self.request_success = self._counter("request_success", "Requests that ended, by reason", ("finished_reason",))
+        self.responses = self._counter("http_responses", "HTTP answers, by status", ("status",))
+        self.time_to_first_token = self._histogram("time_to_first_token_seconds", "From arrival to the first token")
+        self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Between tokens of a request")
+        self.e2e_latency = self._histogram("e2e_request_latency_seconds", "From arrival to the end")
+        self.queue_time = self._histogram("request_queue_time_seconds", "From arrival to the first step")
+        self.loop_lag = self._histogram("loop_lag_seconds", "How late the event loop wakes a timer", LAG_SECONDS)
+        self._gauges = {
+            name: Gauge(f"actorllm_{name}", text, registry=self._registry)
+            for name, text in (
+                ("num_requests_running", "Choices that hold a row of the device"),
+                ("num_requests_waiting", "Requests that wait to run"),
+                ("num_pauses", "Pauses so far for lack of slots"),
+                ("num_restarts", "Restarts of actors so far"),
+                ("num_steps", "Device steps so far"),
+                ("kv_cache_usage_perc", "Share of token slots in use, 0 to 1"),
+            )
+        }
+
+    def ended(self, streams: Sequence[RequestStream], seconds: float) -> None:
+        """Count an HTTP request's streams when it is over."""
+        self.e2e_latency.observe(seconds)
+        for stream in streams:
+            self.prompt_tokens.inc(stream.num_prompt_tokens)
+            self.generation_tokens.inc(stream.num_output_tokens)
+            for reason in stream.finish_reasons.values():
+                self.request_success.labels(reason).inc()
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        now = self._engine.statistics()
+        used, total = sum(now.slots_in_use), max(sum(now.num_slots), 1)
+        values = {
+            "num_requests_running": now.num_running,
+            "num_requests_waiting": now.num_waiting,
+            "num_pauses": now.num_paused,
+            "num_restarts": now.num_restarts,
+            "num_steps": now.num_steps,
+            "kv_cache_usage_perc": used / total,
+        }
+        for name, value in values.items():
+            self._gauges[name].set(value)
+        return generate_latest(self._registry)
+
+    async def watch_loop(self) -> None:
+        """Measure the event loop's lag until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_PERIOD
+            await asyncio.sleep(LAG_PERIOD)
+            self.loop_lag.observe(max(loop.time() - due, 0.0))
+
+    def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(f"actorllm_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float] = SECONDS) -> Histogram:
+        return Histogram(f"actorllm_{name}", text, buckets=buckets, registry=self._registry)

@@ -1,0 +1,51 @@
+"""A transformers model as the reference: random weights that make differences visible, and its logits.
+
+Takes the model as a plain torch module and does not import transformers.
+
+Legend: T tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOGITS_STD = 2.0
+"""Logits that spread less would hide faults behind a tolerance."""
+
+
+@torch.no_grad()
+def randomize(model: Any, seed: int) -> None:
+    """Give every parameter of a transformers causal language model random values, with logits that spread by `LOGITS_STD`.
+
+    Matrices keep the size of what passes through them; norms and biases, which start as ones and zeros, vary too,
+    so that leaving one out shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.copy_(noise * parameter.shape[-1] ** -0.5 * 1.5)
+        else:
+            parameter.copy_(noise * 0.2 + ("norm" in name))
+    ids = torch.randint(model.config.vocab_size, (32,), generator=generator).tolist()
+    model.model.norm.weight.mul_(LOGITS_STD / reference_logits(model, ids).std())
+
+
+@torch.inference_mode()
+def reference_logits(model: Any, ids: Sequence[int], *, one_by_one_from: int | None = None) -> Tensor:
+    """[T, V] teacher-forced float32 logits of a transformers model.
+
+    From position `one_by_one_from` on, tokens are fed one at a time on its cache, as `generate` would: a dynamic
+    rotary base differs then.
+    """
+    first = len(ids) if one_by_one_from is None else min(one_by_one_from, len(ids))
+    inputs = torch.tensor([list(ids)])
+    model(input_ids=inputs[:, :1])  # a dynamic base stays with the longest sequence seen until a short one comes
+    out = model(input_ids=inputs[:, :first], use_cache=True)
+    parts = [out.logits[0]]
+    for position in range(first, len(ids)):
+        out = model(input_ids=inputs[:, position : position + 1], past_key_values=out.past_key_values, use_cache=True)
+        parts.append(out.logits[0])
+    return torch.cat(parts).float()

@@ -1,0 +1,137 @@
+"""The least that a model needs to compute: a cache, batches cut by hand, and ranks that are threads.
+
+For tests of layers and plugins; no scheduler, no runner. The cache helps to find faults: what was never written, or has
+fallen behind a window, is NaN, and slots are handed out in a shuffled order.
+
+Legend: T tokens, V vocabulary.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from actorllm.execution.forward import forward
+from actorllm.layers.batch import Batch, Span
+from actorllm.layers.collectives import ThreadRanks
+from actorllm.layers.shard import Shard
+from actorllm.models.contract import CacheGroup, CausalLM
+
+T = TypeVar("T")
+Chunk = tuple[int, Sequence[int]]
+
+
+class TinyCache:
+    """A `KVCache` with its slot tables, for `num_rows` sequences of at most `context` tokens each.
+
+    `lens[row]` is how many tokens a sequence has so far. `seed` shuffles the slots.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[CacheGroup],
+        *,
+        num_rows: int = 4,
+        context: int = 128,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._groups = tuple(groups)
+        self._device = device
+        num_slots = num_rows * context
+        self._buffers = {
+            (index, layer, buffer.name): torch.full((num_slots, *buffer.shape), torch.nan, dtype=dtype, device=device)
+            for index, group in enumerate(self._groups)
+            for layer in group.layers
+            for buffer in group.buffers
+        }
+        shuffle = random.Random(seed)
+        self._free = [shuffle.sample(range(num_slots), num_slots) for _ in self._groups]
+        self._tables = tuple(torch.zeros(num_rows, context, dtype=torch.int32, device=device) for _ in self._groups)
+        self.lens = [0] * num_rows
+
+    def buffer(self, group: int, layer: int, name: str) -> Tensor:
+        """[slots, *shape]."""
+        return self._buffers[group, layer, name]
+
+    def batch(self, chunks: Iterable[Chunk]) -> Batch:
+        """A flat batch that appends each `(row, token ids)` to its sequence; a row comes at most once."""
+        ids: list[int] = []
+        positions: list[int] = []
+        spans: list[Span] = []
+        written: list[list[int]] = [[] for _ in self._groups]
+        for row, tokens in chunks:
+            begin, end = self.lens[row], self.lens[row] + len(tokens)
+            for group, slots in enumerate(written):
+                self._drop_behind_window(group, row)
+                taken = [self._free[group].pop() for _ in tokens]
+                self._tables[group][row, begin:end] = torch.tensor(taken, dtype=torch.int32, device=self._device)
+                slots += taken
+            spans.append(Span(row, len(ids), len(tokens), end))
+            ids += tokens
+            positions += range(begin, end)
+            self.lens[row] = end
+        return Batch(
+            token_ids_T=self._longs(ids),
+            positions_T=self._longs(positions),
+            spans=tuple(spans),
+            write_slots_T=tuple(self._longs(slots) for slots in written),
+            slot_tables=self._tables,
+            cache=self,
+        )
+
+    def _drop_behind_window(self, group: int, row: int) -> None:
+        """Make unreadable what no later query of the row may see."""
+        window = self._groups[group].window
+        gone = 0 if window is None else max(0, self.lens[row] - window + 1)
+        slots = self._tables[group][row, :gone].long()
+        for (owner, _, _), buffer in self._buffers.items():
+            if owner == group:
+                buffer[slots] = torch.nan
+
+    def _longs(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+@torch.inference_mode()
+def logits_of(model: CausalLM, cache: TinyCache, chunks: Iterable[Chunk]) -> Tensor:
+    """[T, V] logits after each token of the chunks, which are appended to the cache's sequences."""
+    return model.head(model.norm(forward(model, cache.batch(chunks))))
+
+
+def logits_in_chunks(model: CausalLM, ids: Sequence[int], sizes: Iterable[int], *, row: int = 0, seed: int = 0) -> Tensor:
+    """[T, V] of one sequence in a fresh cache, fed in chunks of these sizes, then the rest at once."""
+    cache = TinyCache(model.cache_groups, num_rows=row + 1, context=len(ids), seed=seed)
+    parts, begin = [], 0
+    for size in (*sizes, len(ids)):
+        if chunk := ids[begin : begin + size]:
+            parts.append(logits_of(model, cache, [(row, chunk)]))
+        begin += size
+    return torch.cat(parts)
+
+
+def on_thread_ranks(num_ranks: int, work: Callable[[Shard], T]) -> list[T]:
+    """`work(shard)` on each of `num_ranks` threads at once; the results in rank order. Raises the first failure."""
+    shards = [Shard(rank, num_ranks, ends) for rank, ends in enumerate(ThreadRanks.group(num_ranks, timeout=60.0))]
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
+
+    def run(shard: Shard) -> None:
+        try:
+            results[shard.rank] = work(shard)
+        except BaseException as error:  # boundary: device thread
+            errors.append(error)
+            shard.collectives.abort()  # type: ignore[attr-defined]
+
+    threads = [threading.Thread(target=run, args=(shard,), daemon=True) for shard in shards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[rank] for rank in range(num_ranks)]

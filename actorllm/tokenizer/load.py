@@ -1,0 +1,240 @@
+"""The tokenizer of a checkpoint: text to ids, ids to text, and the checkpoint's defaults for sampling.
+
+`Tokenizer.load` reads a Hugging Face directory (`files.py` knows the formats). Whether BOS or EOS is added is what the
+checkpoint says: tokenizer.json's post-processor, unless tokenizer_config.json's add_bos_token / add_eos_token says otherwise.
+Knows no requests and no model.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from tokenizers import Tokenizer as Library
+from tokenizers import normalizers
+
+from actorllm.errors import InvalidRequest, TokenizerError
+from actorllm.tokenizer.files import NAMED_TOKENS, read_library, read_object, token_content
+from actorllm.tokenizer.pieces import Pieces
+
+PROBES = ("a", "0", ".", " ", "\n")
+"""Texts of which at least one has tokens in any vocabulary."""
+
+
+class Affixes(Struct, frozen=True):
+    """The ids put before and after a text when special tokens are added."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+class Tokenizer:
+    """Encodes off the event loop, decodes at once. Immutable after `load`, so it may be shared."""
+
+    def __init__(self, library: Library, config: Mapping[str, Any], *, chat_templates: Mapping[str, str]) -> None:
+        self._library = library
+        self.named_tokens = {
+            name: content for name in NAMED_TOKENS if (content := token_content(config.get(name), name=name)) is not None
+        }
+        """bos_token, eos_token, ... as text: the variables of a chat template."""
+        self.chat_templates = dict(chat_templates)
+        """Chat templates by name; a single one is called "default"."""
+        self.bos_id = self._named_id("bos_token")
+        self.eos_id = self._named_id("eos_token")
+        self._affixes = self._find_affixes(config)
+        self.breaker = "".join(secrets.choice("0123456789") for _ in range(30))
+        """A secret string that vanishes when text is encoded: put inside of a special token's text, it keeps that
+        text from becoming the token (see `chat_template.py`)."""
+        vanish = normalizers.Replace(self.breaker, "")
+        normalizer = library.normalizer
+        library.normalizer = vanish if normalizer is None else normalizers.Sequence([vanish, normalizer])
+        self.pieces = Pieces(library)
+        self._ids = sorted(library.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def load(cls, directory: Path) -> "Tokenizer":
+        """Read the tokenizer of a Hugging Face directory. Raises `TokenizerError` naming the file at fault."""
+        config = read_object(directory / "special_tokens_map.json") | {
+            name: value for name, value in read_object(directory / "tokenizer_config.json").items() if value is not None
+        }
+        library = read_library(directory, config)
+        if "tokenizer_class" not in config and not (directory / "tokenizer.json").exists():
+            end = "<|endoftext|>"  # a bare GPT-2 directory names no special tokens: this is the one it has
+            config = {"bos_token": end, "eos_token": end} | config
+        return cls(library, config, chat_templates=_read_chat_templates(directory, config))
+
+    # --- text to ids ---
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of `text`. With `add_special_tokens`, BOS and EOS as the checkpoint says, and no second BOS where
+        the text begins with BOS already. Raises `InvalidRequest` for text that is not Unicode (lone surrogates)."""
+        try:
+            encoding = await self._library.async_encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InvalidRequest("the text is not valid Unicode: it has a lone surrogate", param="prompt") from error
+        ids = encoding.ids
+        if not add_special_tokens:
+            return ids
+        prefix = self._affixes.prefix
+        if prefix and prefix[-1] == self.bos_id and ids[:1] == [self.bos_id]:
+            prefix = prefix[:-1]
+        return [*prefix, *ids, *self._affixes.suffix]
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token written as in the vocabulary; None for an unknown one."""
+        return self._library.token_to_id(token)
+
+    # --- ids to text ---
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `ids`, all at once. Ids that the tokenizer does not define have no text."""
+        return self._library.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's own bytes: a byte-level token may hold a part of a character. Empty for an unknown id."""
+        return self.pieces.data(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """`token_bytes` as text, with U+FFFD where it is a part of a character. Special tokens show their name."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    # --- the vocabulary ---
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id + 1; there may be holes below."""
+        return self._ids[-1] + 1 if self._ids else 0
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `skip_special_tokens` leaves out of texts."""
+        return self.pieces.special_ids
+
+    def special_texts(self) -> tuple[str, ...]:
+        """The special tokens as they are written."""
+        tokens = self._library.get_added_tokens_decoder().values()
+        return tuple(token.content for token in tokens if token.special)
+
+    def invalid_ids(self, model_vocab_size: int) -> list[int]:
+        """Ids of the model's (padded) vocabulary that stand for no token: they must never be sampled."""
+        return sorted(set(range(model_vocab_size)).difference(self._ids))
+
+    def _named_id(self, name: str) -> int | None:
+        """None also for a token that the configuration names but the vocabulary does not have."""
+        content = self.named_tokens.get(name)
+        return None if content is None else self._library.token_to_id(content)
+
+    def _find_affixes(self, config: Mapping[str, Any]) -> Affixes:
+        affixes = _post_processor_affixes(self._library)
+        prefix, suffix = list(affixes.prefix), list(affixes.suffix)
+        if config.get("add_bos_token") is True and self.bos_id is not None and self.bos_id not in prefix:
+            prefix.insert(0, self.bos_id)
+        if config.get("add_bos_token") is False:
+            prefix = [token_id for token_id in prefix if token_id != self.bos_id]
+        if config.get("add_eos_token") is True and self.eos_id is not None and self.eos_id not in suffix:
+            suffix.append(self.eos_id)
+        if config.get("add_eos_token") is False:
+            suffix = [token_id for token_id in suffix if token_id != self.eos_id]
+        return Affixes(tuple(prefix), tuple(suffix))
+
+
+class GenerationDefaults(Struct, frozen=True, kw_only=True):
+    """What the checkpoint recommends; None where it says nothing. `temperature` is 0 where it asks not to sample."""
+
+    eos_ids: tuple[int, ...] = ()
+    bos_id: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+def load_generation_config(directory: Path, *, tokenizer: Tokenizer | None = None) -> GenerationDefaults:
+    """generation_config.json's sampling defaults; keys that are not listed above do not matter here.
+
+    EOS ids come from the first of generation_config.json, config.json and `tokenizer` that has some. Raises
+    `TokenizerError` naming the file for a value of the wrong type.
+    """
+    generation = read_object(directory / "generation_config.json")
+    config = read_object(directory / "config.json")
+    reader = _Numbers(generation, "generation_config.json")
+    eos_ids = reader.ids("eos_token_id") or _Numbers(config, "config.json").ids("eos_token_id")
+    bos_ids = reader.ids("bos_token_id") or _Numbers(config, "config.json").ids("bos_token_id")
+    if tokenizer is not None:
+        eos_ids = eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
+        bos_ids = bos_ids or ((tokenizer.bos_id,) if tokenizer.bos_id is not None else ())
+    return GenerationDefaults(
+        eos_ids=eos_ids,
+        bos_id=bos_ids[0] if bos_ids else None,
+        temperature=0.0 if generation.get("do_sample") is False else reader.number("temperature"),
+        top_k=reader.integer("top_k"),
+        top_p=reader.number("top_p"),
+        min_p=reader.number("min_p"),
+        repetition_penalty=reader.number("repetition_penalty"),
+        max_new_tokens=reader.integer("max_new_tokens"),
+    )
+
+
+class _Numbers:
+    """Typed access to a JSON object, with errors that name the file and the key."""
+
+    def __init__(self, values: Mapping[str, Any], file_name: str) -> None:
+        self._values = values
+        self._file_name = file_name
+
+    def number(self, key: str) -> float | None:
+        value = self._values.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TokenizerError(f"{self._file_name}: {key} must be a number, not {value!r}")
+        return value
+
+    def integer(self, key: str) -> int | None:
+        value = self._values.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TokenizerError(f"{self._file_name}: {key} must be an integer, not {value!r}")
+        return value
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """A token id or a list of them."""
+        value = self._values.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in ids):
+            raise TokenizerError(f"{self._file_name}: {key} must be a token id or a list of them, not {value!r}")
+        return tuple(token_id for token_id in ids if token_id >= 0)  # some write -1 for "none"
+
+
+def _post_processor_affixes(library: Library) -> Affixes:
+    """What the library's post-processor puts around a text, found by trying."""
+    for probe in PROBES:
+        bare = library.encode(probe, add_special_tokens=False).ids
+        full = library.encode(probe, add_special_tokens=True).ids
+        for start in range(len(full) - len(bare) + 1) if bare else ():
+            if full[start : start + len(bare)] == bare:
+                return Affixes(tuple(full[:start]), tuple(full[start + len(bare) :]))
+    return Affixes(tuple(library.encode("", add_special_tokens=True).ids), ())
+
+
+def _read_chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """By name. A chat_template.jinja file wins over chat_template.json, which wins over tokenizer_config.json."""
+    template: Any = config.get("chat_template")
+    template = read_object(directory / "chat_template.json").get("chat_template", template)
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        try:
+            template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"cannot read {path.name}: {error}") from error
+    if template is None:
+        return {}
+    if isinstance(template, str):
+        return {"default": template}
+    try:
+        named = {entry["name"]: entry["template"] for entry in template}
+    except (TypeError, KeyError) as error:
+        raise TokenizerError("tokenizer_config.json: chat_template must be a string or a list of named templates") from error
+    if not all(isinstance(text, str) for pair in named.items() for text in pair):
+        raise TokenizerError("tokenizer_config.json: a chat template's name and text must be strings")
+    return named

@@ -1,0 +1,221 @@
+"""The child process that renders chat templates: a template is code of strangers, so it gets a sandbox and a process.
+
+Reads `Render` and writes `Rendered`, each as msgpack behind a 4-byte little-endian length, over stdin and stdout; the first
+frame out is an empty `Rendered`: ready. Ends at stdin's end. A render that outlasts its time ends the process, whether or
+not the parent still lives to do it. Run by its path (`python template_worker.py`), so that it imports nothing of actorllm.
+
+Marks: where a string of the conversation holds one of `literals` (the tokenizer's special tokens), the worker encloses
+it in marks before rendering, and afterwards writes it with `breaker` between its characters; the tokenizer drops the breaker,
+so that text of a user never becomes a special token. Everything else of a template's work sees the strings as they are.
+"""
+
+import json
+import re
+import resource
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import msgspec
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from msgspec import Struct
+
+MAX_MEMORY = 2 * 2**30
+"""Bytes of address space: `"a" * 10**11` in a template ends in an error, not in the machine's memory."""
+
+MAX_MESSAGE_LEN = 300
+ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
+
+
+class Render(Struct, frozen=True, kw_only=True):
+    """Render `source` with `variables`. `final_tag` is cut off, with all after it (see `continue_final_message`)."""
+
+    source: str
+    variables: dict[str, Any]
+    literals: tuple[str, ...] = ()
+    breaker: str = ""
+    is_continued: bool = False
+    max_len: int
+    timeout: float
+
+
+class Rendered(Struct, frozen=True, kw_only=True):
+    """The text, or a sentence that says why there is none."""
+
+    text: str | None = None
+    error: str | None = None
+
+
+class TemplateFailure(Exception):
+    """Rendering failed; the sentence is for the client."""
+
+
+class GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %} ... {% endgeneration %}` marks what the assistant wrote, for training; here it is plain."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own name and type
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def raise_exception(message: str) -> None:
+    """The way of a template to refuse a conversation."""
+    raise jinja2.TemplateError(message)
+
+
+def strftime_now(layout: str) -> str:
+    return datetime.now().strftime(layout)
+
+
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without HTML escapes, as templates are written for."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@lru_cache(maxsize=8)
+def compile_template(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    del environment.globals["lipsum"]
+    return environment.from_string(source)
+
+
+@lru_cache(maxsize=8)
+def literal_pattern(literals: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of `literals`, longer ones first; never matches without literals."""
+    longest_first = sorted(literals, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with `change` applied to every string in it, keys included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key) if isinstance(key, str) else key: map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [map_strings(item, change) for item in value]
+    return value
+
+
+def render(request: Render) -> str:
+    """The rendered text. Raises `TemplateFailure`, or whatever the template's code raises."""
+    opening, closing = (f"{secrets.randbits(100):031d}" for _ in "()")
+    pattern = literal_pattern(request.literals)
+    untrusted = {name: value for name, value in request.variables.items() if name not in ("named", "add_generation_prompt")}
+    marked = map_strings(untrusted, lambda text: pattern.sub(rf"{opening}\g<0>{closing}", text))
+    tag = f"{secrets.randbits(100):031d} "
+    if request.is_continued:
+        append_tag(marked["messages"], tag)
+    variables = request.variables["named"] | marked | {"add_generation_prompt": request.variables["add_generation_prompt"]}
+    try:
+        text = run_template(request.source, variables, max_len=request.max_len)
+    except Exception as error:
+        for mark in (opening, closing, tag.strip()):
+            error.args = tuple(arg.replace(mark, "") if isinstance(arg, str) else arg for arg in error.args)
+        raise
+    if request.is_continued:
+        text = cut_at_tag(text, tag)
+    whole = re.compile(f"{opening}({pattern.pattern}){closing}")
+    text = whole.sub(lambda match: request.breaker.join(match[1]), text)
+    # A template may split a marked string; the single mark left still keeps its neighbours apart.
+    return text.replace(opening, request.breaker).replace(closing, request.breaker)
+
+
+def run_template(source: str, variables: dict[str, Any], *, max_len: int) -> str:
+    pieces, length = [], 0
+    for piece in compile_template(source).generate(variables):
+        length += len(piece)
+        if length > max_len:
+            raise TemplateFailure(f"the chat template wrote more than {max_len} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def append_tag(messages: list[dict[str, Any]], tag: str) -> None:
+    """Mark the end of the final message's text, so that it is found again in the rendered text."""
+    content = messages[-1].get("content")
+    if not isinstance(content, str) or not content.strip():
+        raise TemplateFailure("continue_final_message needs text in the final message")
+    messages[-1]["content"] = content + tag
+
+
+def cut_at_tag(text: str, tag: str) -> str:
+    """The text up to the final message's end. A template that trims messages took the tag's space away: then the
+    message's own trailing space goes too."""
+    place = text.rfind(tag.strip())
+    if place < 0:
+        raise TemplateFailure("continue_final_message: the chat template does not show the final message's end")
+    return text[:place] if text.startswith(tag, place) else text[:place].rstrip()
+
+
+def answer(frame: bytes) -> Rendered:
+    """Render what `frame` asks for; every failure becomes a sentence."""
+    try:
+        request = msgspec.msgpack.decode(frame, type=Render)
+        signal.setitimer(signal.ITIMER_REAL, request.timeout)
+        try:
+            return Rendered(text=render(request))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except (TemplateFailure, jinja2.TemplateError) as error:
+        sentence = str(error)
+    except MemoryError:
+        sentence = "the chat template needs too much memory for this conversation"
+    except Exception as error:  # boundary: a template is a stranger's code and may raise anything
+        sentence = f"the chat template failed: {type(error).__name__}: {error}"
+    return Rendered(error=ADDRESS.sub("...", sentence)[:MAX_MESSAGE_LEN])
+
+
+def read_frame(source: BinaryIO) -> bytes | None:
+    """One frame; None at the end of the stream."""
+    head = source.read(4)
+    if len(head) < 4:
+        return None
+    length = int.from_bytes(head, "little")
+    frame = source.read(length)
+    return frame if len(frame) == length else None
+
+
+def write_frame(target: BinaryIO, message: Rendered) -> None:
+    try:
+        frame = msgspec.msgpack.encode(message)
+    except UnicodeEncodeError:
+        frame = msgspec.msgpack.encode(Rendered(error="the chat template wrote text that is not valid Unicode"))
+    target.write(len(frame).to_bytes(4, "little") + frame)
+    target.flush()
+
+
+def main() -> None:
+    for limit, value in ((resource.RLIMIT_AS, MAX_MEMORY), (resource.RLIMIT_CORE, 0)):
+        with suppress(ValueError, OSError):  # not every system can limit the address space
+            resource.setrlimit(limit, (value, value))
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    write_frame(target, Rendered())
+    while (frame := read_frame(source)) is not None:
+        write_frame(target, answer(frame))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Teacher-forced logits equal those of transformers, whole and in chunks, on one rank and on two."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from actorllm_llama.llama import LlamaForCausalLM
+from actorllm_llama.mistral import MistralForCausalLM
+from actorllm_llama.qwen2 import Qwen2ForCausalLM
+from actorllm_llama.qwen3 import Qwen3ForCausalLM
+
+from actorllm.layers.shard import Shard
+from actorllm.models.contract import CausalLM
+from actorllm.models.loading import load_weights
+from actorllm.testing.reference import reference_logits
+from actorllm.testing.tiny import logits_in_chunks, on_thread_ranks
+from actorllm.weights.checkpoint import Checkpoint
+
+CLASSES = {
+    cls.__name__: cls for cls in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+}  # fmt: skip
+TOLERANCE = 1e-4
+
+
+def load(directory: Path, shard: Shard) -> CausalLM:
+    config = json.loads((directory / "config.json").read_text())
+    cls = CLASSES[config["architectures"][0]]
+    model = cls(cls.config_class.from_hf(config), shard)
+    with Checkpoint.open(directory) as checkpoint:
+        load_weights(model, checkpoint)
+    return model
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference, as a part of the logits' spread."""
+    return ((ours - theirs).abs().max() / theirs.std()).item()
+
+
+@pytest.fixture
+def expected(parity_case, prompt):
+    # A dynamic base depends on how far the sequence has come when a key is made: compared as `generate` goes.
+    first = parity_case.model.config.max_position_embeddings if parity_case.rope_type == "dynamic" else None
+    logits = reference_logits(parity_case.model, prompt, one_by_one_from=first)
+    assert logits.std() >= 1
+    return logits
+
+
+def test_logits_equal_transformers(parity_case, prompt, expected):
+    model = load(parity_case.directory, Shard())
+    assert difference(logits_in_chunks(model, prompt, []), expected) < TOLERANCE
+
+
+def test_chunks_change_nothing(parity_case, prompt, expected):
+    model = load(parity_case.directory, Shard())
+    assert difference(logits_in_chunks(model, prompt, [5, 1, 1, 17, 9], seed=1), expected) < TOLERANCE
+
+
+def test_two_ranks_equal_transformers(parity_case, prompt, expected):
+    if parity_case.model.config.num_attention_heads % 2 or parity_case.model.config.num_key_value_heads == 3:
+        pytest.skip("these heads cannot be split in two")
+    ranks = on_thread_ranks(2, lambda shard: logits_in_chunks(load(parity_case.directory, shard), prompt, [11]))
+    assert difference(ranks[0], expected) < TOLERANCE
+    assert torch.equal(ranks[0], ranks[1])
