@@ -149,7 +149,7 @@ class House:
     async def _load(self) -> GenerationDefaults:
         directory = model_directory(self._settings.model.path)
         self.tokenizer = await asyncio.to_thread(Tokenizer.load, directory)
-        generation = load_generation_config(directory)
+        generation = load_generation_config(directory, tokenizer=self.tokenizer)
         loaded = await load_model(
             directory,
             self._settings,
@@ -157,8 +157,8 @@ class House:
             on_progress=LoadingLine() if sys.stderr.isatty() else None,
         )
         self._loaded = loaded
-        self._template = ChatTemplate(self.tokenizer.chat_template, self.tokenizer.special_tokens)
-        self.default_params = generation.params()
+        self._template = ChatTemplate.of(self.tokenizer)
+        self.default_params = default_params(generation)
         names = self._settings.model.served_names or (directory.resolve().name,)
         self.info = ModelInfo(
             names=names,
@@ -215,6 +215,13 @@ class House:
     def _tell_done(self, done) -> None:
         if self._schedule is not None:
             self._schedule.post(done)
+
+
+def default_params(generation: GenerationDefaults) -> SamplingParams:
+    """Sampling parameters as the checkpoint recommends them."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(generation, name)) is not None}
+    return SamplingParams(**given)
 
 
 class LoadingLine:

@@ -36,7 +36,8 @@ class _Arrivals:
         self._error: DeviceError | None = None
         self._is_consequence = False
 
-    def arrive(self, rank: int, done: StepDone | None, error: BaseException | None, device: torch.device) -> None:
+    def arrive(self, rank: int, device: torch.device, *, done: StepDone | None, error: BaseException | None) -> None:
+        """Rank `rank` is done with the step, one way or the other."""
         with self._lock:
             if error is not None:
                 is_consequence = isinstance(error, threading.BrokenBarrierError | _Skipped)
@@ -90,7 +91,7 @@ class Devices:
 
         arrivals = _Arrivals(self.num_ranks, done)
         for rank in range(self.num_ranks):
-            self._start(rank, step, is_new, arrivals)
+            self._start(rank, step, is_new=is_new, arrivals=arrivals)
 
     async def recover(self, timeout: float) -> None:
         """Wait until every rank is idle, then make the collectives usable again.
@@ -127,7 +128,7 @@ class Devices:
         ends = await asyncio.gather(*(asyncio.to_thread(thread.join, timeout) for thread in threads))
         return all(ends)
 
-    def _start(self, rank: int, step: Step, is_new: bool, arrivals: _Arrivals) -> None:
+    def _start(self, rank: int, step: Step, *, is_new: bool, arrivals: _Arrivals) -> None:
         thread, runner, reader = (self._threads[rank], self._runners[rank], self._readers[rank])
 
         def launch() -> Any:
@@ -147,7 +148,7 @@ class Devices:
         def finished(result: StepDone | None, error: BaseException | None) -> None:
             if error is not None:
                 self._break()
-            arrivals.arrive(rank, result, error, thread.device)
+            arrivals.arrive(rank, thread.device, done=result, error=error)
 
         thread.call(launch, launched)
 

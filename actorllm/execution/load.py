@@ -5,7 +5,9 @@ Knows no actor and no tokenizer: the caller says which ids are never valid.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,10 +58,9 @@ async def load_model(
     """Load the model of `directory`.
 
     `find_invalid(vocab_size)` names ids that are never sampled. `on_progress(read, total)` is called on device threads
-    with bytes of files; several ranks may read a tensor each. `new_source(device, dtype)` gives the weights in place of
+    with bytes of files, and at the end, once, with the total twice. `new_source(device, dtype)` gives the weights in place of
     the directory's files (random weights, say).
 
-    `find_invalid(vocab_size)` names the ids that may never be sampled.
     Raises `ModelError`, `PluginError` or `SettingsError`; nothing is left running then.
     """
     device = checked_device(settings.execution)
@@ -69,12 +70,11 @@ async def load_model(
     shards = [Shard(rank, num_ranks, collectives) for rank, collectives in enumerate(ranks)] or [Shard()]
     models = [plan.build(shard) for shard in shards]
     free, share = free_memory(device)
-    groups = plan_slots(models[0].cache_groups, plan, settings, free_bytes=free // num_ranks, share=share)
+    groups = plan_slots(models[0].cache_groups, plan, settings=settings, free_bytes=free // num_ranks, share=share)
     sizes = RunnerSizes(
         num_slots=tuple(group.num_slots for group in groups), max_running=settings.scheduling.max_running, context=plan.context
     )
-    invalid_ids = tuple(find_invalid(plan.config.vocab_size)) if find_invalid is not None else ()
-    loader = _Loader(plan, device, new_source, on_progress)
+    loader = _Loader(plan, device, new_source=new_source, on_progress=on_progress)
     invalid_ids = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
 
     def build(model: CausalLM) -> ResidentRunner:
@@ -83,15 +83,15 @@ async def load_model(
 
     num_threads = settings.execution.threads or Machine().num_threads()
     num_threads = max(1, num_threads // num_ranks)
-    threads = [DeviceThread(f"{device} rank {shard.rank}", device, num_threads=num_threads) for shard in shards]
-    try:
-        runners = await asyncio.gather(
-            *(thread.submit(lambda model=model: build(model)) for thread, model in zip(threads, models, strict=True))
-        )
-    except BaseException:
+    with ExitStack() as undo:
+        threads = [DeviceThread(f"{device} rank {shard.rank}", device, num_threads=num_threads) for shard in shards]
         for thread in threads:
-            thread.close()
-        raise
+            undo.callback(thread.close)
+        builds = [partial(build, model) for model in models]
+        runners = await asyncio.gather(*(thread.submit(call) for thread, call in zip(threads, builds, strict=True)))
+        undo.pop_all()
+    if on_progress is not None:
+        on_progress(plan.num_file_bytes, plan.num_file_bytes)
     return LoadedModel(
         devices=Devices(threads, runners, ranks=ranks),
         architecture=plan.architecture,
@@ -131,7 +131,9 @@ def free_memory(device: torch.device) -> tuple[int, float]:
 class _Loader:
     """Loads ranks; progress is counted over all of them."""
 
-    def __init__(self, plan: ModelPlan, device: torch.device, new_source: NewSource | None, on_progress: Progress | None) -> None:
+    def __init__(
+        self, plan: ModelPlan, device: torch.device, *, new_source: NewSource | None, on_progress: Progress | None
+    ) -> None:
         self._plan = plan
         self._device = device
         self._new_source = new_source
@@ -153,4 +155,6 @@ class _Loader:
     def _count(self, num_bytes: int) -> None:
         self._num_read += num_bytes
         if self._on_progress is not None:
-            self._on_progress(self._num_read, self._plan.num_file_bytes)
+            # the end is told once, by whoever knows that all ranks are ready
+            total = self._plan.num_file_bytes
+            self._on_progress(min(self._num_read, total - 1), total)

@@ -45,7 +45,7 @@ def score(logprobs_NV: Tensor, ids_N: Tensor, width: int) -> Scores:
     return Scores(logprobs_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1), ids_NW, values_NW)
 
 
-def score_in_blocks(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, ids_N: Tensor, *, width: int, vocab_size: int) -> Scores:
+def score_in_blocks(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, *, ids_N: Tensor, width: int, vocab_size: int) -> Scores:
     """`score` for many tokens: the head runs over blocks of rows so that its logits never exceed `BLOCK_BYTES`."""
     block_len = max(1, BLOCK_BYTES // (4 * vocab_size))
     blocks: Sequence[Scores] = [

@@ -117,7 +117,7 @@ def has_weights(model: CausalLM) -> bool:
 
 
 def plan_slots(
-    groups: Sequence[CacheGroup], plan: ModelPlan, settings: EngineSettings, *, free_bytes: int, share: float
+    groups: Sequence[CacheGroup], plan: ModelPlan, *, settings: EngineSettings, free_bytes: int, share: float
 ) -> tuple[GroupSize, ...]:
     """The cache of one rank. `free_bytes` is this rank's part of the free memory, its part of the weights included.
 

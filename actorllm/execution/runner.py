@@ -154,7 +154,7 @@ class ResidentRunner:
         if len(tokens.rows_N) == 0:
             return None
         scores = score_in_blocks(
-            self.model.head, hidden_TD[tokens.rows_N], tokens.next_ids_N, width=tokens.width, vocab_size=self._vocab_size
+            self.model.head, hidden_TD[tokens.rows_N], ids_N=tokens.next_ids_N, width=tokens.width, vocab_size=self._vocab_size
         )
         return scores.to_host()
 

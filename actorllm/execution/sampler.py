@@ -133,11 +133,11 @@ class Sampler:
             logits_SV.index_fill_(1, self._invalid_ids, -torch.inf)
         penalized = [index for index, row in rows.items() if row.has_penalty]
         if rows:
-            self._process(logits_SV, rows, samples, penalized)
+            self._process(logits_SV, samples, rows=rows, penalized=penalized)
         best_S = logits_SV.max(-1)
         ids_S = best_S.indices
         if random := [index for index, row in rows.items() if row.is_random]:
-            self._draw(logits_SV, best_S.values, ids_S, samples, random)
+            self._draw(logits_SV, samples, best_S=best_S.values, ids_S=ids_S, random=random)
         if penalized:
             index_A = self._index(penalized)
             self._counts.add(samples.rows_S[index_A], ids_S[index_A])
@@ -146,7 +146,7 @@ class Sampler:
             scores = score(raw_AV, ids_S[self._index(scored)], max(widths))
         return Sampled(torch.where(best_S.values.isfinite(), ids_S, -1), scored, widths, scores)
 
-    def _process(self, logits_SV: Tensor, rows: dict[int, _Row], samples: Samples, penalized: Sequence[int]) -> None:
+    def _process(self, logits_SV: Tensor, samples: Samples, *, rows: dict[int, _Row], penalized: Sequence[int]) -> None:
         """Penalties, bias and bans, in place."""
         if penalized:
             index_A = self._index(penalized)
@@ -159,7 +159,7 @@ class Sampler:
             if row.banned_ids is not None and samples.positions[index] < row.sampling.min_tokens:
                 logits_SV[index, row.banned_ids] = -torch.inf
 
-    def _draw(self, logits_SV: Tensor, best_S: Tensor, ids_S: Tensor, samples: Samples, random: Sequence[int]) -> None:
+    def _draw(self, logits_SV: Tensor, samples: Samples, *, best_S: Tensor, ids_S: Tensor, random: Sequence[int]) -> None:
         """Sample the `random` samples and write their ids into `ids_S`."""
         is_all = len(random) == len(samples.rows)
         index_A = slice(None) if is_all else self._index(random)

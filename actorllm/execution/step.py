@@ -64,7 +64,7 @@ class StepReader:
         token_ids_T, positions_T, *slots_T = split[:-6]
         (rows_B, query_lens_B, seq_lens_B, sample_tokens_S, sample_to_S, sample_positions_S) = split[-6:]
         num_tokens = len(token_ids_T)
-        rows_T, columns_T = _places(rows_B, query_lens_B, seq_lens_B, num_tokens)
+        rows_T, columns_T = _places(rows_B, query_lens_B, seq_lens_B=seq_lens_B, num_tokens=num_tokens)
         if _MINUS_ONE in step.token_ids:  # or, rarely, in two neighbours' bytes, which changes nothing
             token_ids_T = torch.where(token_ids_T < 0, self._last_ids_R[rows_T], token_ids_T)
         self._tables.write(rows_T, columns_T, slots_T)
@@ -96,7 +96,7 @@ def int32(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.int32) if data else torch.empty(0, dtype=torch.int32)
 
 
-def _places(rows_B: Tensor, query_lens_B: Tensor, seq_lens_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+def _places(rows_B: Tensor, query_lens_B: Tensor, *, seq_lens_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Each token's device row and its place in the sequence (which positions given by a model need not be)."""
     ends_B = query_lens_B.cumsum(0)
     shift_B = seq_lens_B - ends_B

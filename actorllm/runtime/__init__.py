@@ -1,0 +1,1 @@
+"""Actors on one asyncio loop: mailboxes, references, supervision. Knows asyncio and msgspec, nothing of LLMs."""

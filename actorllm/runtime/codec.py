@@ -1,91 +1,104 @@
-"""Messages to bytes and back, by the contract that an actor's `receive` declares.
+"""What an actor takes and gives, by the annotations of its `receive`; messages to bytes and back.
 
-The annotation of `receive`'s message is a Struct or a union of tagged Structs; msgspec validates against it. The
-plain codec passes objects as they are and checks their type only. Knows no mailbox.
+The annotation of the message is a Struct or a union of tagged Structs, and msgspec validates against it. Replies are
+checked against the return annotation; without one they arrive as msgspec's builtins (a Struct becomes a dict).
+The plain path (`encode=False`) passes objects as they are and checks their class only, not their fields.
+Knows no mailbox and no actor instance.
 """
 
-from types import UnionType
-from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
+import inspect
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-
-class ContractViolation(Exception):
-    """A message or a reply is not what the actor's `receive` declares."""
+from actorllm.runtime.faults import ContractViolation
 
 
-class Codec(Protocol):
-    """What travels in a mailbox for a message, and in a future for a reply."""
+class _Unsendable:
+    """Travels in place of a message that could not be encoded, so that it fails where any bad message fails."""
 
-    def encode(self, message: Any) -> Any: ...
-    def decode(self, data: Any) -> Any: ...
-    def encode_reply(self, reply: Any) -> Any: ...
-    def decode_reply(self, data: Any) -> Any: ...
+    def __init__(self, error: ContractViolation) -> None:
+        self.error = error
 
 
-class EncodedCodec:
-    """Everything crosses as msgpack bytes, so an actor may live anywhere."""
+class Contract:
+    """The contract of one class of actors. Raises `TypeError` when `receive` does not declare a usable one."""
 
-    def __init__(self, actor_class: type) -> None:
-        message_type, reply_type = contract_of(actor_class)
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(message_type)
-        self._reply_decoder = msgspec.msgpack.Decoder(reply_type)
+    def __init__(self, actor_class: type, *, encode: bool) -> None:
+        message_type, reply_type = _annotations(actor_class)
+        self.urgent = frozenset(getattr(actor_class, "urgent", ()))
+        self._name = actor_class.__name__
+        self._is_encoded = encode
+        self._classes = _classes(message_type)
+        if not self._classes or not all(issubclass(member, msgspec.Struct) for member in self._classes):
+            raise TypeError(f"{self._name}.receive must take a Struct or a union of tagged Structs, not {message_type}")
+        self._reply_classes = _classes(reply_type)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(message_type).decode  # refuses a union without tags, encoded or not
+        self._decode_reply = msgspec.msgpack.Decoder(reply_type).decode
 
-    def encode(self, message: Any) -> bytes:
+    def pack(self, message: Any) -> Any:
+        """What travels for `message`. Never raises: what cannot be encoded is refused by `unpack`."""
+        if not self._is_encoded:
+            return message
         try:
-            return self._encoder.encode(message)
-        except (TypeError, ValueError, msgspec.MsgspecError) as error:
-            raise ContractViolation(f"{type(message).__name__} cannot be encoded: {error}") from error
+            return self._encode(message)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            return _Unsendable(self._violation("message", message, error))
 
-    def decode(self, data: bytes) -> Any:
+    def unpack(self, payload: Any) -> Any:
+        """The message behind `payload`; raises `ContractViolation`."""
+        if not self._is_encoded:
+            if isinstance(payload, self._classes):
+                return payload
+            raise self._violation("message", payload, None)
+        if type(payload) is _Unsendable:
+            raise payload.error
         try:
-            return self._decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ContractViolation(str(error)) from error
+            return self._decode(payload)
+        except Exception as error:  # boundary: the message's own __post_init__ runs in here
+            raise ContractViolation(f"{self._name}: a message breaks the contract: {error}") from error
 
-    def encode_reply(self, reply: Any) -> bytes:
-        return self.encode(reply)
-
-    def decode_reply(self, data: bytes) -> Any:
+    def pack_reply(self, reply: Any) -> Any:
+        """What travels for `reply`; raises `ContractViolation`."""
+        if not self._is_encoded:
+            if self._reply_classes and not isinstance(reply, self._reply_classes):
+                raise self._violation("reply", reply, None)
+            return reply
         try:
-            return self._reply_decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ContractViolation(f"reply: {error}") from error
+            return self._encode(reply)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise self._violation("reply", reply, error) from error
+
+    def unpack_reply(self, payload: Any) -> Any:
+        """The reply behind `payload`; raises `ContractViolation`."""
+        if not self._is_encoded:
+            return payload
+        try:
+            return self._decode_reply(payload)
+        except Exception as error:  # boundary: the reply's own __post_init__ runs in here
+            raise ContractViolation(f"{self._name}: a reply breaks the contract: {error}") from error
+
+    def _violation(self, what: str, value: Any, cause: Exception | None) -> ContractViolation:
+        violation = ContractViolation(
+            f"{self._name}: a {what} of type {type(value).__name__} breaks the contract" + (f": {cause}" if cause else "")
+        )
+        violation.__cause__ = cause
+        return violation
 
 
-class PlainCodec:
-    """Objects cross as they are; only their type is checked."""
-
-    def __init__(self, actor_class: type) -> None:
-        message_type, _ = contract_of(actor_class)
-        self._types = _members(message_type)
-
-    def encode(self, message: Any) -> Any:
-        return message
-
-    def decode(self, data: Any) -> Any:
-        if not isinstance(data, self._types):
-            raise ContractViolation(f"{type(data).__name__} is not one of {', '.join(t.__name__ for t in self._types)}")
-        return data
-
-    def encode_reply(self, reply: Any) -> Any:
-        return reply
-
-    def decode_reply(self, data: Any) -> Any:
-        return data
+def _annotations(actor_class: Any) -> tuple[Any, Any]:
+    """(message type, reply type) of the class's `receive`; a reply that is not annotated is Any."""
+    hints = get_type_hints(actor_class.receive)
+    parameters = list(inspect.signature(actor_class.receive).parameters)
+    if len(parameters) != 2 or parameters[1] not in hints:
+        raise TypeError(f"{actor_class.__name__}.receive must take one message and annotate it")
+    return hints[parameters[1]], hints.get("return", Any)
 
 
-def contract_of(actor_class: type) -> tuple[Any, Any]:
-    """(message type, reply type) as `actor_class.receive` declares them; a missing reply type is Any."""
-    hints = get_type_hints(actor_class.receive)  # type: ignore[attr-defined]
-    if "message" not in hints:
-        raise TypeError(f"{actor_class.__name__}.receive must annotate its parameter `message`")
-    return hints["message"], hints.get("return", Any)
-
-
-def _members(message_type: Any) -> tuple[type, ...]:
-    """The classes of a union, or the one class."""
-    if get_origin(message_type) in (Union, UnionType):
-        return tuple(get_args(message_type))
-    return (message_type,)
+def _classes(annotation: Any) -> tuple[type, ...]:
+    """The Structs (and None) that `annotation` consists of; empty when there is anything else in it."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    are_structs = all(isinstance(m, type) and issubclass(m, (msgspec.Struct, NoneType)) for m in members)
+    return tuple(members) if are_structs else ()

@@ -1,176 +1,202 @@
-"""A mailbox: a bounded lane with backpressure, and an urgent lane that overtakes it.
+"""A queue with two lanes: a bounded one, whose full state holds its producers back, and an urgent one.
 
-The bound is mandatory: awaiting `put` is the backpressure. A cycle of bounded mailboxes deadlocks, so the edge back
-must be urgent; that lane's length is bounded by the work outstanding. Cancelling any await leaves the mailbox
-consistent: a message is in it once or not at all, and no wake-up is lost. Knows no actor.
+Any number of tasks may put and get, all on one event loop. This file knows nothing of actors, of what the items are, or
+of who reads them.
+
+Cancelling any await leaves the mailbox consistent, because the await never holds an item: a waiting `put` is promised
+room and puts only when it runs again (a cancelled one hands its promise on), a waiting `get` is woken and takes only
+when it runs again (a cancelled one hands the wake-up on). Hence a put was cancelled if and only if its item was not put.
 """
 
 import asyncio
-import time
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from time import monotonic
+from typing import Generic, TypeVar
+
+import msgspec
+
+from actorllm.runtime.faults import MailboxClosed
+
+T = TypeVar("T")
 
 
-class MailboxClosed(Exception):
-    """The mailbox takes no more messages."""
+class MailboxStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot. `length` and `urgent_length` are items now in each lane, `blocked` the puts that wait for room, `peak`
+    the most items ever held in both lanes. `handled` items were taken out, after `wait_seconds` in total and
+    `max_wait_seconds` at most."""
 
-
-@dataclass(slots=True, eq=False)
-class Envelope:
-    """A message on its way: its codec's form, who waits for a reply, until when it matters (monotonic seconds)."""
-
-    data: Any
-    reply: asyncio.Future | None = None
-    deadline: float | None = None
-    queued: float = 0.0
-
-    def is_stale(self, now: float) -> bool:
-        """Whether nobody wants it any more: its deadline has passed or its asker has left."""
-        return (self.deadline is not None and now > self.deadline) or (self.reply is not None and self.reply.done())
-
-
-@dataclass(frozen=True, slots=True)
-class MailboxStatistics:
-    """Lengths now, the longest ever, messages taken out, and seconds they had waited."""
-
+    capacity: int
     length: int
     urgent_length: int
+    blocked: int
     peak: int
-    num_taken: int
-    total_wait: float
-    max_wait: float
+    handled: int
+    wait_seconds: float
+    max_wait_seconds: float
 
 
-class Mailbox:
-    """Messages for one actor; it outlives the actor's incarnations. All methods belong to one event loop."""
+class Mailbox(Generic[T]):
+    """`capacity` bounds the items of the bounded lane, at least 1. The urgent lane has no bound of its own:
+    whoever posts bounds it by the work that is outstanding."""
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
-            raise ValueError("a mailbox needs a capacity of at least 1")
+            raise ValueError(f"a mailbox needs a capacity of at least 1, not {capacity}")
         self.capacity = capacity
-        self._urgent: deque[Envelope] = deque()
-        self._bounded: deque[Envelope] = deque()
-        self._putters: deque[tuple[asyncio.Future[None], Envelope]] = deque()
+        self.is_closed = False
+        self._lane: deque[tuple[float, T]] = deque()
+        self._urgent: deque[tuple[float, T]] = deque()
+        self._num_promised = 0  # puts that were promised room and have not run since
+        self._putters: deque[asyncio.Future[None]] = deque()
         self._getters: deque[asyncio.Future[None]] = deque()
-        self._is_closed = False
-        self._peak = self._num_taken = 0
-        self._total_wait = self._max_wait = 0.0
+        self._peak = 0
+        self._handled = 0
+        self._wait_seconds = 0.0
+        self._max_wait_seconds = 0.0
 
     def __len__(self) -> int:
-        return len(self._urgent) + len(self._bounded)
+        return len(self._lane) + len(self._urgent)
 
-    @property
-    def is_closed(self) -> bool:
-        return self._is_closed
+    # --- putting ---
 
-    async def put(self, envelope: Envelope) -> None:
-        """Append to the bounded lane, waiting first-come-first-served for room; raises `MailboxClosed`.
-
-        A put that is cancelled after its message got in leaves it in.
-        """
-        if self.offer(envelope):
-            return
-        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (admitted, envelope)
-        self._putters.append(place)
-        try:
-            await admitted
-        except asyncio.CancelledError:
-            if place in self._putters:
-                self._putters.remove(place)
-            raise
-
-    def offer(self, envelope: Envelope) -> bool:
-        """Append to the bounded lane if there is room and nobody waits for it; raises `MailboxClosed`."""
-        if self._is_closed:
-            raise MailboxClosed
-        if self._putters or len(self._bounded) >= self.capacity:
+    def offer(self, item: T) -> bool:
+        """Put `item` into the bounded lane if there is room now; False when it is full or closed."""
+        if self.is_closed or len(self._lane) + self._num_promised >= self.capacity:
             return False
-        self._append(self._bounded, envelope)
+        self._append(self._lane, item)
         return True
 
-    def put_urgent(self, envelope: Envelope) -> None:
-        """Append to the urgent lane at once; raises `MailboxClosed`."""
-        if self._is_closed:
-            raise MailboxClosed
-        self._append(self._urgent, envelope)
+    async def put(self, item: T) -> None:
+        """Put `item` into the bounded lane, waiting for room behind the puts that wait already.
 
-    async def get(self) -> Envelope:
-        """Take the next message, urgent ones first; raises `MailboxClosed` when closed and empty."""
-        while not self:
-            if self._is_closed:
-                raise MailboxClosed
-            arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._getters.append(arrival)
+        Raises `MailboxClosed` if the mailbox is closed, or gets closed meanwhile.
+        """
+        if self.is_closed:
+            raise MailboxClosed("put into a closed mailbox")
+        if self._num_promised or len(self._lane) >= self.capacity:
+            await self._room()
+        self._append(self._lane, item)
+
+    def post(self, item: T) -> None:
+        """Put `item` into the urgent lane, at once. Raises `MailboxClosed` if the mailbox is closed."""
+        if self.is_closed:
+            raise MailboxClosed("post into a closed mailbox")
+        self._append(self._urgent, item)
+
+    def _append(self, lane: deque[tuple[float, T]], item: T) -> None:
+        lane.append((monotonic(), item))
+        length = len(self._lane) + len(self._urgent)
+        if length > self._peak:
+            self._peak = length
+        if self._getters:
+            _wake_first(self._getters)
+
+    async def _room(self) -> None:
+        """Wait for this put's turn. On return there is room, and no other put may take it before the caller runs on."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._putters.append(waiter)
+        self._promise()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                _forget(self._putters, waiter)
+            else:
+                self._num_promised -= 1
+                self._promise()
+            raise
+        self._num_promised -= 1
+        if self.is_closed:
+            raise MailboxClosed("the mailbox was closed while a put waited for room")
+
+    def _promise(self) -> None:
+        """Wake as many waiting puts as there is room for."""
+        while self._putters and len(self._lane) + self._num_promised < self.capacity and _wake_first(self._putters):
+            self._num_promised += 1
+
+    # --- getting ---
+
+    def take(self) -> T | None:
+        """The next item, urgent ones first, or None when there is none now."""
+        if self._urgent:
+            put_at, item = self._urgent.popleft()
+        elif self._lane:
+            put_at, item = self._lane.popleft()
+            if self._putters:
+                self._promise()
+        else:
+            return None
+        waited = monotonic() - put_at
+        self._handled += 1
+        self._wait_seconds += waited
+        if waited > self._max_wait_seconds:
+            self._max_wait_seconds = waited
+        return item
+
+    async def wait(self) -> None:
+        """Return when there is something to take; raises `MailboxClosed` when it is closed and nothing is left."""
+        while not self._lane and not self._urgent:
+            if self.is_closed:
+                raise MailboxClosed("the mailbox is closed and empty")
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._getters.append(waiter)
             try:
-                await arrival
+                await waiter
             except asyncio.CancelledError:
-                if arrival in self._getters:
-                    self._getters.remove(arrival)
-                elif self:
-                    self._wake_getter()  # this getter was woken but leaves: pass it on
+                if waiter.cancelled():
+                    _forget(self._getters, waiter)
+                elif len(self):
+                    _wake_first(self._getters)
                 raise
-        return self._take()
+
+    async def get(self) -> T:
+        """The next item, urgent ones first; raises `MailboxClosed` when it is closed and nothing is left."""
+        while (item := self.take()) is None:
+            await self.wait()
+        return item
+
+    # --- the end ---
 
     def close(self) -> None:
-        """Refuse new messages; what is there can still be taken. Waiting putters get `MailboxClosed`. Idempotent."""
-        self._is_closed = True
-        while self._putters:
-            admitted, _ = self._putters.popleft()
-            if not admitted.done():
-                admitted.set_exception(MailboxClosed())
-        while self._getters:
-            self._wake_getter()
+        """Let nothing more in: waiting and later puts fail, gets drain what is there and then fail."""
+        self.is_closed = True
+        while _wake_first(self._putters):
+            self._num_promised += 1
+        while _wake_first(self._getters):
+            pass
 
-    def close_and_empty(self) -> list[Envelope]:
-        """Close, and return what nobody will handle any more."""
-        self.close()
-        rest = [*self._urgent, *self._bounded]
+    def clear(self) -> list[T]:
+        """Take out everything that is left, urgent items first, uncounted."""
+        items = [item for _, item in (*self._urgent, *self._lane)]
         self._urgent.clear()
-        self._bounded.clear()
-        return rest
+        self._lane.clear()
+        self._promise()
+        return items
 
     def statistics(self) -> MailboxStatistics:
         return MailboxStatistics(
-            length=len(self._bounded),
+            capacity=self.capacity,
+            length=len(self._lane),
             urgent_length=len(self._urgent),
+            blocked=len(self._putters) + self._num_promised,
             peak=self._peak,
-            num_taken=self._num_taken,
-            total_wait=self._total_wait,
-            max_wait=self._max_wait,
+            handled=self._handled,
+            wait_seconds=self._wait_seconds,
+            max_wait_seconds=self._max_wait_seconds,
         )
 
-    def _append(self, lane: deque[Envelope], envelope: Envelope) -> None:
-        envelope.queued = time.monotonic()
-        lane.append(envelope)
-        self._peak = max(self._peak, len(self))
-        self._wake_getter()
 
-    def _take(self) -> Envelope:
-        if self._urgent:
-            envelope = self._urgent.popleft()
-        else:
-            envelope = self._bounded.popleft()
-            self._admit_putter()
-        wait = time.monotonic() - envelope.queued
-        self._num_taken += 1
-        self._total_wait += wait
-        self._max_wait = max(self._max_wait, wait)
-        return envelope
+def _wake_first(waiters: deque[asyncio.Future[None]]) -> bool:
+    """Wake the longest-waiting of `waiters` and forget it; False if nobody waits."""
+    while waiters:
+        waiter = waiters.popleft()
+        if not waiter.done():
+            waiter.set_result(None)
+            return True
+    return False
 
-    def _admit_putter(self) -> None:
-        """Move the longest waiting putter's message in; a cancelled one is passed over."""
-        while self._putters:
-            admitted, envelope = self._putters.popleft()
-            if not admitted.done():
-                self._append(self._bounded, envelope)
-                admitted.set_result(None)
-                return
 
-    def _wake_getter(self) -> None:
-        while self._getters:
-            arrival = self._getters.popleft()
-            if not arrival.done():
-                arrival.set_result(None)
-                return
+def _forget(waiters: deque[asyncio.Future[None]], waiter: asyncio.Future[None]) -> None:
+    """Remove a cancelled waiter, if a wake-up has not skipped it already."""
+    if waiter in waiters:
+        waiters.remove(waiter)

@@ -82,12 +82,13 @@ class Drive:
     # --- the outside ---
 
     def add(self, request_id: str, prompt_ids: Iterable[int], *, eos_ids: tuple[int, ...] = (), **fields) -> None:
-        """Admit a request; `fields` are those of `Admit` (deadlines) and of `SamplingParams` (the rest)."""
+        """Admit a request; `fields` are those of `Admit` (deadlines) and of `SamplingParams` (the rest). Unless given, the
+        seed is the number of the request, so that `expected` can know it."""
         deadlines = {name: fields.pop(name) for name in ("wait_deadline", "run_deadline") if name in fields}
         admit = Admit(
             request_id=request_id,
             prompt_ids=pack(prompt_ids),
-            params=SamplingParams(**fields),
+            params=SamplingParams(**{"seed": len(self.admits), **fields}),
             eos_ids=eos_ids,
             arrived=self.now,
             **deadlines,

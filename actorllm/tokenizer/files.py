@@ -15,12 +15,18 @@ from tokenizers import Tokenizer as Library
 
 from actorllm.errors import TokenizerError
 
-QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN2_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How Qwen2 splits text into words; source: `transformers`' Qwen2Tokenizer."""
 
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer")
 QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen3Tokenizer")
 GPT2_END = "<|endoftext|>"
@@ -137,7 +143,6 @@ def _add_tokens(library: Library, directory: Path, config: Mapping[str, Any]) ->
                 f"tokenizer_config.json puts {token.content!r} at id {token_id}, the vocabulary at {found}: "
                 "the files do not belong together"
             )
-
 
     named = {token_content(config.get(name), name=name) for name in NAMED_TOKENS} - present
     library.add_special_tokens([token for token in named if token is not None and library.token_to_id(token) is not None])

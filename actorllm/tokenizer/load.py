@@ -15,7 +15,12 @@ from tokenizers import Tokenizer as Library
 from tokenizers import normalizers
 
 from actorllm.errors import InvalidRequest, TokenizerError
-from actorllm.tokenizer.files import NAMED_TOKENS, read_library, read_object, token_content
+from actorllm.tokenizer.files import (
+    NAMED_TOKENS,
+    read_library,
+    read_object,
+    token_content,
+)
 from actorllm.tokenizer.pieces import Pieces
 
 PROBES = ("a", "0", ".", " ", "\n")
@@ -32,7 +37,13 @@ class Affixes(Struct, frozen=True):
 class Tokenizer:
     """Encodes off the event loop, decodes at once. Immutable after `load`, so it may be shared."""
 
-    def __init__(self, library: Library, config: Mapping[str, Any], *, chat_templates: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        library: Library,
+        config: Mapping[str, Any],
+        *,
+        chat_templates: Mapping[str, str],
+    ) -> None:
         self._library = library
         self.named_tokens = {
             name: content for name in NAMED_TOKENS if (content := token_content(config.get(name), name=name)) is not None

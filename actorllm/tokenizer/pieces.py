@@ -42,9 +42,7 @@ class Pieces:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._alphabet = byte_level_alphabet()
-        self._special_ids = frozenset(
-            token_id for token_id, token in library.get_added_tokens_decoder().items() if token.special
-        )
+        self._special_ids = frozenset(token_id for token_id, token in library.get_added_tokens_decoder().items() if token.special)
         stages = _stages(library)
         self.kind, self.strips_space, token_stages = _classify(stages)
         self._stage_decoder = _token_decoder(token_stages)
@@ -117,7 +115,9 @@ def _stages(library: Library) -> list[dict[str, Any]]:
     return stages
 
 
-def _classify(stages: Sequence[Mapping[str, Any]]) -> tuple[PieceKind, bool, list[Mapping[str, Any]]]:
+def _classify(
+    stages: Sequence[Mapping[str, Any]],
+) -> tuple[PieceKind, bool, list[Mapping[str, Any]]]:
     """(kind, strips_space, the stages that work on one token)."""
     names = [stage["type"] for stage in stages]
     if names == ["ByteLevel"]:

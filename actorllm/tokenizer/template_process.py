@@ -18,9 +18,6 @@ WORKER = Path(__file__).with_name("template_worker.py")
 START_TIMEOUT = 30.0
 """Seconds for Python to start and import jinja2, on a busy machine."""
 
-GRACE = 1.0
-"""Seconds after which the child ends itself, should nobody else have."""
-
 
 class TemplateProcess:
     """`render` one at a time; `close` ends the child and may be called twice."""
@@ -44,7 +41,7 @@ class TemplateProcess:
         async with self._lock:
             if self._is_closed:
                 raise RequestFailed("the chat template's process was closed")
-            rendered = await self._exchange(frame, timeout=request.timeout - GRACE)
+            rendered = await self._exchange(frame, seconds=request.timeout)
         if rendered.text is None:
             raise InvalidRequest(rendered.error or "the chat template failed", param="messages")
         return rendered.text
@@ -57,18 +54,19 @@ class TemplateProcess:
         async with self._lock:
             await self._end()
 
-    async def _exchange(self, frame: bytes, *, timeout: float) -> Rendered:
+    async def _exchange(self, frame: bytes, *, seconds: float) -> Rendered:
         """One request and its answer. Anything but an answer leaves no child behind."""
         is_answered = False
         try:
             process = await self._started()
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 rendered = await _ask(process, frame)
             is_answered = True
             return rendered
         except TimeoutError as error:
             raise InvalidRequest(
-                f"the chat template did not finish within {timeout:g} seconds", param="messages"
+                f"the chat template did not finish within {seconds:g} seconds",
+                param="messages",
             ) from error
         except (OSError, EOFError) as error:
             raise RequestFailed("the chat template's process ended unexpectedly; send the request again") from error
@@ -83,10 +81,18 @@ class TemplateProcess:
         await self._end()
         # -P: the folder of the worker's file is not searched for modules. An own session: Ctrl-C is the parent's.
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", str(WORKER), stdin=PIPE, stdout=PIPE, start_new_session=True
+            sys.executable,
+            "-P",
+            str(WORKER),
+            stdin=PIPE,
+            stdout=PIPE,
+            start_new_session=True,
         )
-        async with asyncio.timeout(START_TIMEOUT):
-            await _read(self._process)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await _read(self._process)
+        except TimeoutError as error:
+            raise RequestFailed(f"the chat template's process did not start within {START_TIMEOUT:g} seconds") from error
         return self._process
 
     async def _end(self) -> None:

@@ -32,15 +32,27 @@ from msgspec import Struct
 MAX_MEMORY = 2 * 2**30
 """Bytes of address space: `"a" * 10**11` in a template ends in an error, not in the machine's memory."""
 
+GRACE = 1.0
+"""Seconds after its time that the process ends itself, should the parent not have ended it."""
+
+MARK = "".join(secrets.choice("0123456789") for _ in range(30))
+"""Digits survive whatever templates do to strings (case, JSON, trimming), and nobody outside knows these."""
+
+OPENING, CLOSING, END_TAG = MARK + "1", MARK + "2", MARK + "3 "
 MAX_MESSAGE_LEN = 300
-ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
+HIDDEN = re.compile(rf"{MARK}[123] ?| ?at 0x[0-9a-fA-F]+")
+"""What an error's sentence must not show: marks, and addresses in Python's representations."""
 
 
 class Render(Struct, frozen=True, kw_only=True):
-    """Render `source` with `variables`. `final_tag` is cut off, with all after it (see `continue_final_message`)."""
+    """Render `source`. Strings of `conversation` (messages, tools, arguments) are a client's, `constants` are not.
+
+    `is_continued` ends the text with the final message. Limits are characters and seconds.
+    """
 
     source: str
-    variables: dict[str, Any]
+    conversation: dict[str, Any]
+    constants: dict[str, Any]
     literals: tuple[str, ...] = ()
     breaker: str = ""
     is_continued: bool = False
@@ -87,16 +99,27 @@ def to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON without HTML escapes, as templates are written for."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 @lru_cache(maxsize=8)
 def compile_template(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationBlock, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = to_json
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    environment.globals |= {
+        "raise_exception": raise_exception,
+        "strftime_now": strftime_now,
+    }
     del environment.globals["lipsum"]
     return environment.from_string(source)
 
@@ -121,26 +144,20 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 def render(request: Render) -> str:
     """The rendered text. Raises `TemplateFailure`, or whatever the template's code raises."""
-    opening, closing = (f"{secrets.randbits(100):031d}" for _ in "()")
     pattern = literal_pattern(request.literals)
-    untrusted = {name: value for name, value in request.variables.items() if name not in ("named", "add_generation_prompt")}
-    marked = map_strings(untrusted, lambda text: pattern.sub(rf"{opening}\g<0>{closing}", text))
-    tag = f"{secrets.randbits(100):031d} "
+    conversation = map_strings(
+        request.conversation,
+        lambda text: pattern.sub(rf"{OPENING}\g<0>{CLOSING}", text),
+    )
     if request.is_continued:
-        append_tag(marked["messages"], tag)
-    variables = request.variables["named"] | marked | {"add_generation_prompt": request.variables["add_generation_prompt"]}
-    try:
-        text = run_template(request.source, variables, max_len=request.max_len)
-    except Exception as error:
-        for mark in (opening, closing, tag.strip()):
-            error.args = tuple(arg.replace(mark, "") if isinstance(arg, str) else arg for arg in error.args)
-        raise
+        append_tag(conversation["messages"])
+    text = run_template(request.source, conversation | request.constants, max_len=request.max_len)
     if request.is_continued:
-        text = cut_at_tag(text, tag)
-    whole = re.compile(f"{opening}({pattern.pattern}){closing}")
+        text = cut_at_tag(text)
+    whole = re.compile(f"{OPENING}({pattern.pattern}){CLOSING}")
     text = whole.sub(lambda match: request.breaker.join(match[1]), text)
     # A template may split a marked string; the single mark left still keeps its neighbours apart.
-    return text.replace(opening, request.breaker).replace(closing, request.breaker)
+    return text.replace(OPENING, request.breaker).replace(CLOSING, request.breaker)
 
 
 def run_template(source: str, variables: dict[str, Any], *, max_len: int) -> str:
@@ -153,28 +170,28 @@ def run_template(source: str, variables: dict[str, Any], *, max_len: int) -> str
     return "".join(pieces)
 
 
-def append_tag(messages: list[dict[str, Any]], tag: str) -> None:
+def append_tag(messages: list[dict[str, Any]]) -> None:
     """Mark the end of the final message's text, so that it is found again in the rendered text."""
     content = messages[-1].get("content")
     if not isinstance(content, str) or not content.strip():
         raise TemplateFailure("continue_final_message needs text in the final message")
-    messages[-1]["content"] = content + tag
+    messages[-1]["content"] = content + END_TAG
 
 
-def cut_at_tag(text: str, tag: str) -> str:
+def cut_at_tag(text: str) -> str:
     """The text up to the final message's end. A template that trims messages took the tag's space away: then the
     message's own trailing space goes too."""
-    place = text.rfind(tag.strip())
+    place = text.rfind(END_TAG.strip())
     if place < 0:
         raise TemplateFailure("continue_final_message: the chat template does not show the final message's end")
-    return text[:place] if text.startswith(tag, place) else text[:place].rstrip()
+    return text[:place] if text.startswith(END_TAG, place) else text[:place].rstrip()
 
 
 def answer(frame: bytes) -> Rendered:
     """Render what `frame` asks for; every failure becomes a sentence."""
     try:
         request = msgspec.msgpack.decode(frame, type=Render)
-        signal.setitimer(signal.ITIMER_REAL, request.timeout)
+        signal.setitimer(signal.ITIMER_REAL, request.timeout + GRACE)
         try:
             return Rendered(text=render(request))
         finally:
@@ -185,7 +202,7 @@ def answer(frame: bytes) -> Rendered:
         sentence = "the chat template needs too much memory for this conversation"
     except Exception as error:  # boundary: a template is a stranger's code and may raise anything
         sentence = f"the chat template failed: {type(error).__name__}: {error}"
-    return Rendered(error=ADDRESS.sub("...", sentence)[:MAX_MESSAGE_LEN])
+    return Rendered(error=HIDDEN.sub("", sentence)[:MAX_MESSAGE_LEN])
 
 
 def read_frame(source: BinaryIO) -> bytes | None:

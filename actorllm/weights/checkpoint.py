@@ -16,17 +16,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from actorllm.errors import CheckpointError, TensorLeftOver, TensorMissing
-from actorllm.weights.source import MAX_SHOWN, DenseWeight, LinearWeight, Part
+from actorllm.weights.formats import Format, PlainFormat
+from actorllm.weights.source import MAX_SHOWN, LinearWeight, Part
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+STORED = {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32", torch.float32: "F32"}
+"""Names in a safetensors header of what formats pull as it is stored."""
 
 
 class Checkpoint:
     """A `WeightSource` over the files of one directory; use it with `with`.
 
-    `tied` maps names that may be absent to the name they alias; `ignored` maps glob patterns to the reason why such
-    tensors need no owner. `on_progress(bytes)` is called with the bytes of each tensor read.
+    `storage` is the format of its linears. `on_progress(bytes)` is called with the bytes of each tensor read.
     """
 
     def __init__(
@@ -35,18 +38,23 @@ class Checkpoint:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        storage: Format | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
         self._device = str(device)
         self._dtype = dtype
+        self._format = storage or PlainFormat()
         self._on_progress = on_progress
-        self._open_files = ExitStack()
         self._homes: dict[str, Any] = {}
         self._claimed: set[str] = set()
         self._tied: dict[str, str] = {}
-        handles = {path: self._open_files.enter_context(_open(path, self._device)) for path in set(files.values())}
-        for name, path in files.items():
-            self._homes[name] = handles[path]
+        with ExitStack() as opened:  # one file that cannot be opened closes the others
+            handles = {path: opened.enter_context(_open(path, self._device)) for path in sorted(set(files.values()))}
+            for name, path in files.items():
+                if name not in handles[path].keys():  # noqa: SIM118 (a handle is no mapping)
+                    raise CheckpointError(f"{INDEX_FILE} says that {name!r} is in {path.name}, but it is not")
+                self._homes[name] = handles[path]
+            self._open_files = opened.pop_all()
 
     @classmethod
     def open(
@@ -55,10 +63,11 @@ class Checkpoint:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        storage: Format | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> Self:
         """Open `model.safetensors` or the files of the index. Raises `CheckpointError` naming the file at fault."""
-        return cls(tensor_files(directory), device=device, dtype=dtype, on_progress=on_progress)
+        return cls(tensor_files(directory), device=device, dtype=dtype, storage=storage, on_progress=on_progress)
 
     def __enter__(self) -> Self:
         return self
@@ -79,17 +88,27 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         return name in self._homes or self._tied.get(name) in self._homes
 
-    def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
-        part = self._slice(name, shape)[slice(*(rows or (0, shape[0])))]
-        return self._arrived(part)
+    def tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        rows: Part = None,
+        cols: Part = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        whole = self._slice(name, shape, FLOATS if dtype is None else (STORED[dtype],))
+        row_slice = slice(*(rows or (0, shape[0])))
+        part = whole[row_slice] if cols is None else whole[row_slice, slice(*cols)]
+        if self._on_progress is not None:
+            self._on_progress(part.numel() * part.element_size())
+        return part.to(device=self._device, dtype=dtype or self._dtype).contiguous()
 
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
-        whole = self._slice(f"{name}.weight", shape)
-        part = whole[slice(*(rows or (0, shape[0]))), slice(*(cols or (0, shape[1])))]
-        return DenseWeight(self._arrived(part))
+        return self._format.linear(self, name, shape, rows=rows, cols=cols)
 
     def finish(self, ignored: Mapping[str, str]) -> None:
-        """Raise `TensorLeftOver` if a tensor was neither claimed nor matches a pattern of `ignored`."""
+        """Raise `TensorLeftOver` if a tensor was neither claimed nor matches a pattern of `ignored` (glob -> reason)."""
         left_over = sorted(
             name
             for name in self._homes.keys() - self._claimed
@@ -101,7 +120,7 @@ class Checkpoint:
                 "Either config.json names the wrong architecture, or the plugin must claim or ignore them"
             )
 
-    def _slice(self, name: str, shape: tuple[int, ...]) -> Any:
+    def _slice(self, name: str, shape: tuple[int, ...], stored: tuple[str, ...]) -> Any:
         home_name = name if name in self._homes else self._tied.get(name, name)
         if home_name not in self._homes:
             raise TensorMissing(f"the checkpoint has no tensor {name!r}, which config.json asks for")
@@ -111,12 +130,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"tensor {home_name!r} has shape {tuple(whole.get_shape())}, but config.json makes it {shape}"
             )
+        if whole.get_dtype() not in stored:
+            raise CheckpointError(
+                f"tensor {home_name!r} is stored as {whole.get_dtype()}, where {' or '.join(stored)} is needed: "
+                "this version does not serve quantized checkpoints, choose one in float32, float16 or bfloat16"
+            )
         return whole
-
-    def _arrived(self, part: Tensor) -> Tensor:
-        if self._on_progress is not None:
-            self._on_progress(part.numel() * part.element_size())
-        return part.to(device=self._device, dtype=self._dtype).contiguous()
 
 
 def tensor_files(directory: Path) -> dict[str, Path]:
@@ -129,6 +148,8 @@ def tensor_files(directory: Path) -> dict[str, Path]:
         has_pickle = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
         hint = "; *.bin and *.pt files are pickles and are never read: convert them to safetensors" if has_pickle else ""
         raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in the model's folder{hint}")
+    if not _is_inside(single, directory.resolve()):
+        raise CheckpointError(f"{SINGLE_FILE} is a link that leads out of the model's folder")
     with _open(single, "cpu") as file:
         return dict.fromkeys(file.keys(), single)
 

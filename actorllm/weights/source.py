@@ -1,7 +1,7 @@
 """Where layers pull their weights from: by name, and only their own part.
 
-The unit of pull is a linear, so that a quantized format owns its packing; plain tensors (norms, embeddings)
-are pulled as tensors. Knows no model and no file.
+The unit of pull is a linear, so that a quantized format owns its packing (formats.py); plain tensors (norms,
+embeddings, biases) are pulled as tensors. Knows no model, no file and no format.
 """
 
 from collections.abc import Iterable
@@ -30,22 +30,6 @@ class LinearWeight(nn.Module):
         return None
 
 
-class DenseWeight(LinearWeight):
-    """W [out, in] as it is."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.out_features = weight.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight)
-
-    @classmethod
-    def join(cls, parts: list[LinearWeight]) -> "DenseWeight":
-        return cls(torch.cat([part.weight for part in parts if isinstance(part, DenseWeight)]))
-
-
 class JoinedWeight(LinearWeight):
     """Siblings that could not be fused (other formats): computed apart, results joined."""
 
@@ -72,12 +56,23 @@ class WeightSource(Protocol):
     Every pull claims the name. Raises `TensorMissing` or `CheckpointError` (a shape that contradicts `shape`).
     """
 
-    def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
-        """Rows of a plain tensor in the model's dtype on its device; `shape` is the whole tensor's."""
+    def tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        rows: Part = None,
+        cols: Part = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """A part of a tensor on the model's device; `shape` is the whole tensor's.
+
+        It comes as floating point in the model's dtype; with `dtype`, it must be stored in just that one (codes).
+        """
         ...
 
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
-        """A part of the linear whose weight is called `name + ".weight"`, in its internal form."""
+        """A part of the linear [out, in] called `name`, in its internal form; a format knows its tensors' names."""
         ...
 
     def has(self, name: str) -> bool:

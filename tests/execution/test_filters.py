@@ -9,8 +9,9 @@ from actorllm.execution.filters import NARROW, FilterParameters, allowed
 OFF = (0, 1.0, 0.0)
 
 
-def brute_force(scores: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
+def brute_force(scores: np.ndarray, row: tuple[int, float, float]) -> np.ndarray:
     """The definition: cut one after another, renormalise after each cut."""
+    top_k, top_p, min_p = row
     probabilities = np.exp(scores.astype(np.float64))
     order = np.lexsort((np.arange(len(scores)), -scores))
     kept = list(order[:top_k] if top_k else order)
@@ -33,8 +34,8 @@ def parameters(rows: list[tuple[int, float, float]], vocab_size: int) -> FilterP
     )
 
 
-def log_weights(generator: np.random.Generator, num_rows: int, vocab_size: int, spread: float) -> np.ndarray:
-    logits = generator.normal(scale=spread, size=(num_rows, vocab_size)).astype(np.float32)
+def log_weights(generator: np.random.Generator, shape: tuple[int, int], spread: float) -> np.ndarray:
+    logits = generator.normal(scale=spread, size=shape).astype(np.float32)
     return logits - logits.max(axis=1, keepdims=True)
 
 
@@ -50,16 +51,16 @@ def test_equals_the_definition(vocab_size: int, spread: float) -> None:
         )
         for _ in range(40)
     ]
-    scores = log_weights(generator, len(rows), vocab_size, spread)
+    scores = log_weights(generator, (len(rows), vocab_size), spread)
     found = allowed(torch.from_numpy(scores), parameters(rows, vocab_size)).numpy()
     for row, mask, own_scores in zip(rows, found, scores, strict=True):
-        assert (mask == brute_force(own_scores, *row)).all(), row
+        assert (mask == brute_force(own_scores, row)).all(), row
 
 
 def test_a_flat_row_and_a_steep_row_do_not_change_each_other() -> None:
     vocab_size = 4 * NARROW
     generator = np.random.default_rng(0)
-    flat, steep = (log_weights(generator, 1, vocab_size, 0.01), log_weights(generator, 1, vocab_size, 8.0))
+    flat, steep = (log_weights(generator, (1, vocab_size), 0.01), log_weights(generator, (1, vocab_size), 8.0))
     both = torch.from_numpy(np.concatenate((flat, steep)))
     rows = [(0, 0.9, 0.0), (0, 0.9, 0.0)]
     together = allowed(both, parameters(rows, vocab_size))

@@ -66,7 +66,7 @@ def test_what_cannot_be_served_is_refused_by_name(tmp_path: Path, config: object
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         plan_model(tmp_path, settings())
 
 
@@ -91,7 +91,7 @@ class TestSlots:
         chosen = settings(**execution)
         plan = plan_model(actorllm_echo.directory(), chosen)
         groups = plan.build(Shard()).cache_groups
-        (size,) = plan_slots(groups, plan, chosen, free_bytes=free_bytes, share=0.5)
+        (size,) = plan_slots(groups, plan, settings=chosen, free_bytes=free_bytes, share=0.5)
         return size.num_slots
 
     def test_by_default_every_row_gets_a_whole_context(self) -> None:
@@ -113,7 +113,7 @@ class TestSlots:
         plan = plan_model(stories_dir, settings())
         assert plan.num_weight_bytes > MIB // 2
         with pytest.raises(NotEnoughMemory, match="weights"):
-            plan_slots(plan.build(Shard()).cache_groups, plan, settings(), free_bytes=MIB // 2, share=0.5)
+            plan_slots(plan.build(Shard()).cache_groups, plan, settings=settings(), free_bytes=MIB // 2, share=0.5)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -122,7 +122,8 @@ async def test_a_real_model_gives_its_golden_text(stories_dir: Path, new_steps, 
     progress: list[tuple[int, int]] = []
     loaded = await load_model(stories_dir, settings(tensor_parallel=num_ranks), on_progress=lambda *read: progress.append(read))
     assert (loaded.architecture, loaded.dtype, loaded.context) == ("LlamaForCausalLM", "float32", 64)
-    assert progress[-1][0] >= 0.9 * progress[-1][1]
+    assert len(progress) > 2
+    assert [read == total for read, total in progress] == [False] * (len(progress) - 1) + [True]
     steps = new_steps(num_slots=sum(group.num_slots for group in loaded.groups))
     await run(loaded.devices, steps.open(2).feed(2, ids[:3]).step())
     found = list(unpack((await run(loaded.devices, steps.feed(2, ids[3:5], to=[2]).step())).sampled))

@@ -1,0 +1,225 @@
+"""The conformance kit: what every model plugin must hold, as checks that name what is wrong.
+
+Two lines test a plugin with pytest:
+
+    from actorllm.testing.model_checks import model_checks
+    test_model = model_checks(MyForCausalLM, {"architectures": ["MyForCausalLM"], ...})
+
+The config is a tiny config.json. Comparing with transformers happens where it is installed and knows the `model_type`.
+
+Legend: T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actorllm.errors import ActorLLMError, UnsupportedConfig
+from actorllm.execution.forward import forward
+from actorllm.layers.shard import Shard
+from actorllm.models.contract import CausalLM
+from actorllm.testing.recording import RecordingWeights
+from actorllm.testing.tiny import TinyCache, logits_in_chunks, logits_of, on_thread_ranks
+from actorllm.testing.toy_int8 import Int8Weights, OneLayerResident, RoundedWeights
+from actorllm.weights.random import RandomWeights
+from actorllm.weights.source import WeightSource, load_module
+
+TOLERANCE = 1e-4
+"""Largest difference of logits, as a share of their standard deviation."""
+
+Check = Callable[["ModelCase"], None]
+
+
+class CheckFailed(AssertionError):
+    """A conformance check found a fault; the message says which."""
+
+
+@dataclass
+class ModelCase:
+    """A plugin's class and a tiny config.json to try it with."""
+
+    model_class: type[CausalLM]
+    config: Mapping[str, Any]
+    seed: int = 0
+    _rank_lens: list[int] = field(default_factory=list)
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """A sequence longer than any window that a tiny config should have."""
+        generator = torch.Generator().manual_seed(self.seed)
+        length = min(40, int(self.config.get("max_position_embeddings", 40)))
+        return torch.randint(self.parsed.vocab_size, (length,), generator=generator).tolist()
+
+    @cached_property
+    def parsed(self) -> Any:
+        return self.model_class.config_class.from_hf(dict(self.config))
+
+    def build(self, source: WeightSource | None = None, *, shard: Shard | None = None) -> CausalLM:
+        """A model with weights."""
+        model = self.model_class(self.parsed, shard or Shard())
+        load_module(model, source or self.weights())
+        return model
+
+    def weights(self) -> RandomWeights:
+        """Random weights that are large enough for faults to show."""
+        return RandomWeights(self.seed, std=0.2)
+
+    @cached_property
+    def plain_logits(self) -> Tensor:
+        """[T, V] of the sequence in one piece."""
+        return logits_in_chunks(self.build(), self.ids, [])
+
+
+def check_config_reads(case: ModelCase) -> None:
+    """The config is read, and a key nobody knows is refused."""
+    for name in ("vocab_size", "context_len", "num_layers"):
+        if not isinstance(getattr(case.parsed, name, None), int):
+            raise CheckFailed(f"the config has no whole number {name!r}, which the engine reads")
+    try:
+        case.model_class.config_class.from_hf({**case.config, "a_key_that_changes_everything": 1})
+    except UnsupportedConfig:
+        return
+    raise CheckFailed("from_hf takes an unknown key without a word: call ConfigReader.finish()")
+
+
+def check_builds_on_meta(case: ModelCase) -> None:
+    """A model can be built without memory for its weights."""
+    with torch.device("meta"):
+        model = case.model_class(case.parsed, Shard())
+    real = [name for name, tensor in model.named_parameters() if tensor.device.type != "meta"]
+    if real:
+        raise CheckFailed(f"these parameters take memory before weights are loaded: {', '.join(real[:5])}")
+
+
+def check_claims_once(case: ModelCase) -> None:
+    """No tensor is pulled twice, and every layer pulls some."""
+    source = RecordingWeights(case.weights())
+    case.build(source)
+    twice = sorted({name for name in source.pulled if source.pulled.count(name) > 1})
+    if twice:
+        raise CheckFailed(f"tensors claimed more than once: {', '.join(twice[:5])}")
+
+
+def check_repeatable(case: ModelCase) -> None:
+    """A model keeps no state between calls: the cache holds everything."""
+    model = case.build()
+    first = logits_in_chunks(model, case.ids, [])
+    logits_in_chunks(model, case.ids[::-1], [5, 3])
+    _expect_equal(logits_in_chunks(model, case.ids, []), first, "the same input gives other logits the second time: state is kept")
+
+
+def check_chunking(case: ModelCase) -> None:
+    """Token by token, or in any chunks: the same logits as in one piece."""
+    model = case.build()
+    for sizes in ([1] * len(case.ids), [7, 1, 13], [len(case.ids) - 1]):
+        got = logits_in_chunks(model, case.ids, sizes)
+        _expect_equal(got, case.plain_logits, f"fed in chunks of {sizes[:4]} the logits differ from one piece")
+
+
+def check_batch(case: ModelCase) -> None:
+    """Alone or beside other sequences: the same logits."""
+    model = case.build()
+    others = [case.ids[::-1], case.ids[5:11]]
+    cache = TinyCache(model.cache_groups, num_rows=3, context=len(case.ids))
+    logits_of(model, cache, [(0, others[0][:9])])
+    parts = logits_of(model, cache, [(0, others[0][9:12]), (1, case.ids[:-1]), (2, others[1])])
+    start = 3
+    got = parts[start : start + len(case.ids) - 1]
+    _expect_equal(got, case.plain_logits[:-1], "beside other sequences the logits differ: rows leak into each other")
+
+
+def check_slots(case: ModelCase) -> None:
+    """Whichever slots a sequence gets: the same logits."""
+    model = case.build()
+    for seed in (1, 2):
+        got = logits_in_chunks(model, case.ids, [11], seed=seed)
+        _expect_equal(got, case.plain_logits, "with other slots the logits differ: the cache is not read through the slot table")
+
+
+def check_two_ranks(case: ModelCase) -> None:
+    """Split over two thread ranks: the same logits on each."""
+    results = on_thread_ranks(2, lambda shard: logits_in_chunks(case.build(shard=shard), case.ids, [9]))
+    for rank, got in enumerate(results):
+        _expect_equal(got, case.plain_logits, f"split over two ranks the logits of rank {rank} differ: a shard is wrong")
+
+
+def check_two_models(case: ModelCase) -> None:
+    """Two models in one process do not disturb each other."""
+    first, second = case.build(), case.build(RandomWeights(case.seed + 1, std=0.2))
+    other = logits_in_chunks(second, case.ids, [])
+    _expect_equal(logits_in_chunks(first, case.ids, []), case.plain_logits, "beside another model the logits differ")
+    if torch.allclose(other, case.plain_logits):
+        raise CheckFailed("two models with different weights give equal logits: they share something")
+
+
+def check_one_layer_resident(case: ModelCase) -> None:
+    """With one layer's weights in memory at a time: the same logits."""
+    model = case.model_class(case.parsed, Shard())
+    resident = OneLayerResident(model, case.weights())
+    cache = TinyCache(model.cache_groups, num_rows=1, context=len(case.ids))
+    with torch.inference_mode():
+        got = model.head(model.norm(forward(model, cache.batch([(0, case.ids)]), layer=resident.layer)))
+    _expect_equal(got, case.plain_logits, "with layers loaded one at a time the logits differ")
+
+
+def check_int8_source(case: ModelCase) -> None:
+    """With linears that are int8 codes the model computes what the rounded values give."""
+    int8 = logits_in_chunks(case.build(Int8Weights(case.weights())), case.ids, [])
+    rounded = logits_in_chunks(case.build(RoundedWeights(case.weights())), case.ids, [])
+    _expect_equal(int8, rounded, "with int8 linears the logits differ from the same rounded values")
+
+
+CHECKS: dict[str, Check] = {
+    name.removeprefix("check_"): check
+    for name, check in dict(globals()).items()
+    if name.startswith("check_") and callable(check)
+}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One line of a report; `reason` is empty for a check that passed."""
+
+    name: str
+    about: str
+    reason: str = ""
+
+
+def run_checks(case: ModelCase) -> list[CheckResult]:
+    """Run every check; a fault of one does not stop the others."""
+    results = []
+    for name, check in CHECKS.items():
+        about = (check.__doc__ or name).splitlines()[0]
+        try:
+            check(case)
+            results.append(CheckResult(name, about))
+        except (CheckFailed, ActorLLMError) as error:
+            results.append(CheckResult(name, about, str(error)))
+        except Exception as error:  # boundary: plugin load
+            results.append(CheckResult(name, about, f"raised {type(error).__name__}: {error}"))
+    return results
+
+
+def model_checks(model_class: type[CausalLM], config: Mapping[str, Any]) -> Callable[[str], None]:
+    """A pytest test function, parametrized by the names of the checks."""
+    import pytest  # only authors' tests need it
+
+    case = ModelCase(model_class, config)
+
+    @pytest.mark.parametrize("check", list(CHECKS))
+    def test_model(check: str) -> None:
+        CHECKS[check](case)
+
+    return test_model
+
+
+def _expect_equal(got: Tensor, wanted: Tensor, fault: str) -> None:
+    """Compare logits up to rounding; NaN is a fault too."""
+    limit = TOLERANCE * float(wanted.std())
+    worst = float((got - wanted).abs().max())
+    if not worst <= limit:
+        raise CheckFailed(f"{fault} (by up to {worst:.3g}, allowed is {limit:.3g}; shape {tuple(wanted.shape)})")
