@@ -3,11 +3,11 @@
 Legend: T tokens, H query heads and K key/value heads of this rank, D head_dim.
 """
 
-from actorllm_kernels.attention import attend, row_keys
-from actorllm_kernels.store_kv import store_kv
 from torch import Tensor, nn
 
 from actorllm.layers.batch import Batch
+from actorllm_kernels.attention import attend, row_keys
+from actorllm_kernels.store_kv import store_kv
 
 
 class Attention(nn.Module):
@@ -32,6 +32,6 @@ class Attention(nn.Module):
         store_kv(k_TKD, slots_T, k_pool)
         store_kv(v_TKD, slots_T, v_pool)
         if self.group not in batch.keys:
-            spans = [(span.row, span.start, span.query_len, span.seq_len) for span in batch.spans]
+            spans = [(span.row, span.query_len, span.seq_len) for span in batch.spans]
             batch.keys[self.group] = row_keys(spans, batch.slot_tables[self.group], window=self.window)
         return attend(q_THD, k_pool, v_pool, batch.keys[self.group], scale=self.scale)

@@ -1,12 +1,13 @@
 """What tensor-parallel ranks do together: sum, gather, broadcast.
 
 `SingleRank` is the trivial case, `ThreadRanks` joins ranks that are threads of one process by a reduction in
-memory behind a barrier, `ProcessGroup` puts a c10d group (gloo, NCCL) behind the same interface. Every call is
-collective: all ranks make the same calls in the same order. A rank that fails breaks the barrier, so
-that no other rank waits forever.
+memory behind a barrier, `ProcessGroup` (process_group.py) puts torch.distributed behind the same interface. Every call
+is collective: all ranks make the same calls in the same order. A rank that fails breaks the barrier, so that no
+other rank waits forever.
 """
 
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -20,8 +21,8 @@ class Collectives(Protocol):
         """The sum over ranks; may write into `value`."""
         ...
 
-    def all_gather(self, value: Tensor) -> Tensor:
-        """The ranks' values joined along the last axis in rank order; last sizes may differ."""
+    def all_gather(self, value: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The ranks' values joined along the last axis in rank order; `sizes[r]` is rank r's last size."""
         ...
 
     def broadcast(self, value: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ class SingleRank:
     def all_reduce(self, value: Tensor) -> Tensor:
         return value
 
-    def all_gather(self, value: Tensor) -> Tensor:
+    def all_gather(self, value: Tensor, sizes: Sequence[int]) -> Tensor:
         return value
 
     def broadcast(self, value: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class ThreadRanks:
         self._meeting.barrier.wait()  # nobody reuses its value while another still reads it
         return total
 
-    def all_gather(self, value: Tensor) -> Tensor:
+    def all_gather(self, value: Tensor, sizes: Sequence[int]) -> Tensor:
         joined = torch.cat(self._exchange(value), dim=-1)
         self._meeting.barrier.wait()
         return joined

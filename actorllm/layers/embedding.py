@@ -36,6 +36,7 @@ class Head(nn.Module):
         super().__init__()
         self.shape = (vocab_size, hidden_size)
         self.rows = shard.span(vocab_size)
+        self.sizes = [end - start for start, end in shard.spans(vocab_size)]
         self.shard = shard
         self._tied = [tied]  # in a list: the table stays the embedding's, not a second submodule
         self.weight: LinearWeight | None = None
@@ -49,7 +50,7 @@ class Head(nn.Module):
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         logits = self.weight(hidden_TD) if self.weight is not None else self._tied_logits(hidden_TD)
-        return self.shard.collectives.all_gather(logits.to(torch.float32))
+        return self.shard.collectives.all_gather(logits.to(torch.float32), self.sizes)
 
     def _tied_logits(self, hidden_TD: Tensor) -> Tensor:
         embedding = self._tied[0]

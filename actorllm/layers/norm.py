@@ -1,9 +1,9 @@
 """Normalisation layers. Replicated on every rank. Legend: T tokens, D the normalised size."""
 
-from actorllm_kernels.rms_norm import rms_norm
 from torch import Tensor, nn
 
 from actorllm.weights.source import WeightSource
+from actorllm_kernels.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):

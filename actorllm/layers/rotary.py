@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from actorllm_kernels.rotary import rotate
 from torch import Tensor
 
 from actorllm.errors import UnsupportedConfig
+from actorllm_kernels.rotary import rotate
 
 
 class RotaryTables(NamedTuple):

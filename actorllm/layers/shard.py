@@ -5,6 +5,7 @@ models share one process. Knows no model and no checkpoint.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from actorllm.layers.collectives import Collectives, SingleRank
 
@@ -22,8 +23,10 @@ class Shard:
 
         Parts differ by at most one unit; the first ranks take the larger ones.
         """
-        num_units = -(-size // unit)
-        share, extra = divmod(num_units, self.num_ranks)
-        start = self.rank * share + min(self.rank, extra)
-        end = start + share + (self.rank < extra)
-        return min(start * unit, size), min(end * unit, size)
+        return self.spans(size, unit=unit)[self.rank]
+
+    def spans(self, size: int, *, unit: int = 1) -> list[tuple[int, int]]:
+        """The `span` of every rank."""
+        share, extra = divmod(-(-size // unit), self.num_ranks)
+        starts = [rank * share + min(rank, extra) for rank in range(self.num_ranks + 1)]
+        return [(min(start * unit, size), min(end * unit, size)) for start, end in pairwise(starts)]

@@ -5,11 +5,10 @@ error. Knows no model.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from actorllm.errors import UnsupportedConfig
 
-T = TypeVar("T")
 MAX_SIZE = 2**31
 MAX_LAYERS = 4096
 
@@ -82,7 +81,7 @@ class ConfigReader:
         self._left = dict(config)
         self._architecture = (config.get("architectures") or ["the model"])[0]
 
-    def take(self, key: str, default: T | None = None) -> Any:
+    def take(self, key: str, default: Any = None) -> Any:
         """The value of an optional key; null counts as absent."""
         value = self._left.pop(key, None)
         return default if value is None else value

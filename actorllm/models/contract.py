@@ -103,10 +103,12 @@ class ModelConfig(Protocol):
 
 class CausalLM(nn.Module):
     """Base of every plugin model. `ignored_tensors` names checkpoint tensors that are not weights, with reasons
-    (glob pattern -> reason); `tied_tensors` maps an absent name to the tensor it aliases."""
+    (glob pattern -> reason); `tied_tensors` maps an absent name to the tensor it aliases. `example_config` is a tiny
+    config.json for `actorllm plugin check`, where the usual keys do not do."""
 
     config_class: ClassVar[type]
     ignored_tensors: ClassVar[Mapping[str, str]] = {}
+    example_config: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Any, shard: Shard) -> None:
         super().__init__()

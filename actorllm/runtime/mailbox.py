@@ -97,7 +97,10 @@ class Mailbox(Generic[T]):
         self._putters.append(waiter)
         self._promise()
         try:
-            await waiter
+            if waiter.done():  # promised at once, yet behind puts that were promised room and have not run since
+                await asyncio.sleep(0)
+            else:
+                await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
                 _forget(self._putters, waiter)

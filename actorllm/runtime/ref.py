@@ -86,7 +86,7 @@ class Ref(Generic[M]):
         self._mailbox.post(Envelope(self._contract.pack(message)))
         return True
 
-    async def ask(self, message: M, *, timeout: float | None = None) -> Any:  # noqa: ASYNC109 (the deadline travels)
+    async def ask(self, message: M, *, timeout: float | None = None) -> Any:
         """Send a message and wait for what `receive` returns; `timeout` is in seconds, waiting for room included.
 
         Raises the actor's rejection, `ContractViolation`, `ActorCrashed`, `ActorStopped`, or `TimeoutError`. A message

@@ -105,7 +105,7 @@ class RequestBody(Struct, kw_only=True):
 class CompletionBody(RequestBody, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    prompt: str | list[int | str | list[int]] | None = None
     echo: bool | None = None
     logprobs: int | None = None
     add_special_tokens: bool | None = None
@@ -117,7 +117,10 @@ class CompletionBody(RequestBody, kw_only=True):
             raise InvalidRequest("prompt is missing: give text, token ids, or a list of either", param="prompt")
         if isinstance(prompt, str):
             return [prompt]
-        prompts: Any = [prompt] if isinstance(prompt[0], int) else prompt
+        kinds = {type(entry) for entry in prompt}
+        if len(kinds) > 1:
+            raise InvalidRequest("a list of prompts must be all text or all token ids", param="prompt")
+        prompts: Any = [prompt] if kinds == {int} else prompt
         if len(prompts) > MAX_PROMPTS:
             raise InvalidRequest(f"at most {MAX_PROMPTS} prompts fit one request", param="prompt")
         return prompts

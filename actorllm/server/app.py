@@ -182,7 +182,7 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
     except ActorLLMError as error:
         return error_reply(error)
     except web.HTTPException as error:
-        message = f"{request.method} {request.path}: {error.reason}"
+        message = f"{request.method}: {error.reason}"
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return json_reply(error_body(message, error.status), status=error.status, headers=headers)
     except (ConnectionError, asyncio.CancelledError):

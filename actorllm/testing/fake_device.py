@@ -139,7 +139,7 @@ class FakeDevice:
             for token in tokens:
                 states.append(self._enter(row, token_ids[token]))
                 for group, slots in enumerate(write_slots):
-                    self._write(row, group, slots[token], readers[group])
+                    self._write(row, group, slot=slots[token], readers=readers[group].get(slots[token], []))
                 row.seq_len += 1
             start += query_len
         for name, query_len in zip(rows, query_lens, strict=True):
@@ -164,9 +164,10 @@ class FakeDevice:
                     readers[group].setdefault(table[position], []).append((row, position))
         return readers
 
-    def _write(self, row: FakeRow, group: int, slot: int, readers: dict[int, list[tuple[FakeRow, int]]]) -> None:
+    def _write(self, row: FakeRow, group: int, *, slot: int, readers: list[tuple[FakeRow, int]]) -> None:
+        """The row's next token takes a slot, which nobody else may read: unless they share this very token."""
         position = row.seq_len
-        for reader, place in readers.get(slot, ()):
+        for reader, place in readers:
             is_new_sibling = place == position and not reader.states
             _check(is_new_sibling, f"slot {slot} is written while a row reads it as position {place}")
         row.tables[group][position] = slot

@@ -11,7 +11,7 @@ Legend: T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +22,22 @@ from actorllm.errors import ActorLLMError, UnsupportedConfig
 from actorllm.execution.forward import forward
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
+from actorllm.testing.against_transformers import compare_with_transformers, reference_exists, variations
 from actorllm.testing.recording import RecordingWeights
 from actorllm.testing.tiny import TinyCache, logits_in_chunks, logits_of, on_thread_ranks
 from actorllm.testing.toy_int8 import Int8Weights, OneLayerResident, RoundedWeights
 from actorllm.weights.random import RandomWeights
 from actorllm.weights.source import WeightSource, load_module
 
+TINY_SIZES: Mapping[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of their standard deviation."""
 
@@ -45,7 +55,6 @@ class ModelCase:
     model_class: type[CausalLM]
     config: Mapping[str, Any]
     seed: int = 0
-    _rank_lens: list[int] = field(default_factory=list)
 
     @cached_property
     def ids(self) -> list[int]:
@@ -69,9 +78,21 @@ class ModelCase:
         return RandomWeights(self.seed, std=0.2)
 
     @cached_property
+    def has_weights(self) -> bool:
+        """Whether the model pulls anything."""
+        source = RecordingWeights(self.weights())
+        self.build(source)
+        return bool(source.pulled)
+
+    @cached_property
     def plain_logits(self) -> Tensor:
         """[T, V] of the sequence in one piece."""
         return logits_in_chunks(self.build(), self.ids, [])
+
+
+def tiny_config(model_class: type[CausalLM], architecture: str) -> dict[str, Any]:
+    """The plugin's own example of a tiny config.json, or one of the usual keys."""
+    return {"architectures": [architecture], **(model_class.example_config or TINY_SIZES)}
 
 
 def check_config_reads(case: ModelCase) -> None:
@@ -152,7 +173,7 @@ def check_two_models(case: ModelCase) -> None:
     first, second = case.build(), case.build(RandomWeights(case.seed + 1, std=0.2))
     other = logits_in_chunks(second, case.ids, [])
     _expect_equal(logits_in_chunks(first, case.ids, []), case.plain_logits, "beside another model the logits differ")
-    if torch.allclose(other, case.plain_logits):
+    if case.has_weights and torch.allclose(other, case.plain_logits):
         raise CheckFailed("two models with different weights give equal logits: they share something")
 
 
@@ -166,6 +187,21 @@ def check_one_layer_resident(case: ModelCase) -> None:
     _expect_equal(got, case.plain_logits, "with layers loaded one at a time the logits differ")
 
 
+def check_transformers(case: ModelCase) -> None:
+    """Logits equal those of transformers, with the given config and with each setting that it varies."""
+    if not reference_exists(case.config):
+        return
+    faults = []
+    for name, config in variations(case.config):
+        try:
+            wanted, got = compare_with_transformers(case.model_class, config, ids=case.ids, seed=case.seed)
+            _expect_equal(got, wanted, "the logits differ from transformers")
+        except (CheckFailed, ActorLLMError) as error:
+            faults.append(f"{name}: {error}")
+    if faults:
+        raise CheckFailed("; ".join(faults))
+
+
 def check_int8_source(case: ModelCase) -> None:
     """With linears that are int8 codes the model computes what the rounded values give."""
     int8 = logits_in_chunks(case.build(Int8Weights(case.weights())), case.ids, [])
@@ -173,10 +209,22 @@ def check_int8_source(case: ModelCase) -> None:
     _expect_equal(int8, rounded, "with int8 linears the logits differ from the same rounded values")
 
 
-CHECKS: dict[str, Check] = {
-    name.removeprefix("check_"): check
-    for name, check in dict(globals()).items()
-    if name.startswith("check_") and callable(check)
+CHECKS: Mapping[str, Check] = {
+    check.__name__.removeprefix("check_"): check
+    for check in (
+        check_config_reads,
+        check_builds_on_meta,
+        check_claims_once,
+        check_repeatable,
+        check_chunking,
+        check_batch,
+        check_slots,
+        check_two_ranks,
+        check_two_models,
+        check_one_layer_resident,
+        check_int8_source,
+        check_transformers,
+    )
 }
 
 

@@ -69,7 +69,7 @@ class ChatTemplate:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
         """The template that came with the tokenizer."""
-        return cls(tokenizer.chat_templates, tokenizer.named_tokens)
+        return cls(tokenizer.chat_template, tokenizer.special_tokens)
 
     @property
     def process_id(self) -> int | None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import normalizers
 
 from actorllm.errors import InvalidRequest, TokenizerError
+from actorllm.messages import SamplingParams
 from actorllm.tokenizer.files import (
     NAMED_TOKENS,
     read_library,
@@ -42,15 +43,15 @@ class Tokenizer:
         library: Library,
         config: Mapping[str, Any],
         *,
-        chat_templates: Mapping[str, str],
+        chat_template: Mapping[str, str],
     ) -> None:
         self._library = library
-        self.named_tokens = {
+        self.special_tokens = {
             name: content for name in NAMED_TOKENS if (content := token_content(config.get(name), name=name)) is not None
         }
         """bos_token, eos_token, ... as text: the variables of a chat template."""
-        self.chat_templates = dict(chat_templates)
-        """Chat templates by name; a single one is called "default"."""
+        self.chat_template = dict(chat_template)
+        """The chat templates by name; a single one is called "default"; {} without any."""
         self.bos_id = self._named_id("bos_token")
         self.eos_id = self._named_id("eos_token")
         self._affixes = self._find_affixes(config)
@@ -73,7 +74,7 @@ class Tokenizer:
         if "tokenizer_class" not in config and not (directory / "tokenizer.json").exists():
             end = "<|endoftext|>"  # a bare GPT-2 directory names no special tokens: this is the one it has
             config = {"bos_token": end, "eos_token": end} | config
-        return cls(library, config, chat_templates=_read_chat_templates(directory, config))
+        return cls(library, config, chat_template=_read_chat_templates(directory, config))
 
     # --- text to ids ---
 
@@ -133,7 +134,7 @@ class Tokenizer:
 
     def _named_id(self, name: str) -> int | None:
         """None also for a token that the configuration names but the vocabulary does not have."""
-        content = self.named_tokens.get(name)
+        content = self.special_tokens.get(name)
         return None if content is None else self._library.token_to_id(content)
 
     def _find_affixes(self, config: Mapping[str, Any]) -> Affixes:
@@ -161,6 +162,21 @@ class GenerationDefaults(Struct, frozen=True, kw_only=True):
     min_p: float | None = None
     repetition_penalty: float | None = None
     max_new_tokens: int | None = None
+
+    def params(self) -> SamplingParams:
+        """The same as `SamplingParams`. Raises `TokenizerError` for a value out of its range."""
+        stated = {
+            "max_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        try:
+            return SamplingParams(**{name: value for name, value in stated.items() if value is not None})
+        except InvalidRequest as error:
+            raise TokenizerError(f"generation_config.json: {error.message}") from error
 
 
 def load_generation_config(directory: Path, *, tokenizer: Tokenizer | None = None) -> GenerationDefaults:

@@ -74,7 +74,7 @@ class TemplateFailure(Exception):
 class GenerationBlock(jinja2.ext.Extension):
     """`{% generation %} ... {% endgeneration %}` marks what the assistant wrote, for training; here it is plain."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own name and type
+    tags = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno

@@ -49,11 +49,12 @@ class Checkpoint:
         self._claimed: set[str] = set()
         self._tied: dict[str, str] = {}
         with ExitStack() as opened:  # one file that cannot be opened closes the others
-            handles = {path: opened.enter_context(_open(path, self._device)) for path in sorted(set(files.values()))}
-            for name, path in files.items():
-                if name not in handles[path].keys():  # noqa: SIM118 (a handle is no mapping)
-                    raise CheckpointError(f"{INDEX_FILE} says that {name!r} is in {path.name}, but it is not")
-                self._homes[name] = handles[path]
+            for path in sorted(set(files.values())):
+                handle = opened.enter_context(_open(path, self._device))
+                self._homes.update(dict.fromkeys(handle.keys(), handle))
+            absent = sorted(files.keys() - self._homes.keys())
+            if absent:
+                raise CheckpointError(f"{INDEX_FILE} names tensors that their files do not hold: {_shown(absent)}")
             self._open_files = opened.pop_all()
 
     @classmethod
@@ -88,7 +89,13 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         return name in self._homes or self._tied.get(name) in self._homes
 
-    def tensor(
+    def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
+        return self.read(name, shape, rows=rows)
+
+    def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
+        return self._format.linear(self, name, shape, rows=rows, cols=cols)
+
+    def read(
         self,
         name: str,
         shape: tuple[int, ...],
@@ -103,9 +110,6 @@ class Checkpoint:
         if self._on_progress is not None:
             self._on_progress(part.numel() * part.element_size())
         return part.to(device=self._device, dtype=dtype or self._dtype).contiguous()
-
-    def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
-        return self._format.linear(self, name, shape, rows=rows, cols=cols)
 
     def finish(self, ignored: Mapping[str, str]) -> None:
         """Raise `TensorLeftOver` if a tensor was neither claimed nor matches a pattern of `ignored` (glob -> reason)."""

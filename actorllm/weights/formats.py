@@ -1,43 +1,51 @@
 """How the linears of a checkpoint are stored, and what they become in memory.
 
-A format turns a name, a shape and a part into a `LinearWeight`; it pulls whatever tensors it needs for that from the
-source. Layers never learn which format they hold.
+A format turns a name, a shape and a part into a `LinearWeight`; it reads whatever tensors it needs for that. Layers never
+learn which format they hold.
 """
 
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from actorllm.weights.source import LinearWeight, Part, WeightSource
+from actorllm.weights.source import DenseWeight, LinearWeight, Part
+
+
+class TensorReader(Protocol):
+    """What a format reads from. Every read claims the name."""
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor of this name exists."""
+        ...
+
+    def read(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        rows: Part = None,
+        cols: Part = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """A part of a tensor on the model's device; `shape` is the whole tensor's.
+
+        It is stored in floating point and comes in the model's dtype; with `dtype`, it is stored in just that and comes
+        as it is (codes). Raises `TensorMissing` or `CheckpointError`.
+        """
+        ...
 
 
 class Format(Protocol):
     """Owns the names, the packing and the alignment of a linear's tensors."""
 
-    def linear(self, source: WeightSource, name: str, shape: tuple[int, int], *, rows: Part, cols: Part) -> LinearWeight:
-        """The part `rows` x `cols` of the linear [out, in] called `name`, pulled with `source.tensor`."""
+    def linear(self, reader: TensorReader, name: str, shape: tuple[int, int], *, rows: Part, cols: Part) -> LinearWeight:
+        """The part `rows` x `cols` of the linear [out, in] called `name`."""
         ...
-
-
-class DenseWeight(LinearWeight):
-    """W [out, in] as it is."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.out_features = weight.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight)
-
-    @classmethod
-    def join(cls, parts: list[LinearWeight]) -> "DenseWeight":
-        return cls(torch.cat([part.weight for part in parts if isinstance(part, DenseWeight)]))
 
 
 class PlainFormat:
     """One tensor `name + ".weight"` of floating-point values."""
 
-    def linear(self, source: WeightSource, name: str, shape: tuple[int, int], *, rows: Part, cols: Part) -> DenseWeight:
-        return DenseWeight(source.tensor(f"{name}.weight", shape, rows=rows, cols=cols))
+    def linear(self, reader: TensorReader, name: str, shape: tuple[int, int], *, rows: Part, cols: Part) -> DenseWeight:
+        return DenseWeight(reader.read(f"{name}.weight", shape, rows=rows, cols=cols))

@@ -33,7 +33,13 @@ class RandomWeights:
     def has(self, name: str) -> bool:
         return True
 
-    def tensor(
+    def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
+        return self.read(name, shape, rows=rows)
+
+    def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
+        return self._format.linear(self, name, shape, rows=rows, cols=cols)
+
+    def read(
         self,
         name: str,
         shape: tuple[int, ...],
@@ -42,13 +48,10 @@ class RandomWeights:
         cols: Part = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        generator = torch.Generator().manual_seed(self._seed * 2**32 + zlib.crc32(name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}:{name}".encode()))
         values = torch.randn(shape, generator=generator) * self._std
         if len(shape) == 1 and name.endswith("weight"):
             values += 1.0
         part = values[slice(*(rows or (0, shape[0])))]
         part = part if cols is None else part[:, slice(*cols)]
         return part.to(device=self._device, dtype=dtype or self._dtype).contiguous()
-
-    def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
-        return self._format.linear(self, name, shape, rows=rows, cols=cols)

@@ -30,6 +30,22 @@ class LinearWeight(nn.Module):
         return None
 
 
+class DenseWeight(LinearWeight):
+    """W [out, in] as it is."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.out_features = weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+    @classmethod
+    def join(cls, parts: list[LinearWeight]) -> "DenseWeight":
+        return cls(torch.cat([part.weight for part in parts if isinstance(part, DenseWeight)]))
+
+
 class JoinedWeight(LinearWeight):
     """Siblings that could not be fused (other formats): computed apart, results joined."""
 
@@ -56,19 +72,8 @@ class WeightSource(Protocol):
     Every pull claims the name. Raises `TensorMissing` or `CheckpointError` (a shape that contradicts `shape`).
     """
 
-    def tensor(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        *,
-        rows: Part = None,
-        cols: Part = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """A part of a tensor on the model's device; `shape` is the whole tensor's.
-
-        It comes as floating point in the model's dtype; with `dtype`, it must be stored in just that one (codes).
-        """
+    def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
+        """Rows of a plain tensor in the model's dtype on its device; `shape` is the whole tensor's."""
         ...
 
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:

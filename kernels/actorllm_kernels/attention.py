@@ -17,33 +17,38 @@ from torch.nn.functional import scaled_dot_product_attention
 
 @dataclass(frozen=True, slots=True)
 class RowKeys:
-    """One row's queries `[start, start + query_len)` of the flat batch and its `slots_L` of the pool.
+    """One row's `query_len` queries and its `slots_L` of the pool; the last key belongs to the last query's position.
 
-    The last key belongs to the last query's position. `mask_QL` is None where every query sees every key.
+    `mask_QL` says which keys a query sees. Without it all queries see every key, or with `is_causal`, where the first
+    key is the first query's own, those up to their own.
     """
 
-    start: int
     query_len: int
     slots_L: Tensor
-    mask_QL: Tensor | None
+    mask_QL: Tensor | None = None
+    is_causal: bool = False
 
 
 def row_keys(
-    spans: Sequence[tuple[int, int, int, int]], slot_table: Tensor, *, window: int | None = None
+    spans: Sequence[tuple[int, int, int]], slot_table: Tensor, *, window: int | None = None
 ) -> tuple[RowKeys, ...]:
-    """What attention needs of each `(row, start, query_len, seq_len)`, once a step for all layers of a cache group.
+    """What attention needs of each `(row, query_len, seq_len)`, once a step for all layers of a cache group.
 
-    With a `window` W a query at position p sees keys `p - W + 1 .. p`; slots further back are not read.
+    The rows lie in this order in the flat batch. With a `window` W a query at position p sees keys `p - W + 1 .. p`;
+    slots further back are not read.
     """
     keys = []
-    for row, start, query_len, seq_len in spans:
+    for row, query_len, seq_len in spans:
         first_query = seq_len - query_len
         first_key = 0 if window is None else max(0, first_query - window + 1)
         slots_L = slot_table[row, first_key:seq_len].to(torch.int64)
-        mask = None
-        if query_len > 1:
+        if query_len == 1:
+            keys.append(RowKeys(query_len, slots_L))
+        elif first_query == 0 and (window is None or seq_len <= window):
+            keys.append(RowKeys(query_len, slots_L, is_causal=True))
+        else:
             mask = causal_mask(first_query, seq_len, first_key=first_key, window=window, device=slot_table.device)
-        keys.append(RowKeys(start, query_len, slots_L, mask))
+            keys.append(RowKeys(query_len, slots_L, mask))
     return tuple(keys)
 
 
@@ -60,16 +65,23 @@ def causal_mask(
 
 
 def attend(q_THD: Tensor, k_NKD: Tensor, v_NKD: Tensor, keys: Sequence[RowKeys], *, scale: float) -> Tensor:
-    """[T, H, D] attention of every row over its own keys; H must be a multiple of K."""
-    out_THD = torch.empty_like(q_THD)
+    """[T, H, D] attention of every row over its own keys; H must be a multiple of K, the pools have q's dtype."""
     is_grouped = q_THD.shape[1] != k_NKD.shape[1]
-    for row in keys:
-        rows = slice(row.start, row.start + row.query_len)
-        q_1HQD = q_THD[rows].transpose(0, 1).unsqueeze(0)
-        k_1KLD = k_NKD[row.slots_L].to(q_THD.dtype).transpose(0, 1).unsqueeze(0)
-        v_1KLD = v_NKD[row.slots_L].to(q_THD.dtype).transpose(0, 1).unsqueeze(0)
-        o_1HQD = scaled_dot_product_attention(
-            q_1HQD, k_1KLD, v_1KLD, attn_mask=row.mask_QL, scale=scale, enable_gqa=is_grouped
+    q_1HTD = q_THD.transpose(0, 1).unsqueeze(0)
+    out = []
+    # Few operators a row: at one token a row their number, not their work, is the cost of a step.
+    for row, q_1HQD in zip(keys, q_1HTD.split([row.query_len for row in keys], dim=2), strict=True):
+        k_1KLD = k_NKD.index_select(0, row.slots_L).transpose(0, 1).unsqueeze(0)
+        v_1KLD = v_NKD.index_select(0, row.slots_L).transpose(0, 1).unsqueeze(0)
+        out.append(
+            scaled_dot_product_attention(
+                q_1HQD,
+                k_1KLD,
+                v_1KLD,
+                attn_mask=row.mask_QL,
+                is_causal=row.is_causal,
+                scale=scale,
+                enable_gqa=is_grouped,
+            )
         )
-        out_THD[rows] = o_1HQD[0].transpose(0, 1)
-    return out_THD
+    return torch.cat(out, dim=2)[0].transpose(0, 1)

@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def rms_norm(x_D: Tensor, weight_D: Tensor, *, eps: float) -> Tensor:
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis, computed in float32, returned in x's dtype."""
-    x32_D = x_D.to(torch.float32)
-    scale = torch.rsqrt(x32_D.square().mean(-1, keepdim=True) + eps)
-    return (x32_D * scale).to(x_D.dtype) * weight_D
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis; the mean in float32, the product in x's dtype."""
+    return F.rms_norm(x_D.to(torch.float32), weight_D.shape, eps=eps).to(x_D.dtype) * weight_D

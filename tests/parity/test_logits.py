@@ -5,10 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from actorllm_llama.llama import LlamaForCausalLM
-from actorllm_llama.mistral import MistralForCausalLM
-from actorllm_llama.qwen2 import Qwen2ForCausalLM
-from actorllm_llama.qwen3 import Qwen3ForCausalLM
 
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
@@ -16,6 +12,10 @@ from actorllm.models.loading import load_weights
 from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import logits_in_chunks, on_thread_ranks
 from actorllm.weights.checkpoint import Checkpoint
+from actorllm_llama.llama import LlamaForCausalLM
+from actorllm_llama.mistral import MistralForCausalLM
+from actorllm_llama.qwen2 import Qwen2ForCausalLM
+from actorllm_llama.qwen3 import Qwen3ForCausalLM
 
 CLASSES = {
     cls.__name__: cls for cls in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)

@@ -45,7 +45,7 @@ def recorder() -> Recorder:
     return Recorder()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 async def no_task_left() -> AsyncIterator[None]:
     """Nothing that a test started lives on behind it, and the loop was told of no unhandled error."""
     unhandled: list[dict] = []

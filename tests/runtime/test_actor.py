@@ -10,6 +10,8 @@ from actorllm.runtime.actor import Actor
 from actorllm.runtime.faults import ActorCrashed, ActorStopped, ContractViolation
 from actorllm.runtime.supervisor import Supervisor
 
+pytestmark = pytest.mark.usefixtures("no_task_left")
+
 
 class Echo(Struct, frozen=True, tag=True):
     value: int
@@ -343,13 +345,19 @@ async def test_cancellation_that_an_actor_swallows_still_ends_it(encode):
                 log.append("swallowed")
             return message.value
 
+        async def settled(self) -> None:
+            log.append("settled")
+
+        async def stopped(self, error: BaseException | None) -> None:
+            log.append(type(error))
+
     with pytest.raises(ZeroDivisionError):
         async with Supervisor("s", encode=encode) as supervisor:
             ref = await supervisor.start("stubborn", Stubborn, capacity=4)
             await ref.send(Echo(1))
             await turns()
             raise ZeroDivisionError
-    assert log == ["swallowed"]
+    assert log == ["swallowed", asyncio.CancelledError]
 
 
 async def test_busy_actor_leaves_the_loop_its_turns(encode):

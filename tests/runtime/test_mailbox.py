@@ -190,6 +190,18 @@ async def test_an_offer_does_not_take_promised_room():
     assert mailbox.clear() == [1]
 
 
+async def test_a_new_put_does_not_overtake_one_that_waited():
+    mailbox: Mailbox[int] = Mailbox(2)
+    for number in (-1, 0):
+        mailbox.offer(number)
+    waiting = asyncio.create_task(mailbox.put(1))
+    await asyncio.sleep(0)
+    assert (mailbox.take(), mailbox.take()) == (-1, 0)  # room for two, one place promised
+    await mailbox.put(2)
+    await waiting
+    assert mailbox.clear() == [1, 2]
+
+
 async def test_closing_fails_puts_and_lets_gets_drain():
     mailbox: Mailbox[int] = Mailbox(1)
     mailbox.offer(0)

@@ -10,6 +10,8 @@ from actorllm.runtime.faults import ActorCrashed, ActorStopped, RestartsExhauste
 from actorllm.runtime.ref import Ref
 from actorllm.runtime.supervisor import Supervisor
 
+pytestmark = pytest.mark.usefixtures("no_task_left")
+
 
 class Work(Struct, frozen=True, tag=True):
     value: int
@@ -101,10 +103,15 @@ async def test_strategy_restarts_the_right_actors(encode, recorder, strategy, re
         assert (("stopped", name, ActorCrashed) in log) == (name in restarted)
 
 
-async def test_old_incarnations_end_before_new_ones_start(encode):
+async def test_old_incarnations_end_before_new_ones_start_in_order(encode):
     log: list = []
 
     class Slow(Member):
+        async def started(self) -> None:
+            if self.ref.name == "a":
+                await turns(20)
+            await super().started()
+
         async def stopped(self, error: BaseException | None) -> None:
             await turns(20)
             await super().stopped(error)
@@ -117,6 +124,29 @@ async def test_old_incarnations_end_before_new_ones_start(encode):
     kinds = [entry[:2] for entry in log if entry[0] != "worked"][2:6]
     assert sorted(kinds[:2]) == [("stopped", "a"), ("stopped", "b")]
     assert kinds[2:] == [("started", "a"), ("started", "b")]
+
+
+async def test_sibling_that_fails_while_it_is_cancelled_counts_no_crash(encode, recorder):
+    class Brittle(Member):
+        async def receive(self, message: Work | Crash | Stuck) -> int:
+            try:
+                return await super().receive(message)
+            except asyncio.CancelledError:
+                raise LookupError("clean-up failed") from None
+
+    with pytest.raises(ZeroDivisionError):
+        async with Supervisor("s", strategy="one_for_all", restarts=1, encode=encode, observer=recorder) as supervisor:
+            a, b = [await supervisor.start(name, lambda: Brittle([]), capacity=4) for name in "ab"]
+            ask = asyncio.create_task(b.ask(Stuck()))
+            await turns()
+            await a.send(Crash())
+            assert isinstance((await asyncio.gather(ask, return_exceptions=True))[0], ActorCrashed)
+            assert [await ref.ask(Work(1)) for ref in (a, b)] == [1, 1]
+            ask = asyncio.create_task(b.ask(Stuck()))
+            await turns()
+            raise ZeroDivisionError
+    assert isinstance((await asyncio.gather(ask, return_exceptions=True))[0], ActorCrashed)
+    assert [name for name, _ in recorder.of("restarted")] == ["a", "b"]
 
 
 async def test_budget_is_an_actors_own_and_then_the_block_ends(encode, recorder):

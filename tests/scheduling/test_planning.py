@@ -1,11 +1,12 @@
 """What goes into steps: budgets, chunks, rows, shared prompts, pauses, slots."""
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actorllm.cache.sizing import GroupSize
-from actorllm.messages import Step, unpack
+from actorllm.messages import Step, pack, unpack
 from actorllm.settings import SchedulingSettings
 from actorllm.testing.drive import Drive
 from actorllm.testing.fake_device import FakeDevice, StepRefused
@@ -249,8 +250,6 @@ def test_the_fake_device_refuses_a_slot_that_another_row_reads():
     assert step is not None
     device = FakeDevice((FULL,), num_rows=64, max_step_tokens=16)
     device.run(drive.steps[0])
-    stolen = Step(
-        **{name: getattr(step, name) for name in step.__struct_fields__} | {"write_slots": drive.steps[0].write_slots}
-    )
-    with pytest.raises(StepRefused):
+    stolen = msgspec.structs.replace(step, write_slots=(pack(unpack(drive.steps[0].write_slots[0])[:1]),))
+    with pytest.raises(StepRefused, match="is written while a row reads it"):
         device.run(stolen)

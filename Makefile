@@ -1,0 +1,49 @@
+# `make serve` and `make test` work from a clean clone; everything lives in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := -e kernels -e plugins/llama -e plugins/echo -e .
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: install install-dev serve test parity bench lint types imports clean
+
+install: .venv/installed
+
+install-dev: .venv/installed-dev
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "ActorLLM needs Python 3.11 to 3.13: make PYTHON=python3.12 install"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt pyproject.toml kernels/pyproject.toml plugins/llama/pyproject.toml plugins/echo/pyproject.toml | .venv/bin/python
+	$(PIP) install -r requirements.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation $(PACKAGES)
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+serve: install
+	$(BIN)/actorllm serve $(MODEL)
+
+test: install-dev
+	$(BIN)/python -m pytest -q
+
+parity: install-dev
+	$(BIN)/python -m pytest -q tests/parity --parity-configs 20
+
+bench: install-dev
+	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+lint: install-dev
+	$(BIN)/ruff check .
+
+types: install-dev
+	$(BIN)/pyright
+
+imports: install-dev
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build dist

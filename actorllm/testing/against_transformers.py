@@ -1,0 +1,76 @@
+"""Compares a plugin with transformers' model of the same config, through a checkpoint on disk.
+
+transformers is imported only when a comparison is made. Each variation changes one setting from the given config, so
+that a fault shows under the name of the setting it neglects.
+
+Legend: T tokens, V vocabulary.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actorllm.layers.shard import Shard
+from actorllm.models.contract import CausalLM
+from actorllm.models.loading import load_weights
+from actorllm.testing.reference import randomize, reference_logits
+from actorllm.testing.tiny import logits_in_chunks
+from actorllm.weights.checkpoint import Checkpoint
+
+# A setting, and a value that changes the logits visibly; applied where the config has the key.
+VARIED = (
+    ("rms_norm_eps", 0.5),
+    ("rope_theta", 100.0),
+    ("sliding_window", 5),
+    ("tie_word_embeddings", True),
+    ("tie_word_embeddings", False),
+    ("attention_bias", True),
+    ("mlp_bias", True),
+    ("hidden_act", "gelu"),
+    ("head_dim", 12),
+    ("num_key_value_heads", 1),
+)
+
+
+def reference_exists(config: Mapping[str, Any]) -> bool:
+    """Whether transformers is installed and the config names a `model_type` for it."""
+    return "model_type" in config and find_spec("transformers") is not None
+
+
+def variations(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, config): as given, then with one setting changed at a time."""
+    yield "as given", dict(config)
+    for key, value in VARIED:
+        if key in config and config[key] != value:
+            yield f"{key} = {value}", {**config, key: value}
+
+
+def compare_with_transformers(
+    model_class: type[CausalLM], config: Mapping[str, Any], *, ids: Sequence[int], seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(transformers' logits, ours), each [T, V], for random weights saved by transformers and read from the file."""
+    transformers = import_module("transformers")
+    settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    hf_config = transformers.AutoConfig.for_model(config["model_type"], **settings)
+    reference = transformers.AutoModelForCausalLM.from_config(hf_config).eval()
+    randomize(reference, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        ours = load_folder(model_class, Path(folder))
+    return reference_logits(reference, ids), logits_in_chunks(ours, ids, [])
+
+
+def load_folder(model_class: type[CausalLM], folder: Path) -> CausalLM:
+    """A plugin's model with the weights of a checkpoint folder, in float32."""
+    parsed = model_class.config_class.from_hf(json.loads((folder / "config.json").read_text()))
+    model = model_class(parsed, Shard())
+    with Checkpoint.open(folder, dtype=torch.float32) as checkpoint:
+        load_weights(model, checkpoint)
+    return model

@@ -1,0 +1,299 @@
+"""Whatever breaks, every request ends exactly once: each actor and the device thread, broken in turn under 32 streams.
+
+Where the design restarts, running requests go on with unchanged text; where it does not, every stream fails with the
+typed error and the engine says that it is not healthy.
+"""
+
+import asyncio
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from actorllm.actors.detokenize import DetokenizeActor
+from actorllm.actors.execute import ExecuteActor
+from actorllm.actors.schedule import ScheduleActor
+from actorllm.actors.tokenize import TokenizeActor
+from actorllm.engine import Engine
+from actorllm.errors import ActorLLMError, DeviceHung, DeviceLost, EngineError, EngineFailed
+from actorllm.execution.runner import ResidentRunner
+from actorllm.messages import Admit, SamplingParams, Step, StepDone
+from actorllm.scheduling.request import FinishedRequest
+from actorllm.settings import EngineSettings
+
+SettingsFactory = Callable[..., EngineSettings]
+NUM_STREAMS = 32
+GUARD = 20.0  # seconds; far less is needed, but the machine may be busy
+PARAMS = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+both_encodings = pytest.mark.parametrize("encode", [True, False], ids=["encoded", "plain"])
+
+
+class Broken(Exception):
+    """What the broken part raises."""
+
+
+class Fault:
+    """Replaces `owner.name` by a method that raises for the messages of `kind`: the first one, or `always`."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, kind: type = object, always: bool = False
+    ) -> None:
+        self.has_struck = threading.Event()
+        self.error: Exception = Broken("broken on purpose")
+        self._is_allowed = always
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def broken(actor: Any, message: Any) -> Any:
+            if isinstance(message, kind) and (self._is_allowed or not self.has_struck.is_set()):
+                self.has_struck.set()
+                self.strike()
+            return original(actor, message)
+
+        monkeypatch.setattr(owner, name, broken)
+
+    def strike(self) -> None:
+        raise self.error
+
+
+@dataclass
+class Reading:
+    """What the reader of one stream saw."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    ends: list[str] = field(default_factory=list)
+    error: ActorLLMError | None = None
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def read(engine: Engine, number: int, prompt: list[int], reading: Reading) -> Reading:
+    """Read a request to its end; a refused submission is its end as well."""
+    try:
+        stream = await engine.submit(prompt, PARAMS, request_id=f"request-{number}")
+    except ActorLLMError as error:
+        reading.ends.append("refused")
+        reading.error = error
+        return reading
+    async for events in stream:
+        for event in events:
+            reading.text += event.text
+            reading.token_ids += [event.token_id] if event.token_id >= 0 else []
+            if event.finish is not None:
+                reading.ends.append(event.finish)
+                reading.error = event.failure.error() if event.failure else None
+        reading.begun.set()
+    return reading
+
+
+class Streams:
+    """32 requests of mixed lengths on an engine, all of them decoding when `start` returns."""
+
+    def __init__(self, engine: Engine, golden) -> None:
+        self.engine = engine
+        self.prompts = [golden.greedy_ids[: 2 + 5 * index] for index in range(NUM_STREAMS)]
+        self.tasks: list[asyncio.Task[Reading]] = []
+
+    async def start(self) -> None:
+        readings = [Reading() for _ in self.prompts]
+        for number, (prompt, reading) in enumerate(zip(self.prompts, readings, strict=True)):
+            self.tasks.append(asyncio.create_task(read(self.engine, number, prompt, reading)))
+        async with asyncio.timeout(GUARD):
+            await asyncio.gather(*(reading.begun.wait() for reading in readings))
+
+    async def ends(self) -> list[Reading]:
+        async with asyncio.timeout(GUARD):
+            return await asyncio.gather(*self.tasks)
+
+    async def one_more(self, number: int) -> Reading:
+        async with asyncio.timeout(GUARD):
+            return await read(self.engine, NUM_STREAMS + number, self.prompts[3], Reading())
+
+
+@asynccontextmanager
+async def undisturbed(settings: EngineSettings, golden) -> AsyncIterator[tuple[Streams, list[str], list[FinishedRequest]]]:
+    """A fresh engine with running streams, the texts they should come to, and where finished records arrive."""
+    finished: list[FinishedRequest] = []
+    async with Engine(settings, on_finished=finished.append) as engine:
+        first = Streams(engine, golden)
+        await first.start()
+        texts = [reading.text for reading in await first.ends()]
+        await slots_are_back(engine)
+        finished.clear()
+        streams = Streams(engine, golden)
+        await streams.start()
+        yield streams, texts, finished
+
+
+async def slots_are_back(engine: Engine) -> None:
+    async with asyncio.timeout(GUARD):
+        while engine.statistics().slots_in_use != (0,) or engine.statistics().num_running:
+            await asyncio.sleep(0.01)
+
+
+def break_tokenize(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    return Fault(monkeypatch, TokenizeActor, "receive")
+
+
+def break_schedule(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    return Fault(monkeypatch, ScheduleActor, "receive", kind=StepDone)
+
+
+def break_admission(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    return Fault(monkeypatch, ScheduleActor, "receive", kind=Admit)
+
+
+def break_execute(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    return Fault(monkeypatch, ExecuteActor, "receive", kind=Step)
+
+
+def break_detokenize(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    return Fault(monkeypatch, DetokenizeActor, "_handle")
+
+
+def break_device(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    fault = Fault(monkeypatch, ResidentRunner, "launch")
+    fault.error = RuntimeError("a kernel was given a wrong shape")
+    return fault
+
+
+@both_encodings
+@pytest.mark.parametrize(
+    ("breaks", "is_next_refused"),
+    [
+        (break_tokenize, True),
+        (break_schedule, False),
+        (break_admission, True),
+        (break_execute, False),
+        (break_detokenize, False),
+        (break_device, False),
+    ],
+)
+async def test_running_requests_outlive_what_restarts(
+    stories_settings: SettingsFactory,
+    golden,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    breaks: Callable[[pytest.MonkeyPatch], Fault],
+    is_next_refused: bool,
+    encode: bool,
+) -> None:
+    async with undisturbed(stories_settings(encode=encode), golden) as (streams, texts, finished):
+        fault = breaks(monkeypatch)
+        during = await streams.one_more(0)  # what stood at the broken place may be told to come again
+        assert fault.has_struck.is_set()
+        assert during.ends == (["refused"] if is_next_refused else ["length"])
+        readings = await streams.ends()
+        assert [reading.ends for reading in readings] == [["length"]] * NUM_STREAMS
+        assert [reading.text for reading in readings] == texts
+        after = await streams.one_more(1)
+        assert (after.ends, after.text) == (["length"], texts[3])
+        await slots_are_back(streams.engine)
+        assert streams.engine.is_healthy
+        assert streams.engine.statistics().num_restarts in (1, 2)  # schedule and execute go together
+        ids = sorted(record.request_id for record in finished)
+        assert len(ids) == len(set(ids)) == NUM_STREAMS + 2 - is_next_refused
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_a_lost_device_fails_every_stream(
+    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    async with undisturbed(stories_settings(depth=depth), golden) as (streams, _, _):
+        fault = Fault(monkeypatch, ResidentRunner, "launch")
+        fault.error = DeviceLost("the device is lost")
+        await check_all_failed(streams, DeviceLost)
+
+
+@both_encodings
+async def test_a_step_that_never_returns_fails_every_stream(
+    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, encode: bool
+) -> None:
+    released = threading.Event()
+    async with undisturbed(stories_settings(encode=encode, step_timeout=1.0), golden) as (streams, _, _):
+        try:
+            fault = Fault(monkeypatch, ResidentRunner, "launch")
+            fault.strike = released.wait  # type: ignore[method-assign]
+            await check_all_failed(streams, DeviceHung)
+        finally:
+            released.set()
+
+
+@pytest.mark.parametrize("breaks", [break_schedule, break_execute, break_detokenize, break_device])
+async def test_what_always_raises_uses_up_its_restarts(
+    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, breaks: Callable[[pytest.MonkeyPatch], Fault]
+) -> None:
+    async with undisturbed(stories_settings(), golden) as (streams, _, _):
+        breaks(monkeypatch)._is_allowed = True
+        await check_all_failed(streams, EngineFailed)
+
+
+async def test_a_tokenizer_that_always_raises_uses_up_its_restarts(
+    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with undisturbed(stories_settings(), golden) as (streams, _, _):
+        break_tokenize(monkeypatch)._is_allowed = True
+        number = 0
+        while streams.engine.is_healthy:
+            assert (await streams.one_more(number)).ends == ["refused"]
+            number += 1
+            await asyncio.sleep(0)
+        await check_all_failed(streams, EngineFailed)
+
+
+async def check_all_failed(streams: Streams, kind: type[EngineError]) -> None:
+    """Every stream ends once, with `kind`; so does what is asked of the engine from then on."""
+    engine = streams.engine
+    readings = await streams.ends()
+    assert [reading.ends for reading in readings] == [["error"]] * NUM_STREAMS
+    assert {type(reading.error) for reading in readings} == {kind}
+    async with asyncio.timeout(GUARD):
+        failure = await engine.wait_failed()
+    assert type(failure) is kind
+    assert not engine.is_healthy
+    with pytest.raises(kind):
+        await engine.submit([1], PARAMS)
+    assert engine.statistics().num_open == 0
+
+
+@pytest.mark.parametrize("place", ["ChoiceText.push", "ChoiceText.__init__", "DetokenizeActor._prompt_event"])
+async def test_output_that_cannot_be_decoded_fails_its_own_request(
+    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    unlucky = msgspec.structs.replace(PARAMS, prompt_logprobs=1, seed=1234)
+    async with undisturbed(stories_settings(), golden) as (streams, texts, _):
+        break_decoding(monkeypatch, place)
+        async with asyncio.timeout(GUARD):
+            stream = await streams.engine.submit(golden.prompt_ids, unlucky, request_id="unlucky")
+            events = [event async for batch in stream for event in batch]
+        assert [event.finish for event in events if event.finish] == ["error"]
+        assert events[-1].failure is not None and events[-1].failure.kind == "RequestFailed"
+        readings = await streams.ends()
+        assert [reading.text for reading in readings] == texts
+        await slots_are_back(streams.engine)
+        assert streams.engine.statistics().num_restarts == 0
+
+
+def break_decoding(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """The request called "unlucky" meets an exception at `place`, every time."""
+    from actorllm.actors import detokenize  # where the class is looked up
+
+    owner_name, _, name = place.partition(".")
+    owner = getattr(detokenize, owner_name)
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def broken(self: Any, *arguments: Any) -> Any:
+        if any(getattr(argument, "request_id", None) == "unlucky" for argument in arguments):
+            raise Broken("these ids have no text")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, name, broken)
+
+
+Body = Callable[..., Coroutine[Any, Any, None]]

@@ -1,0 +1,119 @@
+"""Attention over token slots against dense attention, written out."""
+
+import math
+import random
+
+import pytest
+import torch
+from actorllm_kernels.attention import attend, row_keys
+from actorllm_kernels.store_kv import store_kv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+
+HEAD_DIM = 8
+NUM_SLOTS = 512
+
+
+def dense(q_QHD, k_LKD, v_LKD, *, window, scale):
+    """[Q, H, D] the formula itself, in float64; the queries are the last of the sequence."""
+    num_queries, num_keys = len(q_QHD), len(k_LKD)
+    repeats = q_QHD.shape[1] // k_LKD.shape[1]
+    k, v = (x.double().repeat_interleave(repeats, dim=1) for x in (k_LKD, v_LKD))
+    scores = torch.einsum("qhd,lhd->hql", q_QHD.double(), k) * scale
+    for query in range(num_queries):
+        position = num_keys - num_queries + query
+        for key in range(num_keys):
+            if key > position or (window is not None and key <= position - window):
+                scores[:, query, key] = -math.inf
+    return torch.einsum("hql,lhd->qhd", scores.softmax(-1), v)
+
+
+class Pool:
+    """A pool whose rows are stored at shuffled slots; everything else in it is NaN."""
+
+    def __init__(self, lens: list[tuple[int, int]], num_heads: int, num_kv_heads: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        slots = random.Random(seed).sample(range(NUM_SLOTS), NUM_SLOTS)
+        self.k, self.v = (torch.full((NUM_SLOTS, num_kv_heads, HEAD_DIM), torch.nan) for _ in range(2))
+        self.table = torch.zeros(len(lens), 128, dtype=torch.int32)
+        self.rows = []
+        self.spans = []
+        for row, (query_len, seq_len) in enumerate(lens):
+            taken = torch.tensor([slots.pop() for _ in range(seq_len)])
+            self.table[row, :seq_len] = taken
+            k, v = torch.randn(2, seq_len, num_kv_heads, HEAD_DIM, generator=generator)
+            store_kv(k, taken, self.k)
+            store_kv(v, taken, self.v)
+            self.rows.append((torch.randn(query_len, num_heads, HEAD_DIM, generator=generator), k, v))
+            self.spans.append((row, query_len, seq_len))
+
+    def attend(self, window: int | None = None, scale: float = 0.3) -> torch.Tensor:
+        keys = row_keys(self.spans, self.table, window=window)
+        return attend(torch.cat([q for q, _, _ in self.rows]), self.k, self.v, keys, scale=scale)
+
+    def expected(self, window: int | None = None, scale: float = 0.3) -> torch.Tensor:
+        return torch.cat([dense(q, k, v, window=window, scale=scale) for q, k, v in self.rows]).float()
+
+
+lens = st.integers(1, 20).flatmap(lambda seq_len: st.tuples(st.integers(1, seq_len), st.just(seq_len)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(lens, min_size=1, max_size=5),
+    st.sampled_from([(4, 4), (4, 2), (6, 1)]),
+    st.sampled_from([None, 1, 3, 8, 64]),
+)
+def test_equals_dense_attention(rows, heads, window):
+    pool = Pool(rows, *heads)
+    torch.testing.assert_close(pool.attend(window), pool.expected(window), atol=1e-5, rtol=0)
+
+
+def test_a_row_does_not_depend_on_its_mates():
+    alone, beside = Pool([(3, 9)], 4, 2), Pool([(3, 9), (1, 40), (7, 7)], 4, 2)
+    assert torch.equal(alone.attend(), beside.attend()[:3])
+
+
+def test_reads_nothing_behind_the_window():
+    pool = Pool([(1, 20), (4, 20)], 4, 2)
+    expected = pool.expected(window=5)
+    pool.k[pool.table[0, :15].long()] = torch.nan
+    pool.k[pool.table[1, :12].long()] = torch.nan
+    pool.table[:, :12] = NUM_SLOTS * 10  # a stale table must not even be looked at
+    torch.testing.assert_close(pool.attend(window=5), expected, atol=1e-5, rtol=0)
+
+
+def test_pads_nothing():
+    class LargestTensor(TorchFunctionMode):
+        """No result may hold as many elements as the batch padded to its longest row would."""
+
+        largest = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.largest = max(self.largest, result.numel())
+            return result
+
+    rows = [(1, 100)] + [(1, 2)] * 15
+    pool = Pool(rows, 4, 4)
+    keys = row_keys(pool.spans, pool.table)
+    q_THD = torch.cat([q for q, _, _ in pool.rows])
+    k_NKD, v_NKD = (x[: NUM_SLOTS].clone() for x in (pool.k, pool.v))
+    with LargestTensor() as mode:
+        for row in keys:
+            assert len(row.slots_L) <= 100
+        attend(q_THD, k_NKD[:NUM_SLOTS], v_NKD, keys, scale=1.0)
+    padded = len(rows) * 100 * 4 * HEAD_DIM
+    assert mode.largest < padded or mode.largest == k_NKD.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_store_writes_only_its_slots(dtype):
+    pool = torch.zeros(6, 2, 3, dtype=dtype)
+    values = torch.arange(12.0).view(2, 2, 3)
+    store_kv(values, torch.tensor([4, 1]), pool)
+    assert torch.equal(pool[4], values[0].to(dtype))
+    assert torch.equal(pool[1], values[1].to(dtype))
+    assert not pool[[0, 2, 3, 5]].any()

@@ -1,0 +1,16 @@
+"""Root mean square normalisation against its formula."""
+
+import torch
+from actorllm_kernels.rms_norm import rms_norm
+
+
+def test_equals_the_formula():
+    x, weight = torch.randn(5, 16, dtype=torch.float64) * 3, torch.randn(16, dtype=torch.float64)
+    expected = x / (x.pow(2).mean(-1, keepdim=True) + 0.01).sqrt() * weight
+    got = rms_norm(x.float(), weight.float(), eps=0.01)
+    torch.testing.assert_close(got, expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_keeps_the_mean_in_float32():
+    x = torch.full((1, 4096), 300.0, dtype=torch.float16)  # its squares overflow in float16
+    assert torch.equal(rms_norm(x, torch.ones(4096, dtype=torch.float16), eps=1e-6), torch.ones_like(x))
