@@ -41,8 +41,8 @@ PromptLike = Prompt | str | Sequence[int] | Sequence[Mapping]
 
 
 class Engine:
-    """An inference engine over one model; enter it with `async with`. `observer` sees the actors, `on_finished` every
-    request's record once its slots are back.
+    """An inference engine over one model; enter it with `async with`. `observer` sees the actors; each of
+    `finished_listeners` is told every request's record once its slots are back.
 
     Raises `ModelError`, `PluginError` or `SettingsError` on entering when the model cannot be served.
     """
@@ -52,14 +52,13 @@ class Engine:
         settings: EngineSettings | None = None,
         *,
         observer: Observer | None = None,
-        on_finished: Callable[[FinishedRequest], None] | None = None,
     ) -> None:
         self._settings = settings or EngineSettings()
         self._streams = Streams()
         self._house = House(
             self._settings,
             deliver=self._streams.deliver,
-            on_finished=on_finished or (lambda record: None),
+            on_finished=self._tell_finished,
             observer=observer or Observer(),
         )
         self._running: asyncio.Task[None] | None = None
@@ -67,6 +66,7 @@ class Engine:
         self._failed = asyncio.Event()
         self._is_draining = False
         self._submissions: set[asyncio.Task] = set()
+        self.finished_listeners: list[Callable[[FinishedRequest], None]] = []
 
     async def __aenter__(self) -> Self:
         ready = asyncio.Event()
@@ -215,6 +215,10 @@ class Engine:
             wait_deadline=None if wait is None else now + wait,
             run_deadline=None if run is None else now + run,
         )
+
+    def _tell_finished(self, record: FinishedRequest) -> None:
+        for listener in self.finished_listeners:
+            listener(record)
 
     def _abort(self, request_id: str) -> None:
         self._house.tell_schedule(Abort(request_id))

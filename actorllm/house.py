@@ -8,6 +8,7 @@ Knows how actors are joined, not what they do.
 import asyncio
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -28,7 +29,7 @@ from actorllm.errors import (
     SettingsError,
 )
 from actorllm.execution.load import LoadedModel, load_model
-from actorllm.messages import Abort, Accepted, Generate, SamplingParams, StopFound, TokenEvents, unpack
+from actorllm.messages import Abort, Accepted, Generate, Outputs, SamplingParams, StopFound, TokenEvents, unpack
 from actorllm.model_info import EngineStatistics, ModelInfo
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.observer import Observer
@@ -67,6 +68,7 @@ class House:
         self._stopping = asyncio.Event()
         self._table = RequestTable()
         self._transcripts = Transcripts()
+        self._unsent: deque[Outputs] = deque()
         self._epoch = 0
         self._scheduler: Scheduler | None = None
         self._loaded: LoadedModel | None = None
@@ -186,7 +188,12 @@ class House:
         )
         execute = await core.start("execute", new_execute, capacity=MAILBOX)
         new_schedule = partial(
-            ScheduleActor, self._new_scheduler, execute=execute, detokenize=detokenize, on_finished=self._on_finished
+            ScheduleActor,
+            self._new_scheduler,
+            execute=execute,
+            detokenize=detokenize,
+            unsent=self._unsent,
+            on_finished=self._on_finished,
         )
         self._schedule = await core.start("schedule", new_schedule, capacity=MAILBOX)
         limits = ModelLimits(loaded.vocab_size, loaded.context, generation.eos_ids)

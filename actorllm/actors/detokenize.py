@@ -90,17 +90,37 @@ class DetokenizeActor(Actor[Outputs]):
         self._handle(message)
 
     def _handle(self, outputs: Outputs) -> None:
-        for opened in outputs.opened:
-            self._texts[opened.request_id] = [ChoiceText(self._tokenizer, opened, choice) for choice in range(opened.n)]
-        prompts = tuple(self._prompt_event(scores) for scores in outputs.prompts if scores.request_id in self._texts)
         events: list[TokenEvent] = []
+        for opened in outputs.opened:
+            events.extend(self._open(opened))
+        prompts: list[PromptEvent] = []
+        for scores in outputs.prompts:
+            if self._texts.get(scores.request_id):
+                events.extend(self._score(scores, prompts))
         for row in outputs.rows:
-            if row.request_id in self._texts:
+            if self._texts.get(row.request_id):
                 events.extend(self._row_events(row))
         if events or prompts:
-            self._deliver(TokenEvents(tuple(events), prompts))
-        for request_id in {row.request_id for row in outputs.rows}:
+            self._deliver(TokenEvents(tuple(events), tuple(prompts)))
+        for request_id in {event.request_id for event in events if event.finish is not None}:
             self._forget_if_closed(request_id)
+
+    def _open(self, opened: Opened) -> list[TokenEvent]:
+        request_id, choices = opened.request_id, range(opened.n)
+        try:
+            self._texts[request_id] = [ChoiceText(self._tokenizer, opened, choice) for choice in choices]
+        except Exception as error:  # boundary: a prompt that cannot be decoded fails its own request
+            self._texts[request_id] = []
+            failure = self._give_up(request_id, error)
+            return [TokenEvent(request_id, choice, 0, -1, "", finish="error", failure=failure) for choice in choices]
+        return []
+
+    def _score(self, scores: PromptScores, prompts: list[PromptEvent]) -> list[TokenEvent]:
+        try:
+            prompts.append(self._prompt_event(scores))
+        except Exception as error:  # boundary: scores that cannot be decoded fail their own request
+            return self._fail_request(scores.request_id, error)
+        return []
 
     def _row_events(self, row: RowOutput) -> list[TokenEvent]:
         text = self._texts[row.request_id][row.choice]
@@ -109,16 +129,19 @@ class DetokenizeActor(Actor[Outputs]):
         try:
             events = text.push(row)
         except Exception as error:  # boundary: a row that cannot be decoded fails its own request
-            logger.exception("request %s: detokenizing failed", row.request_id)
             return self._fail_request(row.request_id, error)
         if text.stop_index is not None:
             self._tell_schedule(StopFound(row.request_id, row.choice, text.stop_index))
         return events
 
     def _fail_request(self, request_id: str, error: Exception) -> list[TokenEvent]:
-        failure = Failure.of(RequestFailed(f"the output could not be turned into text ({type(error).__name__})"))
-        self._tell_schedule(Abort(request_id))
+        failure = self._give_up(request_id, error)
         return [text.fail(failure) for text in self._texts[request_id] if not text.is_closed]
+
+    def _give_up(self, request_id: str, error: Exception) -> Failure:
+        logger.error("request %s: detokenizing failed", request_id, exc_info=error)
+        self._tell_schedule(Abort(request_id))
+        return Failure.of(RequestFailed(f"the output could not be turned into text ({type(error).__name__})"))
 
     def _prompt_event(self, scores: PromptScores) -> PromptEvent:
         prompt_ids = unpack(self._transcripts.open[scores.request_id].opened.prompt_ids)

@@ -6,10 +6,11 @@ outputs: the device should not wait for text. Each incarnation is a new epoch ov
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from actorllm.errors import RequestError
-from actorllm.messages import Abort, Admit, StepDone, StopFound, Tick
+from actorllm.messages import Abort, Admit, Outputs, StepDone, StopFound, Tick
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.ref import Ref
 from actorllm.scheduling.request import FinishedRequest
@@ -18,7 +19,8 @@ from actorllm.scheduling.scheduler import Scheduler
 
 class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
     """`new_scheduler` builds the next epoch's scheduler over the surviving table; `on_finished` hears of each request
-    whose slots are back."""
+    whose slots are back. `unsent` outlives an incarnation as the table does: what was taken for detokenize and waits for
+    room there."""
 
     urgent = (Abort, StopFound, StepDone, Tick)
     rejections = (RequestError,)
@@ -29,9 +31,11 @@ class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
         *,
         execute: Ref,
         detokenize: Ref,
+        unsent: deque[Outputs],
         on_finished: Callable[[FinishedRequest], None],
     ) -> None:
         self._scheduler = new_scheduler()
+        self._unsent = unsent
         self._on_finished = on_finished
         self._execute = execute
         self._detokenize = detokenize
@@ -65,7 +69,10 @@ class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
         while (step := self._scheduler.plan(time.monotonic())) is not None:
             await self._execute.send(step)
         if (outputs := self._scheduler.take_outputs()) is not None:
-            await self._detokenize.send(outputs)
+            self._unsent.append(outputs)
+        while self._unsent:
+            await self._detokenize.send(self._unsent[0])  # cancelled, by a crash of execute: was not sent
+            self._unsent.popleft()
         for record in self._scheduler.take_finished():
             self._on_finished(record)
         self._set_timer()

@@ -16,6 +16,9 @@ from actorllm.errors import UnsupportedConfig
 from actorllm_kernels.rotary import rotate
 
 
+KINDS = ("default", "linear", "dynamic", "llama3")
+
+
 class RotaryTables(NamedTuple):
     """Cosines and sines [T, 1, D] of a batch's positions."""
 
@@ -44,25 +47,37 @@ class Rotary:
 
     @classmethod
     def from_hf(cls, head_dim: int, parameters: Mapping[str, Any], *, context_len: int) -> "Rotary":
-        """From a flat mapping with `rope_type`, `rope_theta` and the type's own keys. Raises `UnsupportedConfig`."""
+        """From a flat mapping with `rope_type`, `rope_theta` and the type's own keys; `context_len` is
+        `max_position_embeddings`. Raises `UnsupportedConfig`."""
         left = dict(parameters)
-        kind = left.pop("rope_type", None) or left.pop("type", None) or "default"
-        left.pop("type", None)
-        values: dict[str, Any] = {"theta": float(left.pop("rope_theta", 10000.0))}
-        original = left.pop("original_max_position_embeddings", None)
-        if kind in ("linear", "dynamic", "llama3"):
-            values["factor"] = float(left.pop("factor"))
-            values["original_context"] = int(original or context_len)
+        old_kind = left.pop("type", None)
+        kind = left.pop("rope_type", None) or old_kind or "default"
+        if kind not in KINDS:
+            raise UnsupportedConfig(f"config.json: rope type {kind!r} is not implemented; known are {', '.join(KINDS)}")
+        if head_dim % 2 or head_dim < 4:
+            raise UnsupportedConfig(f"config.json: a head of {head_dim} values cannot be rotated in pairs")
+        values = {"theta": _positive(left, "rope_theta", 10000.0)}
+        original = _positive(left, "original_max_position_embeddings", context_len)
+        if kind != "default":
+            values["factor"] = _positive(left, "factor")
         if kind == "llama3":
-            values["low_freq_factor"] = float(left.pop("low_freq_factor"))
-            values["high_freq_factor"] = float(left.pop("high_freq_factor"))
-        elif kind not in ("default", "linear", "dynamic"):
-            raise UnsupportedConfig(f"rope type {kind!r} is not implemented; known are default, linear, dynamic, llama3")
+            values["low_freq_factor"] = _positive(left, "low_freq_factor")
+            values["high_freq_factor"] = _positive(left, "high_freq_factor")
+            if values["low_freq_factor"] >= values["high_freq_factor"]:
+                raise UnsupportedConfig("config.json: rope's low_freq_factor must be smaller than its high_freq_factor")
         if left.get("partial_rotary_factor") in (None, 1.0):
             left.pop("partial_rotary_factor", None)
         if left:
-            raise UnsupportedConfig(f"rope parameters {sorted(left)} are not implemented for rope type {kind!r}")
-        return cls(head_dim, kind=kind, **values)
+            raise UnsupportedConfig(
+                f"config.json: {', '.join(sorted(left))} in the rope parameters is not implemented for type {kind!r}"
+            )
+        # As in transformers, dynamic scaling starts from max_position_embeddings, whatever else is written.
+        original_context = int(original) if kind == "llama3" else context_len
+        return cls(head_dim, kind=kind, original_context=original_context, **values)
+
+    def context_len(self, max_positions: int) -> int:
+        """The most tokens that the scaling was made for: linear and dynamic stretch `max_position_embeddings`."""
+        return int(max_positions * self.factor) if self.kind in ("linear", "dynamic") else max_positions
 
     def tables(self, positions_T: Tensor, dtype: torch.dtype) -> RotaryTables:
         """The angles of a batch's tokens; computed in float32, given in `dtype`."""
@@ -96,3 +111,12 @@ class Rotary:
         turns_F = self.original_context / wavelengths_F
         blend_F = ((turns_F - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0.0, 1.0)
         return (1 - blend_F) * frequencies_F / self.factor + blend_F * frequencies_F
+
+
+def _positive(left: dict[str, Any], key: str, default: float | None = None) -> float:
+    """Take a number above zero."""
+    value = left.pop(key, None)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UnsupportedConfig(f"config.json: {key} in the rope parameters is {value!r}, but must be a number above 0")
+    return float(value)

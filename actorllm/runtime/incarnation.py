@@ -24,7 +24,7 @@ class Incarnation:
     the life because a sibling crashed. Without it, a cancelled life ends because everything ends.
     """
 
-    def __init__(self, actor: Actor, mailbox: Mailbox[Envelope], contract: Contract, *, observer: Observer) -> None:
+    def __init__(self, actor: Actor, mailbox: Mailbox[Envelope], *, contract: Contract, observer: Observer) -> None:
         self.reason: Exception | None = None
         self._actor = actor
         self._name = actor.ref.name
@@ -148,11 +148,11 @@ class Incarnation:
             self._crashed(envelope, error)
             raise
         else:
-            self._answer(envelope, reply, type(message), seconds)
+            self._answer(envelope, reply, message_type=type(message), seconds=seconds)
         finally:
             self._num_busy -= 1
 
-    def _answer(self, envelope: Envelope, reply: object, message_type: type, seconds: float) -> None:
+    def _answer(self, envelope: Envelope, reply: object, *, message_type: type, seconds: float) -> None:
         if envelope.is_awaited:
             try:
                 envelope.answer(self._contract.pack_reply(reply))

@@ -49,7 +49,7 @@ class Ref(Generic[M]):
     """Sends messages of type M to the actor called `name`. Use it on the loop's thread only; another thread
     calls `loop.call_soon_threadsafe(ref.post, message)`."""
 
-    def __init__(self, name: str, mailbox: Mailbox[Envelope], contract: Contract, *, observer: Observer) -> None:
+    def __init__(self, name: str, mailbox: Mailbox[Envelope], *, contract: Contract, observer: Observer) -> None:
         self.name = name
         self._mailbox = mailbox
         self._contract = contract

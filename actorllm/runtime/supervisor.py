@@ -34,7 +34,7 @@ class _Child:
     """What of one actor outlives its incarnations. `tasks` are its incarnations that have not ended: the present one,
     and earlier ones that still clean up."""
 
-    def __init__(self, ref: Ref, mailbox: Mailbox[Envelope], contract: Contract, factory: Callable[[], Actor]) -> None:
+    def __init__(self, ref: Ref, mailbox: Mailbox[Envelope], *, contract: Contract, factory: Callable[[], Actor]) -> None:
         self.ref = ref
         self.name = ref.name
         self.mailbox = mailbox
@@ -105,8 +105,8 @@ class Supervisor:
         first = factory()
         contract = Contract(type(first), encode=self._is_encoded)
         mailbox: Mailbox[Envelope] = Mailbox(capacity)
-        ref: Ref[Any] = Ref(name, mailbox, contract, observer=self._observer)
-        child = _Child(ref, mailbox, contract, factory)
+        ref: Ref[Any] = Ref(name, mailbox, contract=contract, observer=self._observer)
+        child = _Child(ref, mailbox, contract=contract, factory=factory)
         self._children.append(child)
         self._launch([child], first)
         try:
@@ -181,7 +181,7 @@ class Supervisor:
         for child in children:
             ready = asyncio.Event()
             child.life = None
-            child.task = self._group.create_task(self._live(child, first, earlier, before, ready), name=f"actor {child.name}")
+            child.task = self._group.create_task(self._live(child, first, earlier=earlier, before=before, ready=ready), name=f"actor {child.name}")
             child.tasks.add(child.task)
             child.task.add_done_callback(child.tasks.discard)
             before = ready
@@ -190,6 +190,7 @@ class Supervisor:
         self,
         child: _Child,
         actor: Actor | None,
+        *,
         earlier: set[asyncio.Task[None]],
         before: asyncio.Event | None,
         ready: asyncio.Event,
@@ -208,7 +209,7 @@ class Supervisor:
         try:
             actor = actor or self._create(child)
             actor.ref, actor.incarnation = child.ref, child.num_incarnations
-            child.life = Incarnation(actor, child.mailbox, child.contract, observer=self._observer)
+            child.life = Incarnation(actor, child.mailbox, contract=child.contract, observer=self._observer)
             await child.life.run(on_started)
         except Exception as error:  # boundary: the actor loop ends here
             task = asyncio.current_task()

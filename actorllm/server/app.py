@@ -22,6 +22,7 @@ from actorllm.server.chat_completions import ChatRoute
 from actorllm.server.completions import CompletionRoute
 from actorllm.server.generation import Generation
 from actorllm.server.metrics import Metrics
+from actorllm.server.keys import GENERATION, REQUEST_ID
 from actorllm.server.replies import error_body, error_reply, json_reply
 from actorllm.server.route import read_json
 from actorllm.settings import ServerSettings
@@ -144,13 +145,13 @@ def _observed(server: Server) -> Any:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("X-Request-Id", "")
-        request["id"] = given if SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+        request[REQUEST_ID] = given if SAFE_ID.fullmatch(given) else uuid.uuid4().hex
         began, status = time.monotonic(), 499
         try:
             response = await handler(request)
             status = response.status
             if not response.prepared:
-                response.headers.setdefault("X-Request-Id", request["id"])
+                response.headers.setdefault("X-Request-Id", request[REQUEST_ID])
             return response
         finally:
             server.metrics.responses.labels(str(status)).inc()
@@ -160,7 +161,7 @@ def _observed(server: Server) -> Any:
 
 
 def _log(request: web.Request, status: int, seconds: float) -> None:
-    generation: Generation | None = request.get("generation")
+    generation: Generation | None = request.get(GENERATION)
     details = ""
     if generation is not None:
         reasons = sorted({reason for stream in generation.streams for reason in stream.finish_reasons.values()})
@@ -171,7 +172,7 @@ def _log(request: web.Request, status: int, seconds: float) -> None:
         )
     level = logging.INFO if generation is not None else logging.DEBUG
     path = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
-    logger.log(level, "%s %s %s status=%d seconds=%.3f%s", request["id"], request.method, path, status, seconds, details)
+    logger.log(level, "%s %s %s status=%d seconds=%.3f%s", request[REQUEST_ID], request.method, path, status, seconds, details)
 
 
 @web.middleware
@@ -188,7 +189,7 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception:  # boundary: HTTP handler
-        logging.getLogger(__name__).exception("request %s failed", request["id"])
+        logging.getLogger(__name__).exception("request %s failed", request[REQUEST_ID])
         return json_reply(error_body("an internal error; the server's log has more", 500), status=500)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from actorllm.engine import Engine
+from actorllm.scheduling.request import FinishedRequest
 from actorllm.stream import RequestStream
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -31,6 +32,7 @@ class Metrics:
         self.e2e_latency = self._histogram("e2e_request_latency_seconds", "From arrival to the end")
         self.queue_time = self._histogram("request_queue_time_seconds", "From arrival to the first step")
         self.loop_lag = self._histogram("loop_lag_seconds", "How late the event loop wakes a timer", LAG_SECONDS)
+        engine.finished_listeners.append(self.queued)
         self._gauges = {
             name: Gauge(f"actorllm_{name}", text, registry=self._registry)
             for name, text in (
@@ -42,6 +44,11 @@ class Metrics:
                 ("kv_cache_usage_perc", "Share of token slots in use, 0 to 1"),
             )
         }
+
+    def queued(self, record: FinishedRequest) -> None:
+        """Observe how long a request waited, if it ever ran."""
+        if record.scheduled is not None:
+            self.queue_time.observe(record.scheduled - record.arrived)
 
     def ended(self, streams: Sequence[RequestStream], seconds: float) -> None:
         """Count an HTTP request's streams when it is over."""

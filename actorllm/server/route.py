@@ -14,6 +14,7 @@ from actorllm.errors import InvalidRequest, UnknownModel
 from actorllm.messages import Prompt, TextPrompt, TokenEvent
 from actorllm.server.api_types import RequestBody, read_body
 from actorllm.server.generation import Generation
+from actorllm.server.keys import GENERATION, REQUEST_ID
 from actorllm.server.metrics import Metrics
 from actorllm.server.replies import DONE, error_of, event, json_reply
 
@@ -60,8 +61,8 @@ class GenerationRoute(ABC, Generic[B]):
         if body.model is not None and body.model not in self.engine.info.names:
             served = ", ".join(self.engine.info.names)
             raise UnknownModel(f"model {body.model!r} is not served here; served: {served}", param="model")
-        async with Generation(self.engine, self._metrics, self.id_prefix + request["id"]) as generation:
-            request["generation"] = generation
+        async with Generation(self.engine, self._metrics, self.id_prefix + request[REQUEST_ID]) as generation:
+            request[GENERATION] = generation
             await self.submit(generation, body)
             if body.is_streamed:
                 return await self._stream(request, generation, body)
@@ -81,7 +82,7 @@ class GenerationRoute(ABC, Generic[B]):
         )
 
     async def _stream(self, request: web.Request, generation: Generation, body: B) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Request-Id": request["id"]})
+        response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Request-Id": request[REQUEST_ID]})
         response.content_type = "text/event-stream"
         await response.prepare(request)
         frame = self._frame(generation, self.chunk_name)

@@ -49,8 +49,8 @@ class TemplateProcess:
     async def close(self) -> None:
         """End the child; a render under way fails. Later renders fail too."""
         self._is_closed = True
-        if self._process is not None:
-            self._process.kill()
+        if self._lock.locked() and self._process is not None:
+            _kill(self._process)  # a render is under way; it will find the child gone
         async with self._lock:
             await self._end()
 
@@ -100,12 +100,19 @@ class TemplateProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        if process.returncode is None:
-            process.kill()
+        _kill(process)
         assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         await process.stdout.read()
         await process.wait()
+
+
+def _kill(process: Process) -> None:
+    """End the child, unless it is gone already: a signal to a child that nobody has waited for yet would make
+    `subprocess` wait for it, behind asyncio's back."""
+    assert process.stdout is not None
+    if process.returncode is None and not process.stdout.at_eof():
+        process.kill()
 
 
 async def _ask(process: Process, frame: bytes) -> Rendered:

@@ -7,14 +7,16 @@ typed error and the engine says that it is not healthy.
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from actorllm import house
 from actorllm.actors.detokenize import DetokenizeActor
 from actorllm.actors.execute import ExecuteActor
 from actorllm.actors.schedule import ScheduleActor
@@ -22,14 +24,14 @@ from actorllm.actors.tokenize import TokenizeActor
 from actorllm.engine import Engine
 from actorllm.errors import ActorLLMError, DeviceHung, DeviceLost, EngineError, EngineFailed
 from actorllm.execution.runner import ResidentRunner
-from actorllm.messages import Admit, SamplingParams, Step, StepDone
+from actorllm.messages import Admit, Outputs, SamplingParams, Step, StepDone
 from actorllm.scheduling.request import FinishedRequest
-from actorllm.settings import EngineSettings
+from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings
 
 SettingsFactory = Callable[..., EngineSettings]
 NUM_STREAMS = 32
 GUARD = 20.0  # seconds; far less is needed, but the machine may be busy
-PARAMS = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+PARAMS = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 both_encodings = pytest.mark.parametrize("encode", [True, False], ids=["encoded", "plain"])
 
 
@@ -38,19 +40,19 @@ class Broken(Exception):
 
 
 class Fault:
-    """Replaces `owner.name` by a method that raises for the messages of `kind`: the first one, or `always`."""
+    """Replaces `owner.name` by a method that raises for the first message of `kind`, or all if `is_lasting`."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, kind: type = object, always: bool = False
+        self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, kind: type = object
     ) -> None:
         self.has_struck = threading.Event()
         self.error: Exception = Broken("broken on purpose")
-        self._is_allowed = always
+        self.is_lasting = False
         original = getattr(owner, name)
 
         @functools.wraps(original)
         def broken(actor: Any, message: Any) -> Any:
-            if isinstance(message, kind) and (self._is_allowed or not self.has_struck.is_set()):
+            if isinstance(message, kind) and (self.is_lasting or not self.has_struck.is_set()):
                 self.has_struck.set()
                 self.strike()
             return original(actor, message)
@@ -96,6 +98,7 @@ class Streams:
 
     def __init__(self, engine: Engine, golden) -> None:
         self.engine = engine
+        self.finished: list[FinishedRequest] = []
         self.prompts = [golden.greedy_ids[: 2 + 5 * index] for index in range(NUM_STREAMS)]
         self.tasks: list[asyncio.Task[Reading]] = []
 
@@ -116,18 +119,28 @@ class Streams:
 
 
 @asynccontextmanager
-async def undisturbed(settings: EngineSettings, golden) -> AsyncIterator[tuple[Streams, list[str], list[FinishedRequest]]]:
-    """A fresh engine with running streams, the texts they should come to, and where finished records arrive."""
+async def running(settings: EngineSettings, golden) -> AsyncIterator[Streams]:
+    """An engine with 32 running streams."""
     finished: list[FinishedRequest] = []
     async with Engine(settings, on_finished=finished.append) as engine:
-        first = Streams(engine, golden)
-        await first.start()
-        texts = [reading.text for reading in await first.ends()]
-        await slots_are_back(engine)
-        finished.clear()
         streams = Streams(engine, golden)
+        streams.finished = finished
         await streams.start()
-        yield streams, texts, finished
+        yield streams
+
+
+@pytest.fixture(scope="module")
+def texts(stories_dir: Path, golden) -> list[str]:
+    """What the 32 streams come to when nothing breaks."""
+
+    async def run() -> list[str]:
+        settings = EngineSettings(
+            model=ModelSettings(path=str(stories_dir)), execution=ExecutionSettings(kv_slots=4096, threads=1)
+        )
+        async with running(settings, golden) as streams:
+            return [reading.text for reading in await streams.ends()]
+
+    return asyncio.run(run())
 
 
 async def slots_are_back(engine: Engine) -> None:
@@ -177,13 +190,14 @@ def break_device(monkeypatch: pytest.MonkeyPatch) -> Fault:
 async def test_running_requests_outlive_what_restarts(
     stories_settings: SettingsFactory,
     golden,
+    texts: list[str],
     monkeypatch: pytest.MonkeyPatch,
     *,
     breaks: Callable[[pytest.MonkeyPatch], Fault],
     is_next_refused: bool,
     encode: bool,
 ) -> None:
-    async with undisturbed(stories_settings(encode=encode), golden) as (streams, texts, finished):
+    async with running(stories_settings(encode=encode), golden) as streams:
         fault = breaks(monkeypatch)
         during = await streams.one_more(0)  # what stood at the broken place may be told to come again
         assert fault.has_struck.is_set()
@@ -196,15 +210,46 @@ async def test_running_requests_outlive_what_restarts(
         await slots_are_back(streams.engine)
         assert streams.engine.is_healthy
         assert streams.engine.statistics().num_restarts in (1, 2)  # schedule and execute go together
-        ids = sorted(record.request_id for record in finished)
+        ids = sorted(record.request_id for record in streams.finished)
         assert len(ids) == len(set(ids)) == NUM_STREAMS + 2 - is_next_refused
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-async def test_a_lost_device_fails_every_stream(
-    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, depth: int
+async def test_outputs_that_wait_for_room_outlive_a_crash(
+    stories_settings: SettingsFactory, golden, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with undisturbed(stories_settings(depth=depth), golden) as (streams, _, _):
+    """Schedule waits because detokenize's mailbox is full; a crash of execute restarts it in the middle of that."""
+    monkeypatch.setattr(house, "MAILBOX", 1)
+    gate, mailboxes, is_blocked = asyncio.Event(), [], threading.Event()
+    receive, launch = DetokenizeActor.receive, ResidentRunner.launch
+
+    async def receive_behind_the_gate(actor: DetokenizeActor, message: Outputs) -> None:
+        mailboxes.append(actor.ref)
+        await gate.wait()
+        await receive(actor, message)
+
+    def launch_slowly(runner: ResidentRunner, step: Step) -> Any:
+        if not gate.is_set() and is_blocked.wait(0.5):
+            raise RuntimeError("a step failed while schedule waited")
+        return launch(runner, step)
+
+    async with running(stories_settings(), golden) as streams, asyncio.timeout(GUARD):
+        monkeypatch.setattr(DetokenizeActor, "receive", receive_behind_the_gate)
+        monkeypatch.setattr(ResidentRunner, "launch", launch_slowly)
+        while not mailboxes or not mailboxes[0].statistics().blocked:
+            await asyncio.sleep(0.001)
+        is_blocked.set()
+        while streams.engine.statistics().num_restarts < 2:
+            await asyncio.sleep(0.001)
+        gate.set()
+        readings = await streams.ends()
+        assert [(reading.ends, reading.text) for reading in readings] == [(["length"], text) for text in texts]
+
+
+@both_encodings
+async def test_a_lost_device_fails_every_stream(
+    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, encode: bool
+) -> None:
+    async with running(stories_settings(encode=encode, depth=2), golden) as streams:
         fault = Fault(monkeypatch, ResidentRunner, "launch")
         fault.error = DeviceLost("the device is lost")
         await check_all_failed(streams, DeviceLost)
@@ -215,7 +260,7 @@ async def test_a_step_that_never_returns_fails_every_stream(
     stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, encode: bool
 ) -> None:
     released = threading.Event()
-    async with undisturbed(stories_settings(encode=encode, step_timeout=1.0), golden) as (streams, _, _):
+    async with running(stories_settings(encode=encode, step_timeout=1.0), golden) as streams:
         try:
             fault = Fault(monkeypatch, ResidentRunner, "launch")
             fault.strike = released.wait  # type: ignore[method-assign]
@@ -228,16 +273,16 @@ async def test_a_step_that_never_returns_fails_every_stream(
 async def test_what_always_raises_uses_up_its_restarts(
     stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, breaks: Callable[[pytest.MonkeyPatch], Fault]
 ) -> None:
-    async with undisturbed(stories_settings(), golden) as (streams, _, _):
-        breaks(monkeypatch)._is_allowed = True
+    async with running(stories_settings(), golden) as streams:
+        breaks(monkeypatch).is_lasting = True
         await check_all_failed(streams, EngineFailed)
 
 
 async def test_a_tokenizer_that_always_raises_uses_up_its_restarts(
     stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with undisturbed(stories_settings(), golden) as (streams, _, _):
-        break_tokenize(monkeypatch)._is_allowed = True
+    async with running(stories_settings(), golden) as streams:
+        break_tokenize(monkeypatch).is_lasting = True
         number = 0
         while streams.engine.is_healthy:
             assert (await streams.one_more(number)).ends == ["refused"]
@@ -263,10 +308,10 @@ async def check_all_failed(streams: Streams, kind: type[EngineError]) -> None:
 
 @pytest.mark.parametrize("place", ["ChoiceText.push", "ChoiceText.__init__", "DetokenizeActor._prompt_event"])
 async def test_output_that_cannot_be_decoded_fails_its_own_request(
-    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, place: str
+    stories_settings: SettingsFactory, golden, texts: list[str], monkeypatch: pytest.MonkeyPatch, *, place: str
 ) -> None:
     unlucky = msgspec.structs.replace(PARAMS, prompt_logprobs=1, seed=1234)
-    async with undisturbed(stories_settings(), golden) as (streams, texts, _):
+    async with running(stories_settings(), golden) as streams:
         break_decoding(monkeypatch, place)
         async with asyncio.timeout(GUARD):
             stream = await streams.engine.submit(golden.prompt_ids, unlucky, request_id="unlucky")
@@ -295,5 +340,3 @@ def break_decoding(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
 
     monkeypatch.setattr(owner, name, broken)
 
-
-Body = Callable[..., Coroutine[Any, Any, None]]

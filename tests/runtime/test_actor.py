@@ -1,7 +1,6 @@
 """An actor's contract: answers, lanes, deadlines, settling, concurrency; with encoded and with plain messages."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from msgspec import Struct
@@ -144,29 +143,6 @@ async def test_violation_answers_that_message_only(encode, recorder):
     assert recorder.of("failed") == [("worker", ContractViolation)] * 12
     assert recorder.of("restarted") == []
     assert [entry for entry in log if isinstance(entry, Struct)] == [Echo(1)]
-
-
-async def test_fields_are_validated_when_encoded():
-    async with Supervisor("s", encode=True) as supervisor:
-        ref = await supervisor.start("worker", lambda: Worker([]), capacity=4)
-        with pytest.raises(ContractViolation, match="Expected `int`"):
-            await ref.ask(Echo("seven"))  # type: ignore[arg-type]
-
-
-async def test_encoded_messages_are_copies_and_plain_ones_are_not(encode):
-    seen: list = []
-
-    class Keep(Actor[Echo]):
-        async def receive(self, message: Echo) -> Echo:
-            seen.append(message)
-            return message
-
-    async with Supervisor("s", encode=encode) as supervisor:
-        ref = await supervisor.start("keep", Keep, capacity=4)
-        message = Echo(3)
-        reply = await ref.ask(message)
-    assert reply == seen[0] == message
-    assert (seen[0] is message) == (reply is message) == (not encode)
 
 
 async def test_urgent_messages_overtake_and_never_wait(encode):
@@ -391,21 +367,3 @@ async def test_talking_to_a_stopped_actor(encode, recorder):
     assert not recorder.of("failed")
     assert not ref.post(Urgent(1))
     assert recorder.of("failed") == [("worker", ActorStopped)]
-
-
-async def test_replies_follow_the_return_annotation(encode):
-    class Liar(Actor[Echo | Fail]):
-        async def receive(self, message: Echo | Fail) -> Echo | None:
-            replies: dict[str, Any] = {"none": None, "wrong": Stranger(), "odd": object()}
-            return message if isinstance(message, Echo) else replies[message.kind]
-
-    async with Supervisor("s", encode=encode) as supervisor:
-        ref = await supervisor.start("liar", Liar, capacity=4)
-        assert await ref.ask(Echo(4)) == Echo(4)
-        assert await ref.ask(Fail("none")) is None
-        for kind in ("wrong", "odd"):
-            with pytest.raises(ContractViolation, match="reply"):
-                await ref.ask(Fail(kind))
-            await ref.send(Fail(kind))
-        assert await ref.ask(Echo(5)) == Echo(5)
-    assert supervisor.num_restarts == 0

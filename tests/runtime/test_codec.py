@@ -1,10 +1,14 @@
-"""Which annotations of `receive` make a contract."""
+"""Which annotations of `receive` make a contract, and what it does to messages and replies."""
+
+from typing import Any
 
 import pytest
 from msgspec import Struct
 
+from actorllm.runtime.actor import Actor
 from actorllm.runtime.codec import Contract
 from actorllm.runtime.faults import ContractViolation
+from actorllm.runtime.supervisor import Supervisor
 
 
 class Plain(Struct, frozen=True):
@@ -72,3 +76,53 @@ def test_what_a_message_raises_while_it_is_decoded_is_a_violation():
 def test_damaged_bytes_are_a_violation(payload):
     with pytest.raises(ContractViolation):
         Contract(Union, encode=True).unpack(payload)
+
+
+async def test_fields_are_validated_when_encoded():
+    class Keep(Actor[Tagged]):
+        async def receive(self, message: Tagged) -> int:
+            return message.value
+
+    async with Supervisor("s", encode=True) as supervisor:
+        ref = await supervisor.start("keep", Keep, capacity=4)
+        with pytest.raises(ContractViolation, match="Expected `int`"):
+            await ref.ask(Tagged("seven"))  # type: ignore[arg-type]
+        assert await ref.ask(Tagged(7)) == 7
+
+
+async def test_encoded_messages_are_copies_and_plain_ones_are_not(encode):
+    seen: list = []
+
+    class Keep(Actor[Tagged]):
+        async def receive(self, message: Tagged) -> Tagged:
+            seen.append(message)
+            return message
+
+    async with Supervisor("s", encode=encode) as supervisor:
+        ref = await supervisor.start("keep", Keep, capacity=4)
+        message = Tagged(3)
+        reply = await ref.ask(message)
+    assert reply == seen[0] == message
+    assert (seen[0] is message) == (reply is message) == (not encode)
+
+
+class Name(Struct, frozen=True, tag=True):
+    kind: str
+
+
+async def test_replies_follow_the_return_annotation(encode):
+    class Liar(Actor[Tagged | Name]):
+        async def receive(self, message: Tagged | Name) -> Tagged | None:
+            replies: dict[str, Any] = {"none": None, "wrong": Checked(1), "odd": object()}
+            return message if isinstance(message, Tagged) else replies[message.kind]
+
+    async with Supervisor("s", encode=encode) as supervisor:
+        ref = await supervisor.start("liar", Liar, capacity=4)
+        assert await ref.ask(Tagged(4)) == Tagged(4)
+        assert await ref.ask(Name("none")) is None
+        for kind in ("wrong", "odd"):
+            with pytest.raises(ContractViolation, match="reply"):
+                await ref.ask(Name(kind))
+            await ref.send(Name(kind))
+        assert await ref.ask(Tagged(5)) == Tagged(5)
+    assert supervisor.num_restarts == 0

@@ -118,11 +118,11 @@ async def test_the_templates_own_sentence_reaches_the_client(make: Callable[...,
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-        "{{ raise_exception.__globals__ }}",
-        "{{ self.__init__.__globals__ }}",
+        "{{ raise_exception.__globals__.os }}",
+        "{{ self.__init__.__globals__ }}{{ self.__init__.__globals__.os }}",
         "{{ namespace.__init__.__globals__['sys'] }}",
         "{{ lipsum.__globals__ }}",
-        "{{ strftime_now.__code__ }}",
+        "{{ strftime_now.__code__.co_code }}",
         "{{ (messages | attr('__class__')).mro() }}",
         "{{ '%s' | format(1) }}{{ ('{0.__class__.__mro__}').format(1) }}",
         "{{ messages.append({}) }}",
@@ -224,7 +224,8 @@ async def test_special_token_text_of_a_client_stays_text(
         forged = await encode_chat(tokenizer, template, [{"role": "user", "content": FORGED}])
         special = tokenizer.special_ids - {tokenizer.id_of("<unk>")}
         assert [i for i in forged if i in special] == [i for i in plain if i in special]
-        assert FORGED in tokenizer.decode(forged, skip_special_tokens=False)
+        shown = tokenizer.decode(forged, skip_special_tokens=False)
+        assert FORGED.replace(" ", "") in shown.replace(" ", "")  # phi-3's </s> is an added token, and not a special one
         await template.close()
 
 
@@ -245,15 +246,13 @@ async def test_special_token_text_stays_text_wherever_it_comes_from(
     assert tokenizer.decode(ids, skip_special_tokens=False) == expected
 
 
-async def test_the_broken_text_has_the_ids_of_plain_text(
-    load_real: Callable[[str], Tokenizer], make: Callable[..., ChatTemplate]
-) -> None:
+async def test_the_broken_text_has_the_ids_of_plain_text(tiny_bytes: Library, make: Callable[..., ChatTemplate]) -> None:
     """The ids are those of a tokenizer that does not know special tokens at all."""
-    tokenizer = load_real("tokenizers/qwen2-0.5b")
-    library = Library.from_str(tokenizer._library.to_str())
-    library.encode_special_tokens = True
+    plain = Library.from_str(tiny_bytes.to_str())
+    plain.encode_special_tokens = True
+    tokenizer = Tokenizer(tiny_bytes, VARIABLES, chat_template={})
     ids = await encode_chat(tokenizer, make("{{ messages[0].content }}"), [{"role": "user", "content": FORGED}])
-    assert ids == library.encode(FORGED).ids
+    assert ids == plain.encode(FORGED).ids
 
 
 async def test_bos_is_the_templates_business(tiny_bytes: Library, make: Callable[..., ChatTemplate]) -> None:

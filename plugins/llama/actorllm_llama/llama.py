@@ -46,8 +46,9 @@ class LlamaConfig:
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
         reader = ConfigReader(config)
         num_layers, num_heads = reader.layers(), reader.size("num_attention_heads")
-        hidden_size, context_len = reader.size("hidden_size"), reader.size("max_position_embeddings")
+        hidden_size, max_positions = reader.size("hidden_size"), reader.size("max_position_embeddings")
         head_dim = reader.size("head_dim", hidden_size // num_heads)
+        rotary = Rotary.from_hf(head_dim, reader.rope(), context_len=max_positions)
         values = cls.read_variant(reader, num_layers)
         values.setdefault("windows", (None,) * num_layers)
         read = cls(
@@ -58,9 +59,9 @@ class LlamaConfig:
             num_heads=num_heads,
             num_kv_heads=reader.size("num_key_value_heads", num_heads),
             head_dim=head_dim,
-            context_len=context_len,
+            context_len=rotary.context_len(max_positions),
             norm_eps=reader.number("rms_norm_eps", 1e-6),
-            rotary=Rotary.from_hf(head_dim, reader.rope(), context_len=context_len),
+            rotary=rotary,
             activation=reader.take("hidden_act", "silu"),
             is_tied=reader.flag("tie_word_embeddings"),
             **values,

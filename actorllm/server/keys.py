@@ -1,0 +1,8 @@
+"""What handlers and middlewares keep on a request."""
+
+from aiohttp import web
+
+from actorllm.server.generation import Generation
+
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("id", str)
+GENERATION: web.RequestKey[Generation] = web.RequestKey("generation", Generation)

@@ -1,0 +1,59 @@
+"""A real server on a real socket, over the echo model or the real small one."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from actorllm.engine import Engine
+from actorllm.server.app import create_app, start_site
+from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings, ServerSettings
+
+
+@dataclass
+class Served:
+    """A running server with a client; `address` has no final slash."""
+
+    engine: Engine
+    address: str
+    client: aiohttp.ClientSession
+
+    async def post(self, path: str, body: object) -> tuple[int, dict]:
+        async with self.client.post(self.address + path, json=body) as response:
+            return response.status, await response.json()
+
+    async def get(self, path: str) -> tuple[int, dict]:
+        async with self.client.get(self.address + path) as response:
+            return response.status, await response.json()
+
+
+@asynccontextmanager
+async def serving(path: Path | None = None, **scheduling: int) -> AsyncIterator[Served]:
+    settings = EngineSettings(
+        model=ModelSettings(path=str(path) if path else None),
+        execution=ExecutionSettings(threads=1, kv_slots=4096),
+        scheduling=SchedulingSettings(**scheduling),
+    )
+    async with Engine(settings) as engine:
+        server = ServerSettings(port=0)
+        runner, address = await start_site(create_app(engine, server), server)
+        try:
+            async with aiohttp.ClientSession() as client:
+                yield Served(engine, address, client)
+        finally:
+            await runner.cleanup()
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[Served]:
+    async with serving() as served:
+        yield served
+
+
+@pytest.fixture
+async def stories(stories_dir: Path) -> AsyncIterator[Served]:
+    async with serving(stories_dir) as served:
+        yield served

@@ -1,0 +1,122 @@
+"""Bad input gets a typed answer with the right status, says the mend, and costs nobody else anything."""
+
+import asyncio
+import re
+import shutil
+
+import pytest
+
+from tests.server.conftest import serving
+
+ODD_VALUES = [-1, -(2**63), 2**63, 1.5, "1", True, None, [], {}, 10**9, 1e308]
+FIELDS = [
+    "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "logprobs", "echo", "stream",
+    "logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty", "min_tokens", "stop_token_ids", "model",
+    "stream_options", "prompt_logprobs", "ignore_eos", "skip_special_tokens", "timeout", "best_of", "suffix", "user",
+]  # fmt: skip
+BAD_BODIES = [
+    ({}, 400, "prompt"),
+    ({"prompt": "a", "model": "nobody"}, 404, "model"),
+    ({"prompt": 5}, 400, "prompt"),
+    ({"prompt": [1, "a"]}, 400, "prompt"),
+    ({"prompt": [-1]}, 400, "prompt"),
+    ({"prompt": [2**31 - 1]}, 400, "prompt"),
+    ({"prompt": [2**40]}, 400, "prompt"),
+    ({"prompt": "a", "n": 10**9}, 400, "n"),
+    ({"prompt": "a", "seed": 2**64}, 400, "seed"),
+    ({"prompt": "a", "temperature": -1}, 400, "temperature"),
+    ({"prompt": "a", "logprobs": 100}, 400, "logprobs"),
+    ({"prompt": "a", "logit_bias": {"999999": 1}}, 400, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"x": 1}}, 400, "logit_bias"),
+    ({"prompt": "a", "stream_options": {"include_usage": True}}, 400, "stream_options"),
+    ({"prompt": "a", "best_of": 3}, 400, "best_of"),
+    ({"prompt": "a", "tools": [{}]}, 400, "tools"),
+    ({"prompt": "a", "response_format": {"type": "json_object"}}, 400, "response_format"),
+]
+BAD_MESSAGES = [None, "hi", [123], [{}], [{"role": 5, "content": "a"}], [{"role": "user", "content": 5}], []]
+
+
+@pytest.mark.parametrize(("body", "status", "param"), BAD_BODIES)
+async def test_bad_fields_are_named(echo, body: dict, status: int, param: str) -> None:
+    got, answer = await echo.post("/v1/completions", body)
+    assert got == status, answer
+    assert answer["error"]["param"] == param, answer
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_bad_messages(echo) -> None:
+    for messages in BAD_MESSAGES:
+        status, answer = await echo.post("/v1/chat/completions", {"messages": messages})
+        assert status == 400, (messages, answer)
+
+
+async def test_no_odd_value_of_any_field_is_a_500(echo) -> None:
+    async def try_one(field: str, value: object) -> tuple[str, object, int, str]:
+        body = {"prompt": "the", "max_tokens": 2, field: value}
+        async with echo.client.post(echo.address + "/v1/completions", json=body) as response:
+            return field, value, response.status, await response.text()
+
+    results = await asyncio.gather(*(try_one(field, value) for field in FIELDS for value in ODD_VALUES))
+    bad = [result for result in results if result[2] == 500]
+    assert not bad
+    assert not [text for *_, text in results if re.search(r"0x[0-9a-f]{6,}|/site-packages|Traceback", text)]
+    status, _ = await echo.post("/v1/completions", {"prompt": "the"})
+    assert status == 200
+
+
+async def test_bodies_that_are_no_json_objects(echo) -> None:
+    cases = [(b"{", 400), (b"[]", 400), (b'"a"', 400), (b'{"prompt": "a", "temperature": NaN}', 400), (b"\xff\xfe", 400),
+             (b'{"prompt": "a", "temperature": 1e999}', 400), (b"[" * 100_000, 400)]  # fmt: skip
+    for data, status in cases:
+        headers = {"Content-Type": "application/json"}
+        async with echo.client.post(echo.address + "/v1/completions", data=data, headers=headers) as response:
+            assert response.status == status, (data[:20], await response.text())
+    async with echo.client.post(echo.address + "/v1/completions", data="prompt=a", headers={"Content-Type": "text/plain"}) as response:
+        assert response.status == 415
+
+
+async def test_routes_hosts_and_ids(echo) -> None:
+    status, answer = await echo.get("/v1/nothing")
+    assert status == 404 and "message" in answer["error"]
+    async with echo.client.get(echo.address + "/v1/completions") as response:
+        assert response.status == 405
+    async with echo.client.get(echo.address + "/health", headers={"Host": "evil.example"}) as response:
+        assert response.status == 403
+    async with echo.client.get(echo.address + "/health", headers={"X-Request-Id": "abc-1"}) as response:
+        assert response.status == 200 and response.headers["X-Request-Id"] == "abc-1"
+    async with echo.client.get(echo.address + "/health", headers={"X-Big": "x" * 200_000}) as response:
+        assert response.status == 400
+
+
+async def test_a_prompt_over_the_context_names_both_numbers(stories) -> None:
+    status, answer = await stories.post("/v1/completions", {"prompt": [5] * 600, "stream": True})
+    assert status == 400
+    assert "600" in answer["error"]["message"] and "512" in answer["error"]["message"]
+    assert answer["error"]["code"] == "PromptTooLong"
+
+
+async def test_no_chat_template_says_so(stories_dir, tmp_path) -> None:
+    for source in stories_dir.iterdir():
+        if source.name != "tokenizer_config.json":
+            shutil.copy(source, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    async with serving(tmp_path) as served:
+        status, answer = await served.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]})
+        assert status == 400 and answer["error"]["code"] == "NoChatTemplate"
+        assert "chat template" in answer["error"]["message"]
+
+
+async def test_a_full_queue_refuses_and_the_rest_finish() -> None:
+    async with serving(max_waiting=2, max_running=1) as served:
+        body = {"prompt": "the", "max_tokens": 60, "temperature": 0}
+        results = await asyncio.gather(*(served.post("/v1/completions", body) for _ in range(12)))
+        statuses = [status for status, _ in results]
+        assert set(statuses) == {200, 429}
+        assert [answer["error"]["code"] for status, answer in results if status == 429][0] == "QueueFull"
+        assert served.engine.statistics().slots_in_use == (0,)
+
+
+async def test_a_request_that_runs_too_long_is_a_504(stories) -> None:
+    status, answer = await stories.post("/v1/completions", {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "timeout": 0.05})
+    assert status == 504, answer
+    assert answer["error"]["code"] == "RequestTimeout"
