@@ -34,7 +34,7 @@ from actorllm.model_info import EngineStatistics, ModelInfo
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.observer import Observer
 from actorllm.runtime.ref import Ref
-from actorllm.runtime.supervisor import ActorFailed, Strategy, Supervisor
+from actorllm.runtime.supervisor import RestartsExhausted, Strategy, Supervisor
 from actorllm.scheduling.request import FinishedRequest, RequestTable
 from actorllm.scheduling.scheduler import Scheduler
 from actorllm.settings import EngineSettings
@@ -91,7 +91,7 @@ class House:
                 await self._start(text, core, front, generation)
                 ready.set()
                 await self._stopping.wait()
-        except ActorFailed as failed:
+        except RestartsExhausted as failed:
             if isinstance(failed.error, EngineError) and isinstance(failed.error, FATAL):
                 raise failed.error from failed
             raise EngineFailed(f"{failed}; restart the process") from failed

@@ -54,6 +54,5 @@ def slots_for_budget(
             param="kv_memory",
         )
     return tuple(
-        GroupSize(name, num_bytes * need // needed_bytes, window)
-        for need, (name, window, _) in zip(needs, groups, strict=True)
+        GroupSize(name, num_bytes * need // needed_bytes, window) for need, (name, window, _) in zip(needs, groups, strict=True)
     )

@@ -6,24 +6,25 @@ Each rank owns a process group object of its own, so several ranks and models sh
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
 
 
 class ProcessGroup:
-    """One rank's end of a c10d group, behind the interface of `Collectives`."""
+    """One rank's end of a c10d group object (`ProcessGroupGloo`, `ProcessGroupNCCL`), behind the interface of
+    `Collectives`."""
 
-    def __init__(self, group: distributed.ProcessGroup) -> None:
+    def __init__(self, group: Any) -> None:  # torch's stubs give the backends no common type with these calls
         self._group = group
 
     @classmethod
-    def gloo(
-        cls, store: distributed.Store, rank: int, num_ranks: int, *, timeout: float = 120.0
-    ) -> "ProcessGroup":
+    def gloo(cls, store: c10d.Store, rank: int, num_ranks: int, *, timeout: float = 120.0) -> "ProcessGroup":
         """Join the group of `store`; waits until all ranks have. A call that takes `timeout` seconds raises."""
         limit = timedelta(seconds=timeout)
-        return cls(distributed.ProcessGroupGloo(distributed.PrefixStore("actorllm", store), rank, num_ranks, limit))
+        return cls(c10d.ProcessGroupGloo(c10d.PrefixStore("actorllm", store), rank, num_ranks, limit))
 
     def all_reduce(self, value: Tensor) -> Tensor:
         value = value.contiguous()
@@ -39,5 +40,5 @@ class ProcessGroup:
 
     def broadcast(self, value: Tensor) -> Tensor:
         value = value.contiguous()
-        self._group.broadcast([value], distributed.BroadcastOptions()).wait()
+        self._group.broadcast([value], c10d.BroadcastOptions()).wait()
         return value

@@ -15,7 +15,6 @@ from torch import Tensor
 from actorllm.errors import UnsupportedConfig
 from actorllm_kernels.rotary import rotate
 
-
 KINDS = ("default", "linear", "dynamic", "llama3")
 
 

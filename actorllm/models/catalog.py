@@ -73,8 +73,7 @@ class Catalog:
             model_class = plugin.entry_point.load()
         except Exception as error:  # boundary: plugin load
             raise PluginBroken(
-                f"importing {plugin} raised {type(error).__name__}: {error}. "
-                f"Reinstall {plugin.distribution}, or tell its author"
+                f"importing {plugin} raised {type(error).__name__}: {error}. Reinstall {plugin.distribution}, or tell its author"
             ) from error
         if not inspect.isclass(model_class) or not issubclass(model_class, CausalLM):
             raise PluginInvalid(f"{plugin} is not a subclass of actorllm.models.contract.CausalLM: tell its author")

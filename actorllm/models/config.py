@@ -11,6 +11,7 @@ from actorllm.errors import UnsupportedConfig
 
 MAX_SIZE = 2**31
 MAX_LAYERS = 4096
+_NEVER = object()
 
 # Keys that never change the computed logits, and why.
 NEUTRAL_KEYS = {
@@ -23,7 +24,6 @@ NEUTRAL_KEYS = {
     "_flash_attn_2_enabled": "a choice of kernels",
     "torch_dtype": "read by the loader",
     "dtype": "read by the loader",
-    "quantization_config": "read by the loader, which refuses formats it does not know",
     "use_cache": "there is always a cache",
     "cache_implementation": "there is always a cache",
     "initializer_range": "training",
@@ -42,8 +42,6 @@ NEUTRAL_KEYS = {
     "return_dict": "a shape of Python results",
     "gradient_checkpointing": "training",
     "is_decoder": "always one",
-    "is_encoder_decoder": "checked by the architecture",
-    "add_cross_attention": "checked by the architecture",
     "id2label": "classification",
     "label2id": "classification",
     "num_labels": "classification",
@@ -56,11 +54,9 @@ NEUTRAL_KEYS = {
     "sep_token_id": "read by the tokenizer",
     "decoder_start_token_id": "encoder-decoder models",
     "cross_attention_hidden_size": "encoder-decoder models",
-    "tie_encoder_decoder": "encoder-decoder models",
     "torchscript": "export",
     "use_bfloat16": "another framework's dtype",
     "tf_legacy_loss": "training",
-    "pruned_heads": "checked: must be empty",
     "max_length": "generation",
     "min_length": "generation",
     "temperature": "generation",
@@ -71,6 +67,16 @@ NEUTRAL_KEYS = {
     "do_sample": "generation",
     "num_beams": "generation",
     "attn_implementation": "a choice of kernels",
+    "unsloth_version": "a note of the writer",
+    "unsloth_fixed": "a note of the writer",
+}
+
+# Keys that are neutral with just this value.
+NEUTRAL_VALUES = {
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "tie_encoder_decoder": False,
+    "pruned_heads": {},
 }
 
 
@@ -86,14 +92,18 @@ class ConfigReader:
         value = self._left.pop(key, None)
         return default if value is None else value
 
-    def size(self, key: str, default: int | None = None, *, most: int = MAX_SIZE) -> int:
-        """A positive integer; raises `UnsupportedConfig` for anything else, or if it is missing without a default."""
+    def size(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE) -> int:
+        """A whole number; raises `UnsupportedConfig` for anything else, or if it is missing without a default."""
         value = self.take(key, default)
         if value is None:
             raise UnsupportedConfig(f"config.json has no {key!r}, which {self._architecture} needs")
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be a whole number from 1 to {most}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be a whole number from {least} to {most}")
         return value
+
+    def optional_size(self, key: str) -> int | None:
+        """A whole number above zero, or None where the key is absent or null."""
+        return None if self._left.get(key) is None else self.size(key)
 
     def layers(self, key: str = "num_hidden_layers") -> int:
         """The number of layers."""
@@ -113,11 +123,22 @@ class ConfigReader:
             raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be true or false")
         return value
 
+    def name(self, key: str, default: str) -> str:
+        """A word, such as an activation's name."""
+        value = self.take(key, default)
+        if not isinstance(value, str):
+            raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be a name")
+        return value
+
     def expect(self, key: str, allowed: Collection[Any], why: str) -> None:
         """Take a key that may only have one of the `allowed` values (or be absent)."""
-        value = self._left.pop(key, None)
+        value = self.take(key)
         if value is not None and value not in allowed:
             raise UnsupportedConfig(f"config.json: {key} = {value!r} is not implemented for {self._architecture}: {why}")
+
+    def neutral(self, key: str, reason: str) -> None:
+        """Take a key that changes nothing in this architecture; the reason is for whoever reads the code."""
+        self._left.pop(key, None)
 
     def rope(self) -> dict[str, Any]:
         """The rotary parameters as one flat mapping: `rope_theta` with `rope_scaling` (older files) or
@@ -128,16 +149,18 @@ class ConfigReader:
             if not isinstance(value, dict):
                 raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be an object")
             parameters.update(value)
-        theta = self.take("rope_theta")
-        if theta is not None:
-            parameters.setdefault("rope_theta", theta)
+        for key in ("rope_theta", "partial_rotary_factor"):
+            if (value := self.take(key)) is not None:
+                parameters.setdefault(key, value)
         return parameters
 
     def finish(self) -> None:
-        """Raise if a key is left that might change the computation."""
-        left = {key: value for key, value in self._left.items() if key not in NEUTRAL_KEYS}
-        if self._left.get("pruned_heads"):
-            left["pruned_heads"] = self._left["pruned_heads"]
+        """Raise if a key is left that might change the computation. Null says nothing."""
+        left = {
+            key: value
+            for key, value in self._left.items()
+            if value is not None and key not in NEUTRAL_KEYS and value != NEUTRAL_VALUES.get(key, _NEVER)
+        }
         if left:
             shown = ", ".join(f"{key} = {value!r}"[:80] for key, value in sorted(left.items()))
             raise UnsupportedConfig(f"config.json asks {self._architecture} for what is not implemented: {shown}")

@@ -24,9 +24,8 @@ from actorllm.runtime.mailbox import Mailbox
 from actorllm.runtime.observer import Observer
 from actorllm.runtime.ref import Envelope, Ref
 
-__all__ = ["ActorFailed", "RestartsExhausted", "Strategy", "Supervisor"]
+__all__ = ["RestartsExhausted", "Strategy", "Supervisor"]
 
-ActorFailed = RestartsExhausted  # the name under which the engine catches it
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 
 
@@ -126,9 +125,7 @@ class Supervisor:
         self._is_open = True
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         body_error, self._is_open = error, False
         try:
             if error is None:
@@ -181,7 +178,9 @@ class Supervisor:
         for child in children:
             ready = asyncio.Event()
             child.life = None
-            child.task = self._group.create_task(self._live(child, first, earlier=earlier, before=before, ready=ready), name=f"actor {child.name}")
+            child.task = self._group.create_task(
+                self._live(child, first, earlier=earlier, before=before, ready=ready), name=f"actor {child.name}"
+            )
             child.tasks.add(child.task)
             child.task.add_done_callback(child.tasks.discard)
             before = ready

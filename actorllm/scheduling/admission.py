@@ -38,7 +38,7 @@ class Reserve:
     prefill, budgets and depth 2 break; used here it could overcommit.
     """
 
-    may_pause = False
+    may_pause: ClassVar[bool] = False
 
     def __init__(self, residents: Residents, max_step_tokens: int) -> None:
         self._residents = residents
@@ -61,7 +61,7 @@ class Optimistic:
     """Admits a sequence when its known ids fit beside what the running ones still have to prefill and their
     next tokens. An empty device takes anyone: `check` has seen that each sequence fits alone."""
 
-    may_pause = True
+    may_pause: ClassVar[bool] = True
 
     def __init__(self, residents: Residents, max_step_tokens: int) -> None:
         self._residents = residents

@@ -120,9 +120,7 @@ class Scheduler:
             if request.scheduled is None:
                 error = QueueTimeout(f"the request waited {waited:.1f} s without running; try again later")
             else:
-                error = RequestTimeout(
-                    f"the request did not finish within its deadline, {waited:.1f} s after it arrived"
-                )
+                error = RequestTimeout(f"the request did not finish within its deadline, {waited:.1f} s after it arrived")
             self._finish_all(request, "error", error=error)
 
     def complete(self, done: StepDone) -> None:

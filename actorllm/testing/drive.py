@@ -112,9 +112,7 @@ class Drive:
         self._launched.clear()
         self._done.clear()
         self.epoch += 1
-        self.scheduler = Scheduler(
-            self.table, self.settings, groups=self.groups, context=self.context, epoch=self.epoch
-        )
+        self.scheduler = Scheduler(self.table, self.settings, groups=self.groups, context=self.context, epoch=self.epoch)
         for done in late:
             self.scheduler.complete(done)
 

@@ -132,9 +132,7 @@ class FakeDevice:
             _check(name in self.rows, f"row {name} computes but is not open")
             row = self.rows[name]
             tokens = range(start, start + query_len)
-            _check(
-                seq_len == row.seq_len + query_len, f"row {name} holds {row.seq_len} tokens, not {seq_len - query_len}"
-            )
+            _check(seq_len == row.seq_len + query_len, f"row {name} holds {row.seq_len} tokens, not {seq_len - query_len}")
             _check(list(positions[start : start + query_len]) == list(range(row.seq_len, seq_len)), "positions jump")
             for token in tokens:
                 states.append(self._enter(row, token_ids[token]))

@@ -23,23 +23,8 @@ MAX_RENDERED_LEN = 16 * 2**20
 
 RESERVED_KWARGS = frozenset(
     (
-        *(
-            "messages",
-            "conversation",
-            "tools",
-            "chat_template",
-            "add_generation_prompt",
-            "continue_final_message",
-        ),
-        *(
-            "tokenize",
-            "tokenizer",
-            "tokenizer_kwargs",
-            "processor_kwargs",
-            "padding",
-            "truncation",
-            "max_length",
-        ),
+        *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "tokenizer", "tokenizer_kwargs", "processor_kwargs", "padding", "truncation", "max_length"),
         *("return_dict", "return_tensors", "return_assistant_tokens_mask"),
         *("raise_exception", "strftime_now", "namespace"),
     )
@@ -55,21 +40,12 @@ class ChatTemplate:
     """
 
     def __init__(
-        self,
-        source: str | Mapping[str, str] | None,
-        variables: Mapping[str, str],
-        *,
-        timeout: float = RENDER_TIMEOUT,
+        self, source: str | Mapping[str, str] | None, variables: Mapping[str, str], *, timeout: float = RENDER_TIMEOUT
     ) -> None:
         self._sources = {"default": source} if isinstance(source, str) else dict(source or {})
         self._variables = dict(variables)
         self._timeout = timeout
         self._process = TemplateProcess()
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
-        """The template that came with the tokenizer."""
-        return cls(tokenizer.chat_template, tokenizer.special_tokens)
 
     @property
     def process_id(self) -> int | None:
@@ -101,18 +77,10 @@ class ChatTemplate:
             )
         for name in kwargs or {}:
             if name in RESERVED_KWARGS or name in self._variables:
-                raise InvalidRequest(
-                    f"chat_template_kwargs may not set {name!r}: it is reserved",
-                    param="chat_template_kwargs",
-                )
+                raise InvalidRequest(f"chat_template_kwargs may not set {name!r}: it is reserved", param="chat_template_kwargs")
         request = Render(
             source=source,
-            conversation={
-                "documents": None,
-                **(kwargs or {}),
-                "messages": conversation,
-                "tools": list(tools) if tools else None,
-            },
+            conversation={"documents": None, **(kwargs or {}), "messages": conversation, "tools": list(tools) if tools else None},
             constants=self._variables | {"add_generation_prompt": add_generation_prompt},
             literals=() if tokenizer is None else tokenizer.special_texts(),
             breaker="" if tokenizer is None else tokenizer.breaker,
@@ -195,8 +163,7 @@ def _text_of(content: object, where: str) -> str:
     for place, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
             raise InvalidRequest(
-                f"{where}[{place}] must be a text part, {{'type': 'text', 'text': ...}}; this model reads text only",
-                param=where,
+                f"{where}[{place}] must be a text part, {{'type': 'text', 'text': ...}}; this model reads text only", param=where
             )
         texts.append(part["text"])
     return "\n".join(texts)

@@ -18,15 +18,7 @@ from actorllm.errors import TokenizerError
 QWEN2_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How Qwen2 splits text into words; source: `transformers`' Qwen2Tokenizer."""
 
-NAMED_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer")
 QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen3Tokenizer")
 GPT2_END = "<|endoftext|>"

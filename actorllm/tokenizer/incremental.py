@@ -32,13 +32,7 @@ class IncrementalDecoder:
     `prompt_ids` say only whether the output continues a text.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: Sequence[int] = (),
-        *,
-        skip_special_tokens: bool = True,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True) -> None:
         pieces = tokenizer.pieces
         self._pieces = pieces
         self._skip_special_tokens = skip_special_tokens

@@ -16,12 +16,7 @@ from tokenizers import normalizers
 
 from actorllm.errors import InvalidRequest, TokenizerError
 from actorllm.messages import SamplingParams
-from actorllm.tokenizer.files import (
-    NAMED_TOKENS,
-    read_library,
-    read_object,
-    token_content,
-)
+from actorllm.tokenizer.files import NAMED_TOKENS, read_library, read_object, token_content
 from actorllm.tokenizer.pieces import Pieces
 
 PROBES = ("a", "0", ".", " ", "\n")
@@ -38,13 +33,7 @@ class Affixes(Struct, frozen=True):
 class Tokenizer:
     """Encodes off the event loop, decodes at once. Immutable after `load`, so it may be shared."""
 
-    def __init__(
-        self,
-        library: Library,
-        config: Mapping[str, Any],
-        *,
-        chat_template: Mapping[str, str],
-    ) -> None:
+    def __init__(self, library: Library, config: Mapping[str, Any], *, chat_template: Mapping[str, str]) -> None:
         self._library = library
         self.special_tokens = {
             name: content for name in NAMED_TOKENS if (content := token_content(config.get(name), name=name)) is not None

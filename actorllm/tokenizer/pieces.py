@@ -115,9 +115,7 @@ def _stages(library: Library) -> list[dict[str, Any]]:
     return stages
 
 
-def _classify(
-    stages: Sequence[Mapping[str, Any]],
-) -> tuple[PieceKind, bool, list[Mapping[str, Any]]]:
+def _classify(stages: Sequence[Mapping[str, Any]]) -> tuple[PieceKind, bool, list[Mapping[str, Any]]]:
     """(kind, strips_space, the stages that work on one token)."""
     names = [stage["type"] for stage in stages]
     if names == ["ByteLevel"]:

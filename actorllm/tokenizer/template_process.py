@@ -64,10 +64,7 @@ class TemplateProcess:
             is_answered = True
             return rendered
         except TimeoutError as error:
-            raise InvalidRequest(
-                f"the chat template did not finish within {seconds:g} seconds",
-                param="messages",
-            ) from error
+            raise InvalidRequest(f"the chat template did not finish within {seconds:g} seconds", param="messages") from error
         except (OSError, EOFError) as error:
             raise RequestFailed("the chat template's process ended unexpectedly; send the request again") from error
         finally:
@@ -81,12 +78,7 @@ class TemplateProcess:
         await self._end()
         # -P: the folder of the worker's file is not searched for modules. An own session: Ctrl-C is the parent's.
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            str(WORKER),
-            stdin=PIPE,
-            stdout=PIPE,
-            start_new_session=True,
+            sys.executable, "-P", str(WORKER), stdin=PIPE, stdout=PIPE, start_new_session=True
         )
         try:
             async with asyncio.timeout(START_TIMEOUT):

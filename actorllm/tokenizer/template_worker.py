@@ -99,27 +99,16 @@ def to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON without HTML escapes, as templates are written for."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @lru_cache(maxsize=8)
 def compile_template(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[GenerationBlock, jinja2.ext.loopcontrols],
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json
-    environment.globals |= {
-        "raise_exception": raise_exception,
-        "strftime_now": strftime_now,
-    }
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     del environment.globals["lipsum"]
     return environment.from_string(source)
 
@@ -145,10 +134,7 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
 def render(request: Render) -> str:
     """The rendered text. Raises `TemplateFailure`, or whatever the template's code raises."""
     pattern = literal_pattern(request.literals)
-    conversation = map_strings(
-        request.conversation,
-        lambda text: pattern.sub(rf"{OPENING}\g<0>{CLOSING}", text),
-    )
+    conversation = map_strings(request.conversation, lambda text: pattern.sub(rf"{OPENING}\g<0>{CLOSING}", text))
     if request.is_continued:
         append_tag(conversation["messages"])
     text = run_template(request.source, conversation | request.constants, max_len=request.max_len)

@@ -114,9 +114,7 @@ class Checkpoint:
     def finish(self, ignored: Mapping[str, str]) -> None:
         """Raise `TensorLeftOver` if a tensor was neither claimed nor matches a pattern of `ignored` (glob -> reason)."""
         left_over = sorted(
-            name
-            for name in self._homes.keys() - self._claimed
-            if not any(fnmatchcase(name, pattern) for pattern in ignored)
+            name for name in self._homes.keys() - self._claimed if not any(fnmatchcase(name, pattern) for pattern in ignored)
         )
         if left_over:
             raise TensorLeftOver(
@@ -131,9 +129,7 @@ class Checkpoint:
         self._claimed.update((name, home_name))
         whole = self._homes[home_name].get_slice(home_name)
         if tuple(whole.get_shape()) != shape:
-            raise CheckpointError(
-                f"tensor {home_name!r} has shape {tuple(whole.get_shape())}, but config.json makes it {shape}"
-            )
+            raise CheckpointError(f"tensor {home_name!r} has shape {tuple(whole.get_shape())}, but config.json makes it {shape}")
         if whole.get_dtype() not in stored:
             raise CheckpointError(
                 f"tensor {home_name!r} is stored as {whole.get_dtype()}, where {' or '.join(stored)} is needed: "
@@ -194,9 +190,7 @@ def _open(path: Path, device: str) -> Any:
     try:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path.name} is truncated or not a safetensors file ({error}); download it again"
-        ) from error
+        raise CheckpointError(f"{path.name} is truncated or not a safetensors file ({error}); download it again") from error
 
 
 def _shown(names: list[str]) -> str:

@@ -29,9 +29,7 @@ class RowKeys:
     is_causal: bool = False
 
 
-def row_keys(
-    spans: Sequence[tuple[int, int, int]], slot_table: Tensor, *, window: int | None = None
-) -> tuple[RowKeys, ...]:
+def row_keys(spans: Sequence[tuple[int, int, int]], slot_table: Tensor, *, window: int | None = None) -> tuple[RowKeys, ...]:
     """What attention needs of each `(row, query_len, seq_len)`, once a step for all layers of a cache group.
 
     The rows lie in this order in the flat batch. With a `window` W a query at position p sees keys `p - W + 1 .. p`;
@@ -52,9 +50,7 @@ def row_keys(
     return tuple(keys)
 
 
-def causal_mask(
-    first_query: int, seq_len: int, *, first_key: int, window: int | None, device: torch.device
-) -> Tensor:
+def causal_mask(first_query: int, seq_len: int, *, first_key: int, window: int | None, device: torch.device) -> Tensor:
     """[Q, L] bool: which of the keys `first_key .. seq_len - 1` each query `first_query .. seq_len - 1` sees."""
     query_Q1 = torch.arange(first_query, seq_len, device=device).unsqueeze(1)
     key_1L = torch.arange(first_key, seq_len, device=device).unsqueeze(0)

@@ -121,10 +121,9 @@ class Streams:
 @asynccontextmanager
 async def running(settings: EngineSettings, golden) -> AsyncIterator[Streams]:
     """An engine with 32 running streams."""
-    finished: list[FinishedRequest] = []
-    async with Engine(settings, on_finished=finished.append) as engine:
+    async with Engine(settings) as engine:
         streams = Streams(engine, golden)
-        streams.finished = finished
+        engine.finished_listeners.append(streams.finished.append)
         await streams.start()
         yield streams
 

@@ -5,11 +5,12 @@ import random
 
 import pytest
 import torch
-from actorllm_kernels.attention import attend, row_keys
-from actorllm_kernels.store_kv import store_kv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from actorllm_kernels.attention import attend, row_keys
+from actorllm_kernels.store_kv import store_kv
 
 HEAD_DIM = 8
 NUM_SLOTS = 512

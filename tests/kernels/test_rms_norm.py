@@ -1,6 +1,7 @@
 """Root mean square normalisation against its formula."""
 
 import torch
+
 from actorllm_kernels.rms_norm import rms_norm
 
 

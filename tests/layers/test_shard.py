@@ -1,5 +1,7 @@
 """How sizes are cut over ranks."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ def test_spans_cover_everything_once_at_whole_units(num_ranks, size, unit):
     spans = [Shard(rank, num_ranks).span(size, unit=unit) for rank in range(num_ranks)]
     assert spans == Shard(0, num_ranks).spans(size, unit=unit)
     assert spans[0][0] == 0 and spans[-1][1] == size
-    assert all(left[1] == right[0] for left, right in zip(spans, spans[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in pairwise(spans))
     assert all(start % unit == 0 or start == size for start, _ in spans)
     units = [-(-(end - start) // unit) for start, end in spans]
     assert max(units) - min(units) <= 1

@@ -111,9 +111,7 @@ PLANS = st.builds(
 
 async def block(plan: Plan, ledger: Ledger, asks: list[asyncio.Task]) -> None:
     """The supervisor's block: everything that the plan asks, then its end."""
-    async with Supervisor(
-        "s", strategy=plan.strategy, restarts=plan.restarts, encode=plan.encode, observer=ledger
-    ) as supervisor:
+    async with Supervisor("s", strategy=plan.strategy, restarts=plan.restarts, encode=plan.encode, observer=ledger) as supervisor:
         refs = []
         for name, is_crowd in zip(NAMES, plan.crowds, strict=True):
             actor = Crowd if is_crowd else Member

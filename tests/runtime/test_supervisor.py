@@ -78,9 +78,7 @@ async def test_normal_exit_drains_producers_first(encode, recorder):
     assert not recorder.of("failed")
 
 
-@pytest.mark.parametrize(
-    ("strategy", "restarted"), [("one_for_one", "b"), ("one_for_all", "abc"), ("rest_for_one", "bc")]
-)
+@pytest.mark.parametrize(("strategy", "restarted"), [("one_for_one", "b"), ("one_for_all", "abc"), ("rest_for_one", "bc")])
 async def test_strategy_restarts_the_right_actors(encode, recorder, strategy, restarted):
     log: list = []
     stuck: dict[str, asyncio.Task] = {}

@@ -57,9 +57,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 "min_tokens": st.integers(0, 3),
             },
         ),
-        scores=st.fixed_dictionaries(
-            {}, optional={"logprobs": st.integers(0, 2), "prompt_logprobs": st.integers(0, 2)}
-        ),
+        scores=st.fixed_dictionaries({}, optional={"logprobs": st.integers(0, 2), "prompt_logprobs": st.integers(0, 2)}),
         waits=st.fixed_dictionaries({}, optional={"wait": st.integers(0, 3), "run": st.integers(0, 6)}),
     )
     def add(self, count, prompt_len, max_tokens, n, ends, scores, waits) -> None:
@@ -162,9 +160,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert received.ids == expected and received.failure is None
             params, admit = self.drive.admits[request_id].params, self.drive.admits[request_id]
             ends = {*params.stop_token_ids, *(() if params.ignore_eos else admit.eos_ids)}
-            assert (
-                (received.finish == "stop") == received.is_stop_token == (expected[-1:] != [] and expected[-1] in ends)
-            )
+            assert (received.finish == "stop") == received.is_stop_token == (expected[-1:] != [] and expected[-1] in ends)
         else:
             has_run = self.drive.finished[request_id].scheduled is not None
             timeout = "RequestTimeout" if has_run else "QueueTimeout"

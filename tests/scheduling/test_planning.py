@@ -101,7 +101,8 @@ def test_at_depth_2_a_token_sampled_after_the_end_is_dropped():
 def test_slots_of_a_finished_sequence_return_when_its_last_step_is_done():
     drive = new_drive(depth=2)
     drive.add("a", [1, 2, 3], max_tokens=50)
-    drive.launch(), drive.launch()
+    drive.launch()
+    drive.launch()
     drive.deliver()
     drive.scheduler.abort("a")
     drive.take()
@@ -174,7 +175,7 @@ def test_optimistic_pauses_the_last_and_resumes_it_by_recomputing(depth):
     drive.add("a", [1, 2, 3], max_tokens=14)
     drive.add("b", [4, 5, 6], max_tokens=14)
     while not drive.scheduler.num_paused:
-        drive.round()
+        assert drive.round()
     resumed = len(drive.ids("b"))
     drive.run()
     assert drive.scheduler.num_pauses == 1
@@ -192,7 +193,7 @@ def test_while_slots_are_on_their_way_back_nobody_else_is_paused():
     for start in (1, 11, 21):
         drive.add(f"r{start}", range(start, start + 5), max_tokens=20)
     while not drive.scheduler.num_pauses:
-        drive.round()
+        assert drive.round()
     assert (drive.scheduler.num_pauses, drive.scheduler.num_paused) == (1, 1)
     drive.run()
     check_texts(drive)
@@ -224,9 +225,7 @@ def test_a_prompt_longer_than_the_pool_of_a_window_group_is_served():
     max_step_tokens=st.integers(1, 12),
 )
 def test_the_first_request_always_gets_on(sizes, num_slots, depth, max_step_tokens):
-    drive = new_drive(
-        GroupSize("full", num_slots), admission="optimistic", depth=depth, max_step_tokens=max_step_tokens
-    )
+    drive = new_drive(GroupSize("full", num_slots), admission="optimistic", depth=depth, max_step_tokens=max_step_tokens)
     for index, (prompt_len, max_tokens) in enumerate(sizes):
         drive.add(f"r{index}", [100 * index + place for place in range(prompt_len)], max_tokens=max_tokens)
     names = [f"r{index}" for index in range(len(sizes))]

@@ -11,6 +11,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from actorllm.errors import InvalidRequest, NoChatTemplate
 from actorllm.tokenizer.chat_template import ChatTemplate, check_messages, encode_chat
 from actorllm.tokenizer.load import Tokenizer
+from actorllm.tokenizer.template_process import TemplateProcess
+from actorllm.tokenizer.template_worker import Render
 
 USER = [{"role": "user", "content": "Hi <there> & 'you' 日本"}]
 TALK = [
@@ -21,7 +23,9 @@ TALK = [
 ]
 CONTINUED = [*USER, {"role": "assistant", "content": "It goes on, "}]
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
-TOOLS = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}]
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}
+]
 ECHO = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|bot|>{% endif %}"
 
 
@@ -62,7 +66,7 @@ async def test_real_templates_render_as_transformers_does(data_dir: Path, make: 
                     chat_template=source,
                     add_generation_prompt=prompt,
                     continue_final_message=continued,
-                    **VARIABLES,
+                    **dict[str, Any](VARIABLES),
                 )[0][0]
             except Exception:  # boundary: transformers' own refusal, of any kind, is not compared
                 with pytest.raises(InvalidRequest):
@@ -109,40 +113,43 @@ async def test_no_template_is_said(make: Callable[..., ChatTemplate]) -> None:
 
 async def test_the_templates_own_sentence_reaches_the_client(make: Callable[..., ChatTemplate]) -> None:
     template = make("{{ raise_exception('roles must alternate, ' ~ messages[0].content) }}")
-    with pytest.raises(InvalidRequest, match="roles must alternate, x$"):
+    with pytest.raises(InvalidRequest, match=r"^roles must alternate, x$"):
         await template.render([{"role": "user", "content": "x"}])
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-        "{{ raise_exception.__globals__.os }}",
-        "{{ self.__init__.__globals__ }}{{ self.__init__.__globals__.os }}",
-        "{{ namespace.__init__.__globals__['sys'] }}",
-        "{{ lipsum.__globals__ }}",
-        "{{ strftime_now.__code__.co_code }}",
-        "{{ (messages | attr('__class__')).mro() }}",
-        "{{ '%s' | format(1) }}{{ ('{0.__class__.__mro__}').format(1) }}",
-        "{{ messages.append({}) }}",
-        "{% set _ = messages[0].update({'role': 'x'}) %}",
-        "{% import 'os' as os %}",
-        "{% include '/etc/passwd' %}",
-        "{{ 'a' * 10 ** 12 }}",
-        "{{ range(10 ** 9) }}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{% for",
-        "{{ 1 / 0 }}",
-        "{{ '\\ud800' }}",
-        "{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
-    ],
-)
-async def test_what_a_template_may_not_do(make: Callable[..., ChatTemplate], source: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        await make(source).render(USER)
-    assert "0x" not in caught.value.message
-    assert "root:" not in caught.value.message
+FORBIDDEN = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ raise_exception.__globals__.os }}",
+    "{{ self.__init__.__globals__ }}{{ self.__init__.__globals__.os }}",
+    "{{ namespace.__init__.__globals__['sys'] }}",
+    "{{ lipsum.__globals__ }}",
+    "{{ strftime_now.__code__.co_code }}",
+    "{{ (messages | attr('__class__')).mro() }}",
+    "{{ '%s' | format(1) }}{{ ('{0.__class__.__mro__}').format(1) }}",
+    "{{ messages.append({}) }}",
+    "{% set _ = messages[0].update({'role': 'x'}) %}",
+    "{% import 'os' as os %}",
+    "{% include '/etc/passwd' %}",
+    "{{ 'a' * 10 ** 12 }}",
+    "{{ range(10 ** 9) }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% for",
+    "{{ 1 / 0 }}",
+    "{{ '\\ud800' }}",
+    "{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
+]
+
+
+async def test_what_a_template_may_not_do() -> None:
+    process = TemplateProcess()
+    for source in FORBIDDEN:
+        request = Render(source=source, conversation={"messages": USER}, constants={}, max_len=2**24, timeout=2.0)
+        with pytest.raises(InvalidRequest) as caught:
+            pytest.fail(f"{source} gave {await process.render(request)}")
+        assert "0x" not in caught.value.message
+        assert "root:" not in caught.value.message
+    await process.close()
 
 
 @pytest.mark.parametrize("name", ["tokenize", "messages", "tools", "add_generation_prompt", "chat_template", "bos_token"])

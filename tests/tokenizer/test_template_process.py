@@ -114,8 +114,7 @@ async def test_a_killed_worker_is_replaced() -> None:
     await template.render(HI)
     assert template.process_id is not None
     os.kill(template.process_id, signal.SIGKILL)
-    while is_running(template.process_id):
-        await asyncio.sleep(0.01)
+    assert await gone(template.process_id)
     await asyncio.sleep(0.05)  # until the loop has been told
     assert await template.render(HI) == "hi"
     await template.close()
@@ -137,13 +136,13 @@ asyncio.run(main())
 @pytest.mark.parametrize("content", ["hi", "loop"])
 async def test_the_worker_does_not_outlive_its_parent(content: str) -> None:
     """Also when the parent is killed while a template runs without end."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, ENDLESS, content], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", PARENT, ENDLESS, content]
+    parent = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
+    pid = int(await parent.stdout.readline())
     await asyncio.sleep(0.2)
     parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    await parent.wait()
     assert await gone(pid)
 
 

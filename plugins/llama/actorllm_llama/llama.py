@@ -3,77 +3,18 @@
 Legend: T tokens, D hidden size.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
-
 from torch import Tensor, nn
 
-from actorllm.layers.activation import activation
 from actorllm.layers.attention import Attention
 from actorllm.layers.batch import Batch
 from actorllm.layers.embedding import Embedding, Head
-from actorllm.layers.linear import GateUpLinear, HeadSplit, QKVLinear, RowLinear
+from actorllm.layers.linear import HeadSplit, QKVLinear, RowLinear
+from actorllm.layers.mlp import GatedMLP
 from actorllm.layers.norm import RMSNorm
-from actorllm.layers.rotary import Rotary, RotaryTables
+from actorllm.layers.rotary import RotaryTables
 from actorllm.layers.shard import Shard
-from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM, ConfigReader, window_groups
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """What the family varies. `windows[i]` limits layer i's attention (None: everything)."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    context_len: int
-    norm_eps: float
-    rotary: Rotary
-    activation: str
-    is_tied: bool
-    windows: tuple[int | None, ...]
-    has_qkv_bias: bool = False
-    has_output_bias: bool = False
-    has_mlp_bias: bool = False
-    has_qk_norm: bool = False
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        reader = ConfigReader(config)
-        num_layers, num_heads = reader.layers(), reader.size("num_attention_heads")
-        hidden_size, max_positions = reader.size("hidden_size"), reader.size("max_position_embeddings")
-        head_dim = reader.size("head_dim", hidden_size // num_heads)
-        rotary = Rotary.from_hf(head_dim, reader.rope(), context_len=max_positions)
-        values = cls.read_variant(reader, num_layers)
-        values.setdefault("windows", (None,) * num_layers)
-        read = cls(
-            vocab_size=reader.size("vocab_size"),
-            hidden_size=hidden_size,
-            intermediate_size=reader.size("intermediate_size"),
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=reader.size("num_key_value_heads", num_heads),
-            head_dim=head_dim,
-            context_len=rotary.context_len(max_positions),
-            norm_eps=reader.number("rms_norm_eps", 1e-6),
-            rotary=rotary,
-            activation=reader.take("hidden_act", "silu"),
-            is_tied=reader.flag("tie_word_embeddings"),
-            **values,
-        )
-        reader.finish()
-        return read
-
-    @classmethod
-    def read_variant(cls, reader: ConfigReader, num_layers: int) -> dict[str, Any]:
-        """What this architecture reads beyond the family's common keys."""
-        has_bias = reader.flag("attention_bias")
-        return {"has_qkv_bias": has_bias, "has_output_bias": has_bias, "has_mlp_bias": reader.flag("mlp_bias")}
+from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM, window_groups
+from actorllm_llama.config import LlamaConfig
 
 
 class LlamaAttention(nn.Module):
@@ -97,26 +38,15 @@ class LlamaAttention(nn.Module):
         return self.o_proj(self.attention(rotary.apply(q), rotary.apply(k), v, batch).flatten(1))
 
 
-class LlamaMLP(nn.Module):
-    def __init__(self, config: LlamaConfig, shard: Shard) -> None:
-        super().__init__()
-        sizes = config.hidden_size, config.intermediate_size
-        self.gate_up_proj = GateUpLinear(*sizes, shard=shard, bias=config.has_mlp_bias)
-        self.down_proj = RowLinear(*reversed(sizes), shard=shard, bias=config.has_mlp_bias)
-        self.activation = activation(config.activation)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj.gate_and_up(x_TD)
-        return self.down_proj(self.activation(gate) * up)
-
-
 class LlamaLayer(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int, group: int, shard: Shard) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.self_attn = LlamaAttention(config, layer, group, shard)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = LlamaMLP(config, shard)
+        self.mlp = GatedMLP(
+            config.hidden_size, config.intermediate_size, activation_name=config.activation, shard=shard, bias=config.has_mlp_bias
+        )
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), batch)
@@ -139,9 +69,7 @@ class LlamaForCausalLM(CausalLM):
         super().__init__(config, shard)
         split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
         per_token = (split.num_local_kv_heads, config.head_dim)
-        self._groups, layer_groups = window_groups(
-            config.windows, (CacheBuffer("k", per_token), CacheBuffer("v", per_token))
-        )
+        self._groups, layer_groups = window_groups(config.windows, (CacheBuffer("k", per_token), CacheBuffer("v", per_token)))
         self.model = LlamaModel(config, layer_groups, shard)
         tied = self.model.embed_tokens if config.is_tied else None
         self.lm_head = Head(config.hidden_size, config.vocab_size, shard=shard, tied=tied)

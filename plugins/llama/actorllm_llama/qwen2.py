@@ -1,16 +1,20 @@
 """Qwen2ForCausalLM: Llama with biases on queries, keys and values; upper layers may have a window (arXiv 2407.10671)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from actorllm.models.contract import ConfigReader
-from actorllm_llama.llama import LlamaConfig, LlamaForCausalLM
+from actorllm.models.contract import ConfigReader, UnsupportedConfig
+from actorllm_llama.config import LlamaConfig
+from actorllm_llama.llama import LlamaForCausalLM
 
 
 @dataclass(frozen=True)
 class Qwen2Config(LlamaConfig):
+    absent: ClassVar = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+
     @classmethod
     def read_variant(cls, reader: ConfigReader, num_layers: int) -> dict[str, Any]:
+        reader.expect("use_mrope", [False], "positions of images are not built")
         return {"has_qkv_bias": True, "windows": layer_windows(reader, num_layers)}
 
 
@@ -20,11 +24,12 @@ class Qwen2ForCausalLM(LlamaForCausalLM):
 
 def layer_windows(reader: ConfigReader, num_layers: int) -> tuple[int | None, ...]:
     """Each layer's window: by `layer_types`, or from layer `max_window_layers` on; none unless `use_sliding_window`."""
-    window = reader.take("sliding_window", 4096)
-    first = reader.take("max_window_layers", 28)
+    window, first = reader.optional_size("sliding_window"), reader.size("max_window_layers", num_layers, least=0)
     kinds = reader.take("layer_types")
     if not reader.flag("use_sliding_window"):
-        return (None,) * num_layers
+        window = None
     if kinds is None:
         return tuple(window if layer >= first else None for layer in range(num_layers))
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not {"sliding_attention", "full_attention"}.issuperset(kinds):
+        raise UnsupportedConfig(f"config.json: layer_types must name {num_layers} sliding or full layers, not {kinds!r}")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
