@@ -31,7 +31,7 @@ test: install-dev
 	$(BIN)/python -m pytest -q
 
 parity: install-dev
-	$(BIN)/python -m pytest -q tests/parity --parity-configs 20
+	PARITY_CONFIGS=20 $(BIN)/python -m pytest -q tests/parity
 
 bench: install-dev
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -30,6 +30,7 @@ from actorllm.messages import (
     pack,
 )
 from actorllm.model_info import EngineStatistics, ModelInfo
+from actorllm.runtime.faults import ContractViolation
 from actorllm.runtime.observer import Observer
 from actorllm.runtime.ref import ActorCrashed, ActorStopped
 from actorllm.scheduling.request import FinishedRequest
@@ -80,6 +81,7 @@ class Engine:
         finally:
             waiting.cancel()
         if not ready.is_set():
+            await self._stop()
             self._running.result()  # loading failed: raises the reason
         return self
 
@@ -152,6 +154,9 @@ class Engine:
             self._abort(request_id)
             self._streams.drop(request_id, "error")
             raise self._failure or EngineFailed("an actor failed while it took this request; send it again") from error
+        except ContractViolation as error:
+            self._streams.drop(request_id, "error")
+            raise InvalidRequest("the request cannot be read: every number in it must fit 64 bits") from error
         except ActorLLMError:
             self._abort(request_id)
             self._streams.drop(request_id, "error")
@@ -175,6 +180,10 @@ class Engine:
             async for event in events:
                 texts[event.choice] += event.text
         return texts
+
+    async def encode(self, prompt: PromptLike) -> list[int]:
+        """The token ids that a prompt becomes; raises what `submit` raises for a prompt that cannot be read."""
+        return await self._house.encode(as_prompt(prompt))
 
     # --- life ---
 

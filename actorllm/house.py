@@ -17,7 +17,7 @@ from pathlib import Path
 from actorllm.actors.detokenize import DetokenizeActor, Transcripts
 from actorllm.actors.execute import ExecuteActor
 from actorllm.actors.schedule import ScheduleActor
-from actorllm.actors.tokenize import ModelLimits, TokenizeActor
+from actorllm.actors.tokenize import ModelLimits, TokenizeActor, encode_prompt
 from actorllm.errors import (
     DeviceHung,
     DeviceLost,
@@ -29,7 +29,7 @@ from actorllm.errors import (
     SettingsError,
 )
 from actorllm.execution.load import LoadedModel, load_model
-from actorllm.messages import Abort, Accepted, Generate, Outputs, SamplingParams, StopFound, TokenEvents, unpack
+from actorllm.messages import Abort, Accepted, Generate, Outputs, Prompt, SamplingParams, StopFound, TokenEvents, unpack
 from actorllm.model_info import EngineStatistics, ModelInfo
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.observer import Observer
@@ -115,6 +115,11 @@ class House:
         accepted: Accepted = await self._tokenize.ask(message)
         return list(unpack(accepted.prompt_ids))
 
+    async def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt, without admitting anything."""
+        assert self._template is not None, "the engine has not been entered"
+        return await encode_prompt(self.tokenizer, self._template, prompt)
+
     def tell_schedule(self, message: Abort | StopFound) -> None:
         """Post an urgent message to schedule; ignored when it has stopped."""
         if self._schedule is not None:
@@ -129,7 +134,7 @@ class House:
             num_ended=num_ended,
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
-            num_paused=scheduler.num_pauses,
+            num_pauses=scheduler.num_pauses,
             slots_in_use=scheduler.slots_in_use,
             num_slots=scheduler.num_slots,
             num_steps=scheduler.num_steps,
@@ -160,7 +165,7 @@ class House:
         )
         self._loaded = loaded
         self._template = ChatTemplate.of(self.tokenizer)
-        self.default_params = default_params(generation)
+        self.default_params = generation.params()
         names = self._settings.model.served_names or (directory.resolve().name,)
         self.info = ModelInfo(
             names=names,
@@ -222,13 +227,6 @@ class House:
     def _tell_done(self, done) -> None:
         if self._schedule is not None:
             self._schedule.post(done)
-
-
-def default_params(generation: GenerationDefaults) -> SamplingParams:
-    """Sampling parameters as the checkpoint recommends them."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    given = {name: value for name in names if (value := getattr(generation, name)) is not None}
-    return SamplingParams(**given)
 
 
 class LoadingLine:

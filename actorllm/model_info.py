@@ -29,7 +29,7 @@ class EngineStatistics(Struct, frozen=True, kw_only=True):
     num_ended: dict[FinishReason, int]
     num_running: int
     num_waiting: int
-    num_paused: int
+    num_pauses: int
     slots_in_use: tuple[int, ...]
     num_slots: tuple[int, ...]
     num_steps: int

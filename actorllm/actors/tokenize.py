@@ -40,7 +40,7 @@ class TokenizeActor(Actor[Generate]):
         self._schedule = schedule
 
     async def receive(self, message: Generate) -> Accepted:
-        ids = await self._encode(message.prompt)
+        ids = await encode_prompt(self._tokenizer, self._template, message.prompt)
         self._check_ids(ids, param="prompt")
         if not ids:
             raise InvalidRequest("the prompt is empty: it must have at least one token", param="prompt")
@@ -58,20 +58,6 @@ class TokenizeActor(Actor[Generate]):
         except ActorCrashed as error:
             raise RequestFailed("the scheduler restarted while it admitted this request; send it again") from error
         return Accepted(message.request_id, admit.prompt_ids)
-
-    async def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, TextPrompt):
-            return await self._tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-        if isinstance(prompt, ChatPrompt):
-            return await encode_chat(
-                self._tokenizer,
-                self._template,
-                prompt.messages,
-                add_generation_prompt=prompt.add_generation_prompt,
-                continue_final_message=prompt.continue_final_message,
-                kwargs=prompt.template_kwargs,
-            )
-        return list(unpack(prompt.token_ids))
 
     def _resolve(self, params: SamplingParams, prompt_len: int) -> SamplingParams:
         """Parameters with nothing left open, so that a recomputed request repeats itself."""
@@ -91,3 +77,19 @@ class TokenizeActor(Actor[Generate]):
                 raise InvalidRequest(
                     f"{param}: token id {token_id} is outside of the vocabulary (0 to {self._limits.vocab_size - 1})", param=param
                 )
+
+
+async def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, prompt: Prompt) -> list[int]:
+    """The token ids of a prompt of any kind. Raises `InvalidRequest` or `NoChatTemplate`."""
+    if isinstance(prompt, TextPrompt):
+        return await tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+    if isinstance(prompt, ChatPrompt):
+        return await encode_chat(
+            tokenizer,
+            template,
+            prompt.messages,
+            add_generation_prompt=prompt.add_generation_prompt,
+            continue_final_message=prompt.continue_final_message,
+            kwargs=prompt.template_kwargs,
+        )
+    return list(unpack(prompt.token_ids))

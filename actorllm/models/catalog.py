@@ -44,8 +44,8 @@ class Catalog:
         for distribution in distributions() if installed is None else installed:
             for entry_point in distribution.entry_points:
                 if match := _ANY_VERSION.fullmatch(entry_point.group):
-                    name = distribution.metadata["Name"]
-                    plugin = Plugin(entry_point.name, name, distribution.version, int(match[1]), entry_point)
+                    name, version = _identity(distribution)
+                    plugin = Plugin(entry_point.name, name, version, int(match[1]), entry_point)
                     found.setdefault((name, entry_point.group, entry_point.name), plugin)
         return cls(found.values())
 
@@ -71,7 +71,7 @@ class Catalog:
         plugin = self.find(architecture)
         try:
             model_class = plugin.entry_point.load()
-        except Exception as error:  # boundary: plugin load
+        except (Exception, SystemExit) as error:  # boundary: plugin load
             raise PluginBroken(
                 f"importing {plugin} raised {type(error).__name__}: {error}. Reinstall {plugin.distribution}, or tell its author"
             ) from error
@@ -89,6 +89,14 @@ class Catalog:
             f"no installed plugin serves {architecture}.{hint} Installed: {', '.join(known) or 'none'}. "
             "Install a plugin package for it, or write one"
         )
+
+
+def _identity(distribution: Distribution) -> tuple[str, str]:
+    """Name and version, also of a distribution whose metadata is damaged: listing must not fail on it."""
+    try:
+        return str(distribution.metadata["Name"]), str(distribution.metadata["Version"])
+    except (TypeError, KeyError, OSError):
+        return "a distribution without metadata", "?"
 
 
 def find_model(architecture: str) -> type[CausalLM]:

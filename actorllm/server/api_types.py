@@ -4,39 +4,56 @@ An explicit null means the default. Unknown fields are ignored, as OpenAI's serv
 are not built are refused by name. Knows no HTTP.
 """
 
+import re
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from actorllm.errors import InvalidRequest, UnsupportedField
-from actorllm.messages import SamplingParams
+from actorllm.messages import ChatPrompt, SamplingParams, TextPrompt
 
 # Known fields that are not built yet -> values that ask for nothing.
 UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
     "audio": (),
+    "bad_words": ([],),
     "best_of": (1,),
+    "chat_template": (),
+    "documents": ([],),
+    "ebnf": (),
     "function_call": ("none",),
     "functions": ([],),
     "grammar": (),
+    "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "json_schema": (),
     "modalities": (["text"],),
+    "parallel_tool_calls": (),
     "prediction": (),
+    "prompt_embeds": (),
     "reasoning_effort": (),
+    "regex": (),
     "response_format": ({"type": "text"},),
     "store": (False,),
+    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
+    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),
 }
 # Where a client's field has another name or form than ours, or does not concern sampling at all.
 PASSED_ON = frozenset(SamplingParams.__struct_fields__) - {"stop", "logprobs", "max_tokens", "n"}
-MAX_PROMPTS = 256
+MAX_CHOICES = 1024
+"""Prompts times n of one HTTP request."""
+
+MAX_TOKEN_ID = 2**31 - 1
 DEFAULT_COMPLETION_TOKENS = 16
 
 
@@ -96,7 +113,9 @@ class RequestBody(Struct, kw_only=True):
         if self.stop is not None:
             given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if self.stop_token_ids is not None:
-            given["stop_token_ids"] = tuple(self.stop_token_ids)
+            given["stop_token_ids"] = tuple(
+                _checked_id(token_id, param="stop_token_ids") for token_id in self.stop_token_ids
+            )
         if self.n is not None:
             given["n"] = self.n
         return msgspec.structs.replace(defaults, **given, **own)
@@ -121,8 +140,11 @@ class CompletionBody(RequestBody, kw_only=True):
         if len(kinds) > 1:
             raise InvalidRequest("a list of prompts must be all text or all token ids", param="prompt")
         prompts: Any = [prompt] if kinds == {int} else prompt
-        if len(prompts) > MAX_PROMPTS:
-            raise InvalidRequest(f"at most {MAX_PROMPTS} prompts fit one request", param="prompt")
+        if len(prompts) * (self.n or 1) > MAX_CHOICES:
+            raise InvalidRequest(
+                f"{len(prompts)} prompts with n {self.n or 1} are more than {MAX_CHOICES} choices: send several requests",
+                param="prompt",
+            )
         return prompts
 
     def params(self, defaults: SamplingParams) -> SamplingParams:
@@ -157,7 +179,17 @@ class TokenizeBody(Struct):
     """POST /tokenize: text, or a conversation by the chat template."""
 
     prompt: str | None = None
-    add_special_tokens: bool = True
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    def as_prompt(self) -> TextPrompt | ChatPrompt:
+        """What is to be tokenized. Raises `InvalidRequest` unless it is exactly one of both."""
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequest("give either prompt or messages", param="prompt")
+        if self.messages is not None:
+            return ChatPrompt(self.messages, add_generation_prompt=self.add_generation_prompt is not False)
+        return TextPrompt(self.prompt or "", add_special_tokens=self.add_special_tokens is not False)
 
 
 class DetokenizeBody(Struct):
@@ -175,28 +207,42 @@ def read_body(data: bytes, kind: type) -> Any:
     if not isinstance(fields, dict):
         raise InvalidRequest("the body must be a JSON object")
     for name, harmless in UNSUPPORTED_FIELDS.items():
-        if (value := fields.get(name)) is not None and value not in harmless:
+        value = fields.get(name)
+        if value is not None and not any(type(value) is type(same) and value == same for same in harmless):
             raise UnsupportedField(f"{name} is not supported by this version; leave it out", param=name)
     try:
         body = msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error), param=_field_of(str(error))) from error
     if isinstance(body, RequestBody):
-        if body.stream_options not in (None, StreamOptions()) and not body.is_streamed:
-            raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-        if body.timeout is not None and not 0 < body.timeout < 1e6:
-            raise InvalidRequest("timeout must be a number of seconds above 0", param="timeout")
+        _check_together(body)
     return body
 
 
+def _check_together(body: RequestBody) -> None:
+    """What no single field's type can say."""
+    if body.stream_options not in (None, StreamOptions()) and not body.is_streamed:
+        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    if body.prompt_logprobs is not None and body.is_streamed:
+        raise UnsupportedField("prompt_logprobs comes with whole answers only: set stream: false", param="prompt_logprobs")
+    if body.timeout is not None and not 0 < body.timeout < 1e6:
+        raise InvalidRequest("timeout must be a number of seconds above 0", param="timeout")
+
+
 def _token_id(key: str) -> int:
-    try:
-        return int(key)
-    except ValueError:
-        raise InvalidRequest(f"logit_bias: {key!r} is not a token id", param="logit_bias") from None
+    if not re.fullmatch(r"-?[0-9]{1,20}", key):
+        raise InvalidRequest(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
+    return _checked_id(int(key), param="logit_bias")
+
+
+def _checked_id(token_id: int, *, param: str) -> int:
+    """A token id that fits a message; whether the vocabulary has it is checked further on."""
+    if not 0 <= token_id <= MAX_TOKEN_ID:
+        raise InvalidRequest(f"{param}: {token_id} is not a token id", param=param)
+    return token_id
 
 
 def _field_of(message: str) -> str | None:
-    """The field in msgspec's "... - at `$.field[0]`"."""
-    _, found, path = message.rpartition("at `$.")
-    return path.rstrip("`").split(".")[0].split("[")[0] if found else None
+    """The field in msgspec's "... - at `$.field[0]`" or "... missing required field `field`"."""
+    found = re.search(r"at `\$\.(\w+)", message) or re.search(r"missing required field `(\w+)`", message)
+    return found[1] if found else None

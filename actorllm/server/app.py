@@ -4,6 +4,7 @@ Knows the engine's public face only.
 """
 
 import asyncio
+import ipaddress
 import logging
 import re
 import time
@@ -16,21 +17,20 @@ from aiohttp import web
 
 import actorllm
 from actorllm.engine import Engine
-from actorllm.errors import ActorLLMError, UnknownModel
+from actorllm.errors import ActorLLMError, InvalidRequest, UnknownModel
 from actorllm.server.api_types import DetokenizeBody, TokenizeBody, read_body
 from actorllm.server.chat_completions import ChatRoute
 from actorllm.server.completions import CompletionRoute
 from actorllm.server.generation import Generation
+from actorllm.server.keys import ERROR, GENERATION, REQUEST_ID
 from actorllm.server.metrics import Metrics
-from actorllm.server.keys import GENERATION, REQUEST_ID
-from actorllm.server.replies import error_body, error_reply, json_reply
+from actorllm.server.replies import error_body, error_reply, internal_error, json_reply
 from actorllm.server.route import read_json
 from actorllm.settings import ServerSettings
 
 logger = logging.getLogger("actorllm.requests")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 MAX_HEADER = 16 * 1024
 
 
@@ -64,13 +64,18 @@ class Server:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         body: TokenizeBody = read_body(await read_json(request), TokenizeBody)
-        ids = await self.engine.tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
+        ids = await self.engine.encode(body.as_prompt())
         return json_reply({"tokens": ids, "count": len(ids), "max_model_len": self.engine.info.context_len})
 
     async def detokenize(self, request: web.Request) -> web.Response:
         body: DetokenizeBody = read_body(await read_json(request), DetokenizeBody)
-        known = [token_id for token_id in body.tokens if 0 <= token_id < self.engine.info.vocab_size]
-        return json_reply({"prompt": self.engine.tokenizer.decode(known, skip_special_tokens=False)})
+        vocab_size = self.engine.info.vocab_size
+        for token_id in body.tokens:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequest(
+                    f"tokens: {token_id} is outside of the vocabulary (0 to {vocab_size - 1})", param="tokens"
+                )
+        return json_reply({"prompt": self.engine.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
     def _card(self, name: str) -> dict[str, Any]:
         info = self.engine.info
@@ -140,7 +145,7 @@ def _watching_loop(metrics: Metrics) -> Callable[[web.Application], AsyncIterato
 
 
 def _observed(server: Server) -> Any:
-    """Gives the request its id, and writes one log line when it is over."""
+    """Gives the request its id, and writes one log line when it is over; status 499 is a client that left."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -170,7 +175,10 @@ def _log(request: web.Request, status: int, seconds: float) -> None:
             f" prompt_tokens={generation.num_prompt_tokens} output_tokens={generation.num_output_tokens}"
             f" ttft={'-' if first is None else f'{first:.3f}'} finish={','.join(reasons) or '-'}"
         )
-    level = logging.INFO if generation is not None else logging.DEBUG
+    if ERROR in request:
+        details += f" error={request[ERROR]}"
+    is_poll = request.method == "GET" and status < 400
+    level = logging.DEBUG if is_poll else logging.INFO
     path = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
     logger.log(level, "%s %s %s status=%d seconds=%.3f%s", request[REQUEST_ID], request.method, path, status, seconds, details)
 
@@ -181,6 +189,7 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
     try:
         return await handler(request)
     except ActorLLMError as error:
+        request[ERROR] = type(error).__name__
         return error_reply(error)
     except web.HTTPException as error:
         message = f"{request.method}: {error.reason}"
@@ -189,19 +198,31 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception:  # boundary: HTTP handler
+        request[ERROR] = "internal"
         logging.getLogger(__name__).exception("request %s failed", request[REQUEST_ID])
-        return json_reply(error_body("an internal error; the server's log has more", 500), status=500)
+        return json_reply(internal_error(), status=500)
 
 
 def _guarding(bound_host: str) -> Any:
     """On a loopback address only loopback names are answered: a foreign page cannot rebind a name of its own to us."""
+    is_guarded = _is_loopback(bound_host)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         name = re.sub(r":\d*$", "", request.headers.get("Host", "localhost"))
-        if bound_host in LOOPBACK_HOSTS and name not in LOOPBACK_HOSTS:
-            message = f"this server listens on {bound_host} and is not known as {name!r}"
+        if is_guarded and not _is_loopback(name):
+            message = f"this server listens on {bound_host} and is not known as {name[:80]!r}"
             return json_reply(error_body(message, 403), status=403)
         return await handler(request)
 
     return middleware
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether this is a name or an address of the machine itself."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False

@@ -26,13 +26,11 @@ class ChatRoute(GenerationRoute[ChatBody]):
         )
         await generation.submit([prompt], body.params(self.engine.default_params), timeout=body.timeout)
 
-    def opening(self, generation: Generation, body: ChatBody) -> list[dict[str, Any]]:
-        return [
-            {"index": number, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-            for number in range(generation.num_choices)
-        ]
+    def opening(self, generation: Generation, number: int, body: ChatBody) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": ""}
+        return {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def delta(self, number: int, event: TokenEvent, body: ChatBody) -> dict[str, Any]:
+    def delta(self, generation: Generation, number: int, event: TokenEvent, body: ChatBody) -> dict[str, Any]:
         return {
             "index": number,
             "delta": {"content": event.text} if event.text or event.finish is None else {},

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from actorllm.messages import PromptEvent, TokenEvent, TokenLogprob
+from actorllm.messages import TokenEvent
 from actorllm.server.api_types import CompletionBody
 from actorllm.server.generation import Generation
-from actorllm.server.route import GenerationRoute
+from actorllm.server.route import GenerationRoute, named_logprobs
 
 
 class CompletionRoute(GenerationRoute[CompletionBody]):
@@ -22,13 +22,16 @@ class CompletionRoute(GenerationRoute[CompletionBody]):
             prompts = [self.plain_text(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         await generation.submit(prompts, params, timeout=body.timeout)
 
-    def opening(self, generation: Generation, body: CompletionBody) -> list[dict[str, Any]]:
+    def opening(self, generation: Generation, number: int, body: CompletionBody) -> dict[str, Any] | None:
         if not body.echo:
-            return []
-        return [self._choice(number, *self._echo(generation, number, body)) for number in range(generation.num_choices)]
+            return None
+        text, logprobs = self._echo(generation, number, body)
+        generation.text_lens[number] += len(text)
+        return self._choice(number, text, logprobs)
 
-    def delta(self, number: int, event: TokenEvent, body: CompletionBody) -> dict[str, Any]:
-        logprobs = _logprobs([event], 0) if body.logprobs is not None else None
+    def delta(self, generation: Generation, number: int, event: TokenEvent, body: CompletionBody) -> dict[str, Any]:
+        logprobs = _logprobs([event], generation.text_lens[number]) if body.logprobs is not None else None
+        generation.text_lens[number] += len(event.text)
         return self._choice(number, event.text, logprobs, event.finish)
 
     def whole(self, generation: Generation, number: int, events: list[TokenEvent], body: CompletionBody) -> dict[str, Any]:
@@ -37,36 +40,36 @@ class CompletionRoute(GenerationRoute[CompletionBody]):
         logprobs = _logprobs(events, len(prompt_text)) if body.logprobs is not None else None
         if logprobs is not None and prompt_logprobs is not None:
             logprobs = {name: [*prompt_logprobs[name], *logprobs[name]] for name in logprobs}
-        choice = self._choice(number, text, logprobs, events[-1].finish)
-        prompt_event = generation.streams[number // generation.num_choices_per_prompt].prompt_event
-        if body.prompt_logprobs is not None and prompt_event is not None:
-            choice["prompt_logprobs"] = [entry and _named([entry[0], *entry[1]]) for entry in prompt_event.logprobs]
-        return choice
+        return self._choice(number, text, logprobs, events[-1].finish)
 
     def _echo(self, generation: Generation, number: int, body: CompletionBody) -> tuple[str, dict[str, Any] | None]:
         """The prompt's text, and its logprobs if they were asked for."""
-        stream = generation.streams[number // generation.num_choices_per_prompt]
+        stream = generation.stream_of(number)
         text = self.engine.tokenizer.decode(stream.prompt_ids, skip_special_tokens=True)
-        if body.logprobs is None or stream.prompt_event is None:
+        if body.logprobs is None:
             return text, None
-        return text, self._prompt_logprobs(stream.prompt_ids, stream.prompt_event)
-
-    def _prompt_logprobs(self, prompt_ids: list[int], event: PromptEvent) -> dict[str, Any]:
-        tokens = [self.engine.tokenizer.token_text(token_id) for token_id in prompt_ids]
-        offsets, offset = [], 0
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [entry and entry[0].logprob for entry in event.logprobs],
-            "top_logprobs": [entry and _named(entry[1]) for entry in event.logprobs],
-            "text_offset": offsets,
+        entries = stream.prompt_event.logprobs if stream.prompt_event else (None,)  # one token: nothing before it
+        pieces = [self.engine.tokenizer.token_bytes(token_id) for token_id in stream.prompt_ids]
+        return text, {
+            "tokens": [piece.decode(errors="replace") for piece in pieces],
+            "token_logprobs": [entry and entry[0].logprob for entry in entries],
+            "top_logprobs": [entry and named_logprobs([entry[0], *entry[1]]) for entry in entries],
+            "text_offset": _offsets(pieces, len(text)),
         }
 
     @staticmethod
     def _choice(number: int, text: str, logprobs: dict[str, Any] | None, finish: str | None = None) -> dict[str, Any]:
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _offsets(pieces: list[bytes], text_len: int) -> list[int]:
+    """Where each piece begins in a text of `text_len` characters. What the text leaves out (a BOS, a leading space) stood
+    before it; a piece that begins within a character counts from after it."""
+    begins, num_characters = [], 0
+    for piece in pieces:
+        begins.append(num_characters)
+        num_characters += sum(byte & 0xC0 != 0x80 for byte in piece)  # all but UTF-8's continuation bytes
+    return [max(begin - (num_characters - text_len), 0) for begin in begins]
 
 
 def _logprobs(events: list[TokenEvent], offset: int) -> dict[str, Any]:
@@ -76,17 +79,8 @@ def _logprobs(events: list[TokenEvent], offset: int) -> dict[str, Any]:
         if event.logprob is not None:
             columns["tokens"].append(event.logprob.text)
             columns["token_logprobs"].append(event.logprob.logprob)
-            columns["top_logprobs"].append(_named([event.logprob, *event.top_logprobs]))
+            columns["top_logprobs"].append(named_logprobs([event.logprob, *event.top_logprobs]))
             columns["text_offset"].append(offset)
         offset += len(event.text)
     return columns
-
-
-def _named(entries: "list[TokenLogprob] | tuple[TokenLogprob, ...]") -> dict[str, float]:
-    """Token text -> logprob; the first of equal texts stays."""
-    named: dict[str, float] = {}
-    for entry in entries:
-        named.setdefault(entry.text, entry.logprob)
-    return named
-
 

@@ -4,9 +4,11 @@ Leaving the `async with` aborts whatever still runs, so a client that disconnect
 """
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +16,9 @@ from actorllm.engine import Engine, PromptLike
 from actorllm.messages import SamplingParams, TokenEvent
 from actorllm.server.metrics import Metrics
 from actorllm.stream import RequestStream
+
+Batch = list[tuple[int, TokenEvent]]
+"""Events with their choice's number."""
 
 
 class Generation:
@@ -23,6 +28,8 @@ class Generation:
         self.request_id = request_id
         self.streams: list[RequestStream] = []
         self.first_token_seconds: float | None = None
+        self.text_lens: Counter[int] = Counter()
+        """Characters that each choice has streamed so far."""
         self._engine = engine
         self._metrics = metrics
         self._began = time.monotonic()
@@ -41,18 +48,26 @@ class Generation:
     async def submit(
         self, prompts: Sequence[PromptLike], params: SamplingParams, *, timeout: float | None = None
     ) -> None:
-        """Admit every prompt. Raises what `Engine.submit` raises; nothing streams then."""
-        for number, prompt in enumerate(prompts):
-            request_id = self.request_id if len(prompts) == 1 else f"{self.request_id}-{number}"
+        """Admit every prompt. Raises what `Engine.submit` raises; nothing streams then.
+
+        The engine's ids end in something random: clients may send one X-Request-Id twice.
+        """
+        for prompt in prompts:
+            request_id = f"{self.request_id}-{secrets.token_hex(4)}"
             stream = await self._engine.submit(prompt, params, request_id=request_id, timeout=timeout)
             self.streams.append(await self._leaving.enter_async_context(stream))
 
-    async def events(self) -> AsyncIterator[list[tuple[int, TokenEvent]]]:
-        """Lists of (choice number, event) as they come; raises nothing for failures, they are in the events."""
-        async for number, events in _merged(self.streams):
-            self._measure(events)
-            base = number * self.num_choices_per_prompt
-            yield [(base + event.choice, event) for event in events]
+    async def events(self) -> AsyncGenerator[Batch, None]:
+        """Batches as they come; raises nothing for failures, they are in the events."""
+        async with aclosing(_merged(self.streams)) as merged:
+            async for number, events in merged:
+                self._measure(events)
+                base = number * self.num_choices_per_prompt
+                yield [(base + event.choice, event) for event in events]
+
+    def stream_of(self, number: int) -> RequestStream:
+        """The stream that a choice belongs to."""
+        return self.streams[number // self.num_choices_per_prompt]
 
     @property
     def num_choices_per_prompt(self) -> int:
@@ -90,7 +105,7 @@ class Generation:
         self._last_token = now
 
 
-async def _merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, list[TokenEvent]]]:
+async def _merged(streams: Sequence[RequestStream]) -> AsyncGenerator[tuple[int, list[TokenEvent]], None]:
     """(stream's number, its next events), whichever stream has some."""
     if len(streams) == 1:
         async for events in streams[0]:

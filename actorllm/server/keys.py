@@ -5,4 +5,5 @@ from aiohttp import web
 from actorllm.server.generation import Generation
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("id", str)
+ERROR: web.RequestKey[str] = web.RequestKey("error", str)
 GENERATION: web.RequestKey[Generation] = web.RequestKey("generation", Generation)

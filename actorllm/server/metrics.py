@@ -66,7 +66,7 @@ class Metrics:
         values = {
             "num_requests_running": now.num_running,
             "num_requests_waiting": now.num_waiting,
-            "num_pauses": now.num_paused,
+            "num_pauses": now.num_pauses,
             "num_restarts": now.num_restarts,
             "num_steps": now.num_steps,
             "kv_cache_usage_perc": used / total,

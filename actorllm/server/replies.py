@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 DONE = b"data: [DONE]\n\n"
 RETRY_AFTER_SECONDS = "1"
+MAX_MESSAGE_LEN = 1000
 _TYPES = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
 _PRIVATE = re.compile(r"0x[0-9a-fA-F]{6,}|(?<![\w/.])/(?:[\w.+-]+/)+[\w.+-]*")
 
@@ -32,14 +33,21 @@ def json_reply(value: Any, *, status: int = 200, headers: dict[str, str] | None 
 
 
 def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object; addresses and file paths never leave the server."""
+    """OpenAI's error object; addresses and file paths never leave the server, and what a client wrote does not come back
+    at full length."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": _PRIVATE.sub("(hidden)", message), "type": kind, "param": param, "code": code}}
+    shown = _PRIVATE.sub("(hidden)", message[:MAX_MESSAGE_LEN])
+    return {"error": {"message": shown, "type": kind, "param": param, "code": code}}
 
 
 def error_of(error: ActorLLMError) -> dict[str, Any]:
     """The error object of one of our errors; its class is the `code`."""
     return error_body(error.message, error.status, param=error.param, code=type(error).__name__)
+
+
+def internal_error() -> dict[str, Any]:
+    """The error object of what is no error of ours; the log says the rest."""
+    return error_body("an internal error; the server's log has more", 500)
 
 
 def error_reply(error: ActorLLMError) -> web.Response:

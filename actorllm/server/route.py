@@ -3,23 +3,27 @@
 A subclass says how its body becomes prompts and how events become its JSON.
 """
 
+import asyncio
+import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any, ClassVar, Generic, TypeVar
 
 from aiohttp import web
 
 from actorllm.engine import Engine
-from actorllm.errors import InvalidRequest, UnknownModel
-from actorllm.messages import Prompt, TextPrompt, TokenEvent
+from actorllm.errors import ActorLLMError, InvalidRequest, UnknownModel
+from actorllm.messages import Prompt, PromptEvent, TextPrompt, TokenEvent, TokenLogprob
 from actorllm.server.api_types import RequestBody, read_body
-from actorllm.server.generation import Generation
-from actorllm.server.keys import GENERATION, REQUEST_ID
+from actorllm.server.generation import Batch, Generation
+from actorllm.server.keys import ERROR, GENERATION, REQUEST_ID
 from actorllm.server.metrics import Metrics
-from actorllm.server.replies import DONE, error_of, event, json_reply
+from actorllm.server.replies import DONE, error_of, event, internal_error, json_reply
 
+logger = logging.getLogger(__name__)
 B = TypeVar("B", bound=RequestBody)
-JSON_TYPES = ("application/json", "application/octet-stream")
 
 
 class GenerationRoute(ABC, Generic[B]):
@@ -39,11 +43,11 @@ class GenerationRoute(ABC, Generic[B]):
         """Admit the body's prompts."""
 
     @abstractmethod
-    def opening(self, generation: Generation, body: B) -> list[dict[str, Any]]:
-        """Choices of the chunks that come before any token."""
+    def opening(self, generation: Generation, number: int, body: B) -> dict[str, Any] | None:
+        """The choice of a chunk that comes before the choice's first token, if there is one."""
 
     @abstractmethod
-    def delta(self, number: int, event: TokenEvent, body: B) -> dict[str, Any]:
+    def delta(self, generation: Generation, number: int, event: TokenEvent, body: B) -> dict[str, Any]:
         """The chunk's choice for one event."""
 
     @abstractmethod
@@ -71,38 +75,63 @@ class GenerationRoute(ABC, Generic[B]):
     async def _complete(self, generation: Generation, body: B) -> web.Response:
         events: list[list[TokenEvent]] = [[] for _ in range(generation.num_choices)]
         async for batch in generation.events():
+            _raise_failure(batch)
             for number, token in batch:
-                if token.failure is not None:
-                    raise token.failure.error()
                 events[number].append(token)
         choices = [self.whole(generation, number, own, body) for number, own in enumerate(events)]
+        if body.prompt_logprobs is not None:
+            for choice in choices:
+                scores = generation.stream_of(choice["index"]).prompt_event
+                choice["prompt_logprobs"] = prompt_logprobs(scores) if scores else [None]
         return json_reply(
             {**self._frame(generation, self.whole_name), "choices": choices, "usage": generation.usage()},
             headers={"X-Request-Id": generation.request_id.removeprefix(self.id_prefix)},
         )
 
     async def _stream(self, request: web.Request, generation: Generation, body: B) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Request-Id": request[REQUEST_ID]})
-        response.content_type = "text/event-stream"
-        await response.prepare(request)
+        async with aclosing(generation.events()) as batches:
+            first = await anext(batches)
+            _raise_failure(first)  # nothing has been sent yet, so a failure may still be the answer's status
+            response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Request-Id": request[REQUEST_ID]})
+            response.content_type = "text/event-stream"
+            await response.prepare(request)
+            try:
+                await self._write_events(response, first, batches, generation, body)
+            except ActorLLMError as error:
+                request[ERROR] = type(error).__name__
+                await response.write(event(error_of(error)))
+            except (ConnectionError, asyncio.CancelledError):
+                raise
+            except Exception:  # boundary: HTTP handler
+                request[ERROR] = "internal"
+                logger.exception("request %s failed while it was streamed", request[REQUEST_ID])
+                await response.write(event(internal_error()))
+            await response.write(DONE)
+            await response.write_eof()
+            return response
+
+    async def _write_events(
+        self, response: web.StreamResponse, first: Batch, batches: AsyncIterator[Batch], generation: Generation, body: B
+    ) -> None:
+        """Write every chunk; one write a batch. Raises the failure of a choice."""
         frame = self._frame(generation, self.chunk_name)
-        is_opened = False
-        async for batch in generation.events():
+        unopened = set(range(generation.num_choices))
+        batch: Batch | None = first
+        while batch is not None:
             chunks = []
-            if not is_opened:  # with the first token, so that the prompt's logprobs are there
-                is_opened = True
-                chunks += [self._chunk(frame, choice, generation, body) for choice in self.opening(generation, body)]
             for number, token in batch:
                 if token.failure is not None:
-                    await response.write(b"".join(chunks) + event(error_of(token.failure.error())) + DONE)
-                    return response
-                chunks.append(self._chunk(frame, self.delta(number, token, body), generation, body))
+                    break
+                if number in unopened:  # not before its first token: the prompt's logprobs have come by then
+                    unopened.remove(number)
+                    opening = self.opening(generation, number, body)
+                    chunks += [] if opening is None else [self._chunk(frame, opening, generation, body)]
+                chunks.append(self._chunk(frame, self.delta(generation, number, token, body), generation, body))
             await response.write(b"".join(chunks))
+            _raise_failure(batch)
+            batch = await anext(batches, None)
         if body.wants_usage:
             await response.write(event({**frame, "choices": [], "usage": generation.usage()}))
-        await response.write(DONE)
-        await response.write_eof()
-        return response
 
     def _chunk(self, frame: dict[str, Any], choice: dict[str, Any], generation: Generation, body: B) -> bytes:
         chunk = {**frame, "choices": [choice]}
@@ -123,10 +152,32 @@ class GenerationRoute(ABC, Generic[B]):
         }
 
 
+def named_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, float]:
+    """Token text -> logprob; the first of equal texts stays."""
+    named: dict[str, float] = {}
+    for entry in entries:
+        named.setdefault(entry.text, entry.logprob)
+    return named
+
+
+def prompt_logprobs(event: PromptEvent) -> list[dict[str, float] | None]:
+    """For each token of the prompt its own logprob and the best ones; None for the first."""
+    return [None if entry is None else named_logprobs([entry[0], *entry[1]]) for entry in event.logprobs]
+
+
+def _raise_failure(batch: Batch) -> None:
+    for _, token in batch:
+        if token.failure is not None:
+            raise token.failure.error()
+
+
 async def read_json(request: web.Request) -> bytes:
     """The body of a JSON request; another content type is refused, so that no foreign page can post by a form."""
-    if request.content_type not in JSON_TYPES:
-        raise WrongContentType("send the body as application/json")
+    if request.content_type != "application/json":
+        raise WrongContentType("send the body with the header Content-Type: application/json")
+    limit = request.client_max_size
+    if request.content_length is not None and request.content_length > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
     return await request.read()
 
 

@@ -47,6 +47,11 @@ class ChatTemplate:
         self._timeout = timeout
         self._process = TemplateProcess()
 
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
+        """The template that came with the tokenizer."""
+        return cls(tokenizer.chat_template, tokenizer.special_tokens)
+
     @property
     def process_id(self) -> int | None:
         """The renderer's process id; None before the first render and after `close`."""

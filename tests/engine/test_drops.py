@@ -43,7 +43,8 @@ class Dropper:
 
     async def drop_one(self, request_id: str) -> None:
         draw = self.random
-        prompt = self.text[: draw.choice((20, 200, 700))]
+        is_long = draw.random() < 0.4  # many chunks of prefill
+        prompt = self.text[: 700 if is_long else draw.choice((20, 200))]
         params = SamplingParams(
             max_tokens=draw.randrange(1, 24), n=draw.choice((1, 1, 1, 3)), stop=draw.choice(((), ("e",))), ignore_eos=True
         )
@@ -57,17 +58,21 @@ class Dropper:
         except asyncio.CancelledError:
             self.moments["submitting"] += 1
             return
-        num_wanted = draw.choice((-1, 0, 0, 1, 4, 1000))  # token events to read before leaving; -1: leave at once
-        num_read = 0
         async with stream:
-            if num_wanted == 0:
+            if is_long and draw.random() < 0.5:
+                await until(lambda: self.has_begun(request_id))
+            elif draw.random() < 0.5:
                 await asyncio.sleep(draw.random() * 0.05)
-            while num_read < num_wanted:
-                try:
+            else:
+                num_read, num_wanted = 0, draw.choice((0, 1, 4, 1000))
+                while num_read < num_wanted and not stream.is_finished:
                     num_read += len(await anext(stream))
-                except StopAsyncIteration:
-                    break
         self.moments["streaming"] += 1
+
+    def has_begun(self, request_id: str) -> bool:
+        """Whether the request's prefill has begun; also when it has ended since."""
+        request = self.engine._house._table.get(request_id)
+        return request is None or request.scheduled is not None
 
 
 @contextmanager
@@ -91,10 +96,11 @@ def open_descriptors() -> Counter[str]:
     return kinds
 
 
-async def settle(is_over: Callable[[], bool]) -> None:
+async def until(is_true: Callable[[], bool]) -> None:
+    """Return once it holds; looks at it now and then, because nobody announces it."""
     async with asyncio.timeout(GUARD):
-        while not is_over():
-            await asyncio.sleep(0.01)
+        while not is_true():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
 
 
 async def check_empty(engine: Engine) -> None:
@@ -104,9 +110,9 @@ async def check_empty(engine: Engine) -> None:
         now = engine.statistics()
         return (now.num_open, now.num_running, now.num_waiting, now.slots_in_use) == (0, 0, 0, (0,))
 
-    await settle(is_empty)
-    await settle(lambda: len(engine._house._table) == 0)
-    await settle(lambda: not engine._house._transcripts.open)
+    await until(is_empty)
+    await until(lambda: len(engine._house._table) == 0)
+    await until(lambda: not engine._house._transcripts.open)
     assert engine.statistics().num_restarts == 0
 
 

@@ -51,7 +51,7 @@ async def test_a_pool_so_small_that_requests_pause(stories_settings: SettingsFac
     settings = stories_settings(depth=depth, admission="optimistic", kv_slots=520, max_step_tokens=64)
     async with Engine(settings) as engine:
         assert await run_in_company(engine, golden) == golden.output_ids
-        assert engine.statistics().num_paused > 0
+        assert engine.statistics().num_pauses > 0
         assert engine.statistics().slots_in_use == (0,)
 
 

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from actorllm import house
+from actorllm.actors import detokenize
 from actorllm.actors.detokenize import DetokenizeActor
 from actorllm.actors.execute import ExecuteActor
 from actorllm.actors.schedule import ScheduleActor
@@ -30,7 +31,7 @@ from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings
 
 SettingsFactory = Callable[..., EngineSettings]
 NUM_STREAMS = 32
-GUARD = 20.0  # seconds; far less is needed, but the machine may be busy
+GUARD = 20.0  # seconds; one or two are needed, but the machine may be busy
 PARAMS = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 both_encodings = pytest.mark.parametrize("encode", [True, False], ids=["encoded", "plain"])
 
@@ -43,7 +44,7 @@ class Fault:
     """Replaces `owner.name` by a method that raises for the first message of `kind`, or all if `is_lasting`."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, kind: type = object
+        self, monkeypatch: pytest.MonkeyPatch, owner: type, *, name: str, kind: type = object
     ) -> None:
         self.has_struck = threading.Event()
         self.error: Exception = Broken("broken on purpose")
@@ -74,7 +75,7 @@ class Reading:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-async def read(engine: Engine, number: int, prompt: list[int], reading: Reading) -> Reading:
+async def read(engine: Engine, number: int, *, prompt: list[int], reading: Reading) -> Reading:
     """Read a request to its end; a refused submission is its end as well."""
     try:
         stream = await engine.submit(prompt, PARAMS, request_id=f"request-{number}")
@@ -105,7 +106,7 @@ class Streams:
     async def start(self) -> None:
         readings = [Reading() for _ in self.prompts]
         for number, (prompt, reading) in enumerate(zip(self.prompts, readings, strict=True)):
-            self.tasks.append(asyncio.create_task(read(self.engine, number, prompt, reading)))
+            self.tasks.append(asyncio.create_task(read(self.engine, number, prompt=prompt, reading=reading)))
         async with asyncio.timeout(GUARD):
             await asyncio.gather(*(reading.begun.wait() for reading in readings))
 
@@ -115,7 +116,7 @@ class Streams:
 
     async def one_more(self, number: int) -> Reading:
         async with asyncio.timeout(GUARD):
-            return await read(self.engine, NUM_STREAMS + number, self.prompts[3], Reading())
+            return await read(self.engine, NUM_STREAMS + number, prompt=self.prompts[3], reading=Reading())
 
 
 @asynccontextmanager
@@ -142,34 +143,39 @@ def texts(stories_dir: Path, golden) -> list[str]:
     return asyncio.run(run())
 
 
-async def slots_are_back(engine: Engine) -> None:
+async def until(is_true: Callable[[], bool]) -> None:
+    """Return once it holds; looks at it now and then, because nobody announces it."""
     async with asyncio.timeout(GUARD):
-        while engine.statistics().slots_in_use != (0,) or engine.statistics().num_running:
-            await asyncio.sleep(0.01)
+        while not is_true():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+def has_slots_back(engine: Engine) -> bool:
+    return engine.statistics().slots_in_use == (0,) and engine.statistics().num_running == 0
 
 
 def break_tokenize(monkeypatch: pytest.MonkeyPatch) -> Fault:
-    return Fault(monkeypatch, TokenizeActor, "receive")
+    return Fault(monkeypatch, TokenizeActor, name="receive")
 
 
 def break_schedule(monkeypatch: pytest.MonkeyPatch) -> Fault:
-    return Fault(monkeypatch, ScheduleActor, "receive", kind=StepDone)
+    return Fault(monkeypatch, ScheduleActor, name="receive", kind=StepDone)
 
 
 def break_admission(monkeypatch: pytest.MonkeyPatch) -> Fault:
-    return Fault(monkeypatch, ScheduleActor, "receive", kind=Admit)
+    return Fault(monkeypatch, ScheduleActor, name="receive", kind=Admit)
 
 
 def break_execute(monkeypatch: pytest.MonkeyPatch) -> Fault:
-    return Fault(monkeypatch, ExecuteActor, "receive", kind=Step)
+    return Fault(monkeypatch, ExecuteActor, name="receive", kind=Step)
 
 
 def break_detokenize(monkeypatch: pytest.MonkeyPatch) -> Fault:
-    return Fault(monkeypatch, DetokenizeActor, "_handle")
+    return Fault(monkeypatch, DetokenizeActor, name="_handle")
 
 
 def break_device(monkeypatch: pytest.MonkeyPatch) -> Fault:
-    fault = Fault(monkeypatch, ResidentRunner, "launch")
+    fault = Fault(monkeypatch, ResidentRunner, name="launch")
     fault.error = RuntimeError("a kernel was given a wrong shape")
     return fault
 
@@ -189,9 +195,9 @@ def break_device(monkeypatch: pytest.MonkeyPatch) -> Fault:
 async def test_running_requests_outlive_what_restarts(
     stories_settings: SettingsFactory,
     golden,
+    *,
     texts: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    *,
     breaks: Callable[[pytest.MonkeyPatch], Fault],
     is_next_refused: bool,
     encode: bool,
@@ -206,7 +212,7 @@ async def test_running_requests_outlive_what_restarts(
         assert [reading.text for reading in readings] == texts
         after = await streams.one_more(1)
         assert (after.ends, after.text) == (["length"], texts[3])
-        await slots_are_back(streams.engine)
+        await until(lambda: has_slots_back(streams.engine))
         assert streams.engine.is_healthy
         assert streams.engine.statistics().num_restarts in (1, 2)  # schedule and execute go together
         ids = sorted(record.request_id for record in streams.finished)
@@ -214,7 +220,7 @@ async def test_running_requests_outlive_what_restarts(
 
 
 async def test_outputs_that_wait_for_room_outlive_a_crash(
-    stories_settings: SettingsFactory, golden, texts: list[str], monkeypatch: pytest.MonkeyPatch
+    stories_settings: SettingsFactory, golden, *, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Schedule waits because detokenize's mailbox is full; a crash of execute restarts it in the middle of that."""
     monkeypatch.setattr(house, "MAILBOX", 1)
@@ -234,11 +240,9 @@ async def test_outputs_that_wait_for_room_outlive_a_crash(
     async with running(stories_settings(), golden) as streams, asyncio.timeout(GUARD):
         monkeypatch.setattr(DetokenizeActor, "receive", receive_behind_the_gate)
         monkeypatch.setattr(ResidentRunner, "launch", launch_slowly)
-        while not mailboxes or not mailboxes[0].statistics().blocked:
-            await asyncio.sleep(0.001)
+        await until(lambda: bool(mailboxes) and mailboxes[0].statistics().blocked > 0)
         is_blocked.set()
-        while streams.engine.statistics().num_restarts < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: streams.engine.statistics().num_restarts == 2)
         gate.set()
         readings = await streams.ends()
         assert [(reading.ends, reading.text) for reading in readings] == [(["length"], text) for text in texts]
@@ -246,22 +250,22 @@ async def test_outputs_that_wait_for_room_outlive_a_crash(
 
 @both_encodings
 async def test_a_lost_device_fails_every_stream(
-    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, encode: bool
+    stories_settings: SettingsFactory, golden, *, monkeypatch: pytest.MonkeyPatch, encode: bool
 ) -> None:
     async with running(stories_settings(encode=encode, depth=2), golden) as streams:
-        fault = Fault(monkeypatch, ResidentRunner, "launch")
+        fault = Fault(monkeypatch, ResidentRunner, name="launch")
         fault.error = DeviceLost("the device is lost")
         await check_all_failed(streams, DeviceLost)
 
 
 @both_encodings
 async def test_a_step_that_never_returns_fails_every_stream(
-    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, encode: bool
+    stories_settings: SettingsFactory, golden, *, monkeypatch: pytest.MonkeyPatch, encode: bool
 ) -> None:
     released = threading.Event()
     async with running(stories_settings(encode=encode, step_timeout=1.0), golden) as streams:
         try:
-            fault = Fault(monkeypatch, ResidentRunner, "launch")
+            fault = Fault(monkeypatch, ResidentRunner, name="launch")
             fault.strike = released.wait  # type: ignore[method-assign]
             await check_all_failed(streams, DeviceHung)
         finally:
@@ -270,7 +274,7 @@ async def test_a_step_that_never_returns_fails_every_stream(
 
 @pytest.mark.parametrize("breaks", [break_schedule, break_execute, break_detokenize, break_device])
 async def test_what_always_raises_uses_up_its_restarts(
-    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, breaks: Callable[[pytest.MonkeyPatch], Fault]
+    stories_settings: SettingsFactory, golden, *, monkeypatch: pytest.MonkeyPatch, breaks: Callable[[pytest.MonkeyPatch], Fault]
 ) -> None:
     async with running(stories_settings(), golden) as streams:
         breaks(monkeypatch).is_lasting = True
@@ -307,7 +311,7 @@ async def check_all_failed(streams: Streams, kind: type[EngineError]) -> None:
 
 @pytest.mark.parametrize("place", ["ChoiceText.push", "ChoiceText.__init__", "DetokenizeActor._prompt_event"])
 async def test_output_that_cannot_be_decoded_fails_its_own_request(
-    stories_settings: SettingsFactory, golden, texts: list[str], monkeypatch: pytest.MonkeyPatch, *, place: str
+    stories_settings: SettingsFactory, golden, *, texts: list[str], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     unlucky = msgspec.structs.replace(PARAMS, prompt_logprobs=1, seed=1234)
     async with running(stories_settings(), golden) as streams:
@@ -319,14 +323,12 @@ async def test_output_that_cannot_be_decoded_fails_its_own_request(
         assert events[-1].failure is not None and events[-1].failure.kind == "RequestFailed"
         readings = await streams.ends()
         assert [reading.text for reading in readings] == texts
-        await slots_are_back(streams.engine)
+        await until(lambda: has_slots_back(streams.engine))
         assert streams.engine.statistics().num_restarts == 0
 
 
 def break_decoding(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """The request called "unlucky" meets an exception at `place`, every time."""
-    from actorllm.actors import detokenize  # where the class is looked up
-
     owner_name, _, name = place.partition(".")
     owner = getattr(detokenize, owner_name)
     original = getattr(owner, name)
@@ -339,3 +341,15 @@ def break_decoding(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
 
     monkeypatch.setattr(owner, name, broken)
 
+
+
+async def test_a_start_that_fails_leaves_no_thread(stories_settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise Broken("the last step of loading failed")
+
+    monkeypatch.setattr(house.ChatTemplate, "of", refuse)
+    threads = {thread for thread in threading.enumerate() if "asyncio" not in thread.name}
+    with pytest.raises(Broken):
+        async with Engine(stories_settings()):
+            pass
+    assert {thread for thread in threading.enumerate() if "asyncio" not in thread.name} == threads

@@ -72,7 +72,7 @@ async def run_ragged(engine: Engine, golden) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 async def test_steps_hold_prefill_and_decode_rows_together(
-    stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch, depth: int
+    stories_settings: SettingsFactory, golden, *, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
     steps: list[Step] = []
     run = Devices.run

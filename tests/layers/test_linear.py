@@ -1,0 +1,162 @@
+"""Sharded and fused layers: every rank reads its own part, and together they compute the whole."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from actorllm.errors import UnsupportedConfig
+from actorllm.layers.activation import activation
+from actorllm.layers.embedding import Embedding, Head
+from actorllm.layers.linear import ColumnLinear, GateUpLinear, HeadSplit, QKVLinear, RowLinear
+from actorllm.layers.mlp import GatedMLP
+from actorllm.layers.norm import RMSNorm
+from actorllm.layers.shard import Shard
+from actorllm.testing.tiny import on_thread_ranks
+from actorllm.weights.random import RandomWeights
+
+WEIGHTS = RandomWeights(3, std=0.5)
+X = torch.randn(4, 12)
+
+
+class Reads:
+    """Notes which part of which tensor is pulled."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, tuple] = {}
+
+    def has(self, name):
+        return True
+
+    def tensor(self, name, shape, *, rows=None):
+        self.parts[name] = (shape, rows, None)
+        return WEIGHTS.tensor(name, shape, rows=rows)
+
+    def linear(self, name, shape, *, rows=None, cols=None):
+        self.parts[name] = (shape, rows, cols)
+        return WEIGHTS.linear(name, shape, rows=rows, cols=cols)
+
+
+def whole(name: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> torch.Tensor:
+    """The linear `name` of the checkpoint applied to X (or to as many inputs)."""
+    bias_O = WEIGHTS.tensor(f"{name}.bias", (num_outputs,)) if bias else None
+    return F.linear(X[:, :num_inputs], WEIGHTS.tensor(f"{name}.weight", (num_outputs, num_inputs)), bias_O)
+
+
+def loaded(layer, prefix: str):
+    layer.load(WEIGHTS, prefix)
+    return layer
+
+
+def test_a_column_rank_reads_its_rows_only():
+    reads = Reads()
+    layer = ColumnLinear("fc", 12, 10, shard=Shard(1, 3), bias=True)
+    layer.load(reads, "block.fc.")
+    assert reads.parts == {"block.fc": ((10, 12), (4, 7), None), "block.fc.bias": ((10,), (4, 7), None)}
+    torch.testing.assert_close(layer(X), whole("block.fc", 10, 12, bias=True)[:, 4:7])
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_row_ranks_sum_up_and_add_the_bias_once(num_ranks):
+    def work(shard):
+        layer = loaded(RowLinear(12, 5, shard=shard, bias=True), "block.out.")
+        return layer(X[:, slice(*shard.span(12))])
+
+    for got in on_thread_ranks(num_ranks, work):
+        torch.testing.assert_close(got, whole("block.out", 5, 12, bias=True))
+
+
+def test_a_row_rank_reads_its_columns_only():
+    reads = Reads()
+    RowLinear(12, 5, shard=Shard(1, 2)).load(reads, "out.")
+    assert reads.parts == {"out": ((5, 12), None, (6, 12))}
+
+
+def test_a_fused_layer_claims_its_siblings():
+    layer = loaded(GateUpLinear(12, 6, shard=Shard(), bias=True), "mlp.gate_up_proj.")
+    gate, up = layer.gate_and_up(X)
+    torch.testing.assert_close(gate, whole("mlp.gate_proj", 6, 12, bias=True))
+    torch.testing.assert_close(up, whole("mlp.up_proj", 6, 12, bias=True))
+
+
+@pytest.mark.parametrize(("num_kv_heads", "num_ranks"), [(2, 1), (2, 2), (1, 2), (3, 2), (2, 4)])
+def test_qkv_gives_each_rank_its_heads(num_kv_heads, num_ranks):
+    num_heads, dim = num_kv_heads * 2 if num_kv_heads > 1 else 4, 4
+    for rank in range(num_ranks):
+        split = HeadSplit.of(num_heads, num_kv_heads, dim, shard=Shard(rank, num_ranks))
+        q, k, v = loaded(QKVLinear(12, split, bias=True), "attn.qkv_proj.").qkv(X)
+        expected_q = whole("attn.q_proj", num_heads * dim, 12, bias=True).view(4, num_heads, dim)
+        torch.testing.assert_close(q, expected_q[:, slice(*split.q_heads)])
+        for got, name in ((k, "attn.k_proj"), (v, "attn.v_proj")):
+            expected = whole(name, num_kv_heads * dim, 12, bias=True).view(4, num_kv_heads, dim)
+            torch.testing.assert_close(got, expected[:, slice(*split.kv_heads)])
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_gated_mlp(num_ranks):
+    def work(shard):
+        mlp = GatedMLP(12, 10, activation_name="silu", shard=shard)
+        for name in ("gate_up_proj", "down_proj"):
+            loaded(getattr(mlp, name), f"mlp.{name}.")
+        return mlp(X)
+
+    middle = F.silu(whole("mlp.gate_proj", 10, 12)) * whole("mlp.up_proj", 10, 12)
+    expected = F.linear(middle, WEIGHTS.tensor("mlp.down_proj.weight", (12, 10)))
+    for got in on_thread_ranks(num_ranks, work):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_head_gathers_the_whole_vocabulary(num_ranks, is_tied):
+    def work(shard):
+        embedding = loaded(Embedding(11, 12), "embed.")
+        head = Head(12, 11, shard=shard, tied=embedding if is_tied else None)
+        head.load(WEIGHTS, "lm_head.")
+        return head(embedding(torch.tensor([3, 3, 0, 10])))
+
+    table = WEIGHTS.tensor("embed.weight", (11, 12))
+    weight = table if is_tied else WEIGHTS.tensor("lm_head.weight", (11, 12))
+    for got in on_thread_ranks(num_ranks, work):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, table[[3, 3, 0, 10]] @ weight.T)
+
+
+def test_a_tied_head_pulls_nothing():
+    reads = Reads()
+    Head(12, 11, shard=Shard(), tied=Embedding(11, 12)).load(reads, "lm_head.")
+    assert not reads.parts
+
+
+def test_unload_gives_the_weights_back():
+    layers = [
+        (ColumnLinear("fc", 12, 4, shard=Shard(), bias=True), "fc."),
+        (RowLinear(12, 4, shard=Shard(), bias=True), "out."),
+        (RMSNorm(12, eps=1e-5), "norm."),
+        (Head(12, 4, shard=Shard()), "head."),
+    ]
+    for layer, prefix in layers:
+        before = loaded(layer, prefix)(X)
+        layer.unload()
+        assert not list(layer.parameters())
+        with pytest.raises(AssertionError, match="no weights"):
+            layer(X)
+        assert torch.equal(loaded(layer, prefix)(X), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("silu", F.silu),
+        ("relu", F.relu),
+        ("gelu", F.gelu),
+        ("gelu_new", lambda x: F.gelu(x, approximate="tanh")),
+        ("gelu_pytorch_tanh", lambda x: F.gelu(x, approximate="tanh")),
+    ],
+)
+def test_activations_by_name(name, function):
+    assert torch.equal(activation(name)(X), function(X))
+
+
+def test_an_unknown_activation_names_the_known():
+    with pytest.raises(UnsupportedConfig, match=r"'mish'.*silu"):
+        activation("mish")

@@ -1,0 +1,63 @@
+"""Greedy tokens over HTTP equal transformers' wherever its two best logits are clearly apart: 16 requests at once."""
+
+import asyncio
+
+import aiohttp
+import torch
+
+from actorllm.engine import Engine
+from actorllm.server.app import create_app, start_site
+from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings, ServerSettings
+from actorllm.testing.reference import reference_logits
+
+NUM_REQUESTS = 16
+CLEARLY = 1e-3
+"""How far apart the two best logits must be to decide, as a part of the logits' spread."""
+
+
+async def complete(client: aiohttp.ClientSession, address: str, prompt: list[int], num_tokens: int) -> list[int]:
+    """The greedy output's ids: the tokenizer's words are `w<id>`."""
+    body = {"prompt": prompt, "temperature": 0, "max_tokens": num_tokens, "ignore_eos": True, "logprobs": 0}
+    async with client.post(address + "/v1/completions", json=body) as response:
+        assert response.status == 200, await response.text()
+        [choice] = (await response.json())["choices"]
+    return [int(token.strip().removeprefix("w")) for token in choice["logprobs"]["tokens"]]
+
+
+async def test_greedy_tokens_over_http(parity_case) -> None:
+    vocab_size = parity_case.model.config.vocab_size
+    settings = EngineSettings(
+        model=ModelSettings(path=str(parity_case.directory)),
+        execution=ExecutionSettings(threads=1, kv_slots=2048),
+        scheduling=SchedulingSettings(max_step_tokens=24, depth=2),
+    )
+    async with Engine(settings) as engine:
+        context = engine.info.context_len
+        generator = torch.Generator().manual_seed(3)
+        lens = [1 + (index * 5) % (context - 8) for index in range(NUM_REQUESTS)]
+        prompts = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lens]
+        server = ServerSettings(port=0)
+        runner, address = await start_site(create_app(engine, server), server)
+        try:
+            async with aiohttp.ClientSession() as client:
+                outputs = await asyncio.gather(
+                    *(complete(client, address, prompt, min(12, context - len(prompt))) for prompt in prompts)
+                )
+        finally:
+            await runner.cleanup()
+    num_decided = sum(check(parity_case, prompt, output) for prompt, output in zip(prompts, outputs, strict=True))
+    assert num_decided > 8 * NUM_REQUESTS  # the comparison means something
+
+
+def check(parity_case, prompt: list[int], output: list[int]) -> int:
+    """Compare every token of the output; returns how many of transformers' choices were clear."""
+    is_dynamic = parity_case.rope_type == "dynamic"
+    first = parity_case.model.config.max_position_embeddings if is_dynamic else None
+    logits_TV = reference_logits(parity_case.model, prompt + output, one_by_one_from=first)[len(prompt) - 1 : -1]
+    num_clear = 0
+    for token_id, logits_V in zip(output, logits_TV, strict=True):
+        best = logits_V.topk(2)
+        if best.values[0] - best.values[1] > CLEARLY * logits_TV.std():
+            num_clear += 1
+            assert token_id == best.indices[0], (len(prompt), token_id)
+    return num_clear

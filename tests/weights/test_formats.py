@@ -1,0 +1,113 @@
+"""A stored int8 format, to prove that names, packing and parts belong to the format, and layers never notice."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from actorllm.errors import TensorLeftOver
+from actorllm.layers.linear import GateUpLinear, HeadSplit, QKVLinear, RowLinear
+from actorllm.layers.shard import Shard
+from actorllm.weights.checkpoint import Checkpoint
+from actorllm.weights.formats import DenseWeight, PlainFormat, TensorReader
+from actorllm.weights.random import RandomWeights
+from actorllm.weights.source import JoinedWeight, LinearWeight, join_weights
+
+X = torch.randn(5, 8)
+
+
+class Int8Weight(LinearWeight):
+    """Codes [out, in] and a scale for each row."""
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.codes, self.scale, self.out_features = codes, scale, codes.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.codes.to(x.dtype)) * self.scale.T
+
+    @classmethod
+    def join(cls, parts: list[LinearWeight]) -> "Int8Weight":
+        return cls(torch.cat([part.codes for part in parts]), torch.cat([part.scale for part in parts]))
+
+
+class Int8Format:
+    """`name.weight` of codes beside `name.weight_scale`; a linear without a scale is stored plainly."""
+
+    def linear(self, reader: TensorReader, name, shape, *, rows, cols) -> LinearWeight:
+        if not reader.has(f"{name}.weight_scale"):
+            return PlainFormat().linear(reader, name, shape, rows=rows, cols=cols)
+        codes = reader.read(f"{name}.weight", shape, rows=rows, cols=cols, dtype=torch.int8)
+        return Int8Weight(codes, reader.read(f"{name}.weight_scale", (shape[0], 1), rows=rows))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The same values stored as codes and as plain tensors; `plain_too` stays plain in both."""
+    generator = torch.Generator().manual_seed(0)
+    plain = {"mlp.up_proj.weight": torch.randn(6, 8, generator=generator)}
+    coded = dict(plain)
+    for name, rows in (("mlp.gate_proj", 6), ("attn.q_proj", 8), ("attn.k_proj", 4), ("attn.v_proj", 4), ("attn.o_proj", 5)):
+        codes = torch.randint(-127, 128, (rows, 8), generator=generator, dtype=torch.int8)
+        scale = torch.rand(rows, 1, generator=generator)
+        coded |= {f"{name}.weight": codes, f"{name}.weight_scale": scale}
+        plain[f"{name}.weight"] = codes * scale
+    for folder, tensors in (("plain", plain), ("coded", coded)):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+    with Checkpoint.open(tmp_path / "plain") as one, Checkpoint.open(tmp_path / "coded", storage=Int8Format()) as other:
+        yield one, other
+
+
+def outputs(new_layer, prefix, pair):
+    results = []
+    for source in pair:
+        layer = new_layer()
+        layer.load(source, prefix)
+        results.append(layer(X[:, : layer.num_inputs] if not isinstance(layer, RowLinear) else X[:, slice(*layer.cols)]))
+    return layer, results
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_siblings_of_one_format_are_fused_and_stay_int8(pair, rank):
+    split = HeadSplit.of(4, 2, 2, shard=Shard(rank, 2))
+    layer, (plain, coded) = outputs(lambda: QKVLinear(8, split), "attn.qkv_proj.", pair)
+    torch.testing.assert_close(coded, plain)
+    assert isinstance(layer.weight, Int8Weight) and layer.weight.codes.dtype == torch.int8
+    assert layer.weight.codes.shape == (8, 8)
+
+
+def test_siblings_of_different_formats_stay_apart(pair):
+    layer, (plain, coded) = outputs(lambda: GateUpLinear(8, 6, shard=Shard()), "mlp.gate_up_proj.", pair)
+    torch.testing.assert_close(coded, plain)
+    assert isinstance(layer.weight, JoinedWeight)
+
+
+def test_columns_of_codes(pair):
+    _, (plain, coded) = outputs(lambda: RowLinear(8, 5, shard=Shard(), cols=(2, 6)), "attn.o_proj.", pair)
+    torch.testing.assert_close(coded, plain)
+
+
+def test_a_format_claims_its_own_names(pair):
+    coded = pair[1]
+    for name, rows in (("mlp.gate_proj", 6), ("attn.q_proj", 8), ("attn.k_proj", 4), ("attn.v_proj", 4)):
+        coded.linear(name, (rows, 8))
+    with pytest.raises(TensorLeftOver, match=r"3 tensors.*o_proj\.weight, attn\.o_proj\.weight_scale, mlp\.up_proj"):
+        coded.finish({})
+
+
+def test_one_weight_is_joined_to_itself():
+    weight = DenseWeight(torch.ones(2, 3))
+    assert join_weights([weight]) is weight
+
+
+def test_random_weights_depend_on_name_and_seed_only():
+    first, second, other = RandomWeights(1), RandomWeights(1), RandomWeights(2)
+    second.tensor("before", (3, 3))
+    whole = first.tensor("x.weight", (6, 4))
+    assert torch.equal(whole, second.tensor("x.weight", (6, 4)))
+    assert torch.equal(whole[2:4], first.tensor("x.weight", (6, 4), rows=(2, 4)))
+    assert not torch.equal(whole, other.tensor("x.weight", (6, 4)))
+    part = first.linear("x", (6, 4), rows=(0, 3), cols=(1, 3))
+    torch.testing.assert_close(part(torch.eye(2)), whole[:3, 1:3].T)
