@@ -9,12 +9,16 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from actorllm.errors import SettingsError
+
+# Ranges hold for what `load_settings` reads.
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,21 +27,21 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     path: str | None = None
     served_names: tuple[str, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    context: int | None = None
+    context: Count | None = None
 
 
 class SchedulingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who runs. `admission` "reserve" never overcommits; "optimistic" admits what fits now and pauses
     requests when the slots run out. Timeouts are seconds, None is no limit."""
 
-    max_waiting: int = 1024
-    max_running: int = 64
-    max_step_tokens: int = 512
+    max_waiting: Count = 1024
+    max_running: Count = 64
+    max_step_tokens: Count = 512
     depth: Literal[1, 2] = 1
     policy: Literal["fcfs"] = "fcfs"
     admission: Literal["reserve", "optimistic"] = "reserve"
-    wait_timeout: float | None = 600.0
-    run_timeout: float | None = 3600.0
+    wait_timeout: Seconds | None = 600.0
+    run_timeout: Seconds | None = 3600.0
 
 
 class ExecutionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,11 +49,11 @@ class ExecutionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     a count of tokens (tests and experiments). `step_timeout` seconds without a result is a hung device."""
 
     device: str = "cpu"
-    threads: int | None = None
-    tensor_parallel: int = 1
-    kv_memory: int | None = None
-    kv_slots: int | None = None
-    step_timeout: float = 120.0
+    threads: Count | None = None
+    tensor_parallel: Count = 1
+    kv_memory: Count | None = None
+    kv_slots: Count | None = None
+    step_timeout: Seconds = 120.0
 
 
 class RuntimeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,8 +61,8 @@ class RuntimeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     seconds is an actor's budget."""
 
     encode: bool = True
-    restarts: int = 5
-    restart_window: float = 60.0
+    restarts: Annotated[int, Meta(ge=0)] = 5
+    restart_window: Seconds = 60.0
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,9 +78,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The HTTP server. `max_body` is bytes; `drain_timeout` is how long SIGTERM waits for running requests."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
-    max_body: int = 32 * 2**20
-    drain_timeout: float = 30.0
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    max_body: Count = 32 * 2**20
+    drain_timeout: Annotated[float, Meta(ge=0)] = 30.0
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,21 +14,25 @@ COMMANDS = {
     "plugin": "list and check model plugins",
 }
 USAGE_ERROR = 2
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 2 for a wrong flag, setting or model."""
+    """Run a command and return its exit code: 2 for a wrong flag, setting or model, 130 for Ctrl-C where the command has
+    no way of its own to stop."""
     parser = argparse.ArgumentParser(prog="actorllm", description="An LLM inference server made of asyncio actors.")
     parser.add_argument("--version", action="version", version=f"actorllm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        if name in given[:1]:
-            import_module(f"actorllm.cli.{name}").add_arguments(command)
-    parsed = parser.parse_args(given)
     try:
+        for name, text in COMMANDS.items():
+            command = commands.add_parser(name, help=text, description=text)
+            if name in given[:1]:
+                import_module(f"actorllm.cli.{name}").add_arguments(command)
+        parsed = parser.parse_args(given)
         return import_module(f"actorllm.cli.{parsed.command}").run(parsed)
     except ActorLLMError as error:
         print(f"actorllm: error: {error.message}", file=sys.stderr)
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -10,18 +10,22 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from actorllm.cli.sizes import byte_count
 from actorllm.engine import Engine
-from actorllm.errors import EngineError, SettingsError
+from actorllm.errors import SettingsError
 from actorllm.server.app import create_app, start_site
 from actorllm.settings import Settings, load_settings
 
 SWITCH_INTERVAL = 5e-5
 """Seconds a thread may keep the GIL while another waits. With Python's default of 5 ms the device thread, which takes the
 GIL anew for every operator, would be starved by a busy event loop."""
+
+STOP_TIMEOUT = 10.0
+"""Seconds that the engine may take to end."""
 
 ENGINE_FAILED = 1
 FLAGS = {
@@ -77,49 +81,72 @@ async def serve(settings: Settings) -> int:
     loading = asyncio.ensure_future(engine.__aenter__())
     await stops.race(loading)
     if not loading.done():
+        _say("stopping while the model is loaded")
         loading.cancel()
-        await asyncio.wait({loading})
+        await _end(asyncio.wait({loading}), stops, code=0)
         return 0
     loading.result()
+    code = ENGINE_FAILED
     try:
-        runner, address = await _listen(engine, settings)
-        try:
-            info = engine.info
-            _say(
-                f"serving {info.name} ({info.architecture}, {info.dtype}, context {info.context_len}, "
-                f"{sum(info.num_slots)} token slots) at {address}"
-            )
-            failure = asyncio.ensure_future(engine.wait_failed())
-            await stops.race(failure)
-            if failure.done():
-                return _failed(failure.result())
-            failure.cancel()
+        code = await _serve_loaded(engine, settings, stops)
+    finally:
+        await _end(engine.__aexit__(None, None, None), stops, code=code)
+    if code == ENGINE_FAILED:
+        _leave(code)  # a device thread may be stuck
+    return code
+
+
+async def _serve_loaded(engine: Engine, settings: Settings, stops: "_Stops") -> int:
+    """Listen until a signal has been obeyed or the engine has failed; returns the exit code."""
+    runner, address = await _listen(engine, settings)
+    try:
+        info = engine.info
+        _say(
+            f"serving {info.name} ({info.architecture}, {info.dtype}, context {info.context_len}, "
+            f"{sum(info.num_slots)} token slots) at {address}"
+        )
+        failure = asyncio.ensure_future(engine.wait_failed())
+        await stops.race(failure)
+        if not failure.done():
             _say("stopping: running requests may finish; a second signal stops at once")
             draining = asyncio.ensure_future(engine.drain(settings.server.drain_timeout))
-            await stops.race(draining)
+            await stops.race(draining, failure)
             draining.cancel()
-        finally:
-            await runner.cleanup()
+        if failure.done():
+            _say(f"error: {failure.result().message}")
+            return ENGINE_FAILED
+        failure.cancel()
+        return 0
     finally:
-        await engine.__aexit__(None, None, None)
-    return 0
+        await runner.cleanup()  # answers in flight, errors too, get a moment to be written
 
 
 async def _listen(engine: Engine, settings: Settings) -> tuple[Any, str]:
     try:
         return await start_site(create_app(engine, settings.server), settings.server)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise SettingsError(
-            f"cannot listen on {settings.server.host} port {settings.server.port}: {error.strerror or error}; "
+            f"cannot listen on {settings.server.host} port {settings.server.port}: {reason}; "
             "choose another --port or --host"
         ) from error
 
 
-def _failed(error: EngineError) -> int:
-    """Say why, and leave for good: a stuck device thread cannot be joined, so nothing waits for it."""
-    _say(f"error: {error.message}")
+async def _end(closing: Coroutine[Any, Any, Any], stops: "_Stops", *, code: int) -> None:
+    """Wait for the end of what ends soon, or else leave for good: a stuck thread cannot be joined, and whoever sends one
+    more signal means it."""
+    task = asyncio.ensure_future(closing)
+    await stops.race(task, timeout=STOP_TIMEOUT)
+    if not task.done():
+        _leave(code)
+    task.result()
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without waiting for any thread."""
     logging.shutdown()
-    os._exit(ENGINE_FAILED)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _say(text: str) -> None:
@@ -135,8 +162,8 @@ class _Stops:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._arrivals.put_nowait, None)
 
-    async def race(self, other: "asyncio.Future[Any]") -> None:
-        """Return at the next signal, or when `other` is done."""
+    async def race(self, *others: "asyncio.Future[Any]", timeout: float | None = None) -> None:
+        """Return at the next signal, when one of `others` is done, or after `timeout` seconds."""
         arrival = asyncio.ensure_future(self._arrivals.get())
-        await asyncio.wait({arrival, other}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({arrival, *others}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         arrival.cancel()

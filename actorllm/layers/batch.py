@@ -29,6 +29,14 @@ class Span:
     seq_len: int
 
 
+@dataclass(frozen=True, slots=True)
+class GivenEmbeddings:
+    """Embeddings that stand for the tokens `[start, start + n)` of the flat batch, in place of their ids' (images)."""
+
+    start: int
+    values_TD: Tensor
+
+
 @dataclass(slots=True)
 class Batch:
     """One step's inputs on one device.
@@ -45,5 +53,6 @@ class Batch:
     write_slots_T: tuple[Tensor, ...]
     slot_tables: tuple[Tensor, ...]
     cache: KVCache
+    given: tuple[GivenEmbeddings, ...] = ()
     tables: Any = None
     keys: dict[int, Any] = field(default_factory=dict)

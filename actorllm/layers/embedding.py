@@ -1,14 +1,20 @@
 """Token embedding and the output head. Legend: T tokens, D hidden size, V vocabulary."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from actorllm.layers.batch import GivenEmbeddings
 from actorllm.layers.shard import Shard
 from actorllm.weights.source import LinearWeight, WeightSource
 
 
 class Embedding(nn.Module):
-    """ids [T] -> [T, D]. Every rank holds the whole table: a lookup reads T rows only."""
+    """ids [T] -> [T, D]; `given` embeddings stand in place of the table's rows.
+
+    Every rank holds the whole table: a lookup reads T rows only.
+    """
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -21,9 +27,12 @@ class Embedding(nn.Module):
     def unload(self) -> None:
         self.weight = None
 
-    def forward(self, token_ids_T: Tensor) -> Tensor:
+    def forward(self, ids_T: Tensor, given: Sequence[GivenEmbeddings] = ()) -> Tensor:
         assert self.weight is not None, "the layer has no weights yet"
-        return nn.functional.embedding(token_ids_T, self.weight)
+        x_TD = nn.functional.embedding(ids_T, self.weight)
+        for span in given:
+            x_TD[span.start : span.start + len(span.values_TD)] = span.values_TD
+        return x_TD
 
 
 class Head(nn.Module):

@@ -65,10 +65,10 @@ class FusedLinear(nn.Module):
 
 
 class ColumnLinear(FusedLinear):
-    """A linear whose outputs are split over ranks. `name` is its own name in the checkpoint."""
+    """A linear whose outputs are split over ranks, at multiples of `unit`. `name` is its own name in the checkpoint."""
 
-    def __init__(self, name: str, num_inputs: int, num_outputs: int, *, shard: Shard, bias: bool = False) -> None:
-        super().__init__(num_inputs, [Claim(name, num_outputs, shard.span(num_outputs))], bias=bias)
+    def __init__(self, name: str, num_inputs: int, num_outputs: int, *, shard: Shard, bias: bool = False, unit: int = 1) -> None:
+        super().__init__(num_inputs, [Claim(name, num_outputs, shard.span(num_outputs, unit=unit))], bias=bias)
 
 
 class GateUpLinear(FusedLinear):
@@ -197,3 +197,32 @@ class QKVLinear(FusedLinear):
         q, k, v = self(x_TI).split([rows[1] - rows[0] for rows in (split.q_rows, split.kv_rows, split.kv_rows)], dim=-1)
         heads = (-1, split.num_local_heads, split.head_dim), (-1, split.num_local_kv_heads, split.head_dim)
         return q.view(heads[0]), k.view(heads[1]), v.view(heads[1])
+
+
+class PackedQKVLinear(ColumnLinear):
+    """Query, key and value projections that the checkpoint holds as one tensor, group by group.
+
+    Its rows are [K, group + 2, head_dim]: for each key/value head its query heads, then the key, then the value
+    (InternLM2, Falcon); with as many heads of each, this is the per-head layout of GPT-NeoX and Bloom.
+    """
+
+    def __init__(self, name: str, num_inputs: int, split: HeadSplit, *, shard: Shard, bias: bool = False) -> None:
+        if shard.num_ranks > split.num_kv_heads:
+            raise UnsupportedConfig(
+                f"{split.num_kv_heads} packed key/value heads cannot be split over {shard.num_ranks} ranks; "
+                f"choose a --tensor-parallel of at most {split.num_kv_heads}"
+            )
+        self.group_size = split.num_heads // split.num_kv_heads
+        unit = (self.group_size + 2) * split.head_dim
+        super().__init__(name, num_inputs, split.num_kv_heads * unit, shard=shard, bias=bias, unit=unit)
+        self.split = split
+
+    def qkv(self, x_TI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, head_dim], keys and values [T, K, head_dim] of this rank's heads."""
+        split, group = self.split, self.group_size
+        packed = self(x_TI).view(-1, split.num_local_kv_heads, group + 2, split.head_dim)
+        return (
+            packed[:, :, :group].reshape(-1, split.num_local_heads, split.head_dim),
+            packed[:, :, group],
+            packed[:, :, group + 1],
+        )

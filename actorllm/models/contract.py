@@ -102,12 +102,18 @@ class ModelConfig(Protocol):
 
 
 class CausalLM(nn.Module):
-    """Base of every plugin model. `ignored_tensors` names checkpoint tensors that are not weights, with reasons
-    (glob pattern -> reason); `tied_tensors` maps an absent name to the tensor it aliases. `example_config` is a tiny
-    config.json for `actorllm plugin check`, where the usual keys do not do."""
+    """Base of every plugin model. How its checkpoints differ from its modules is declared as data.
+
+    `ignored_tensors` names tensors that are not weights, with reasons (glob pattern -> reason); `tied_tensors` maps a
+    name that may be absent to the tensor it aliases; `renamed_prefixes` maps a prefix of the checkpoint's names to the
+    modules' ("transformer." -> "model."); `transposed_linears` are glob patterns of linears stored as [in, out] (Conv1D).
+    `example_config` is a tiny config.json for `actorllm plugin check`, where the usual keys do not do.
+    """
 
     config_class: ClassVar[type]
     ignored_tensors: ClassVar[Mapping[str, str]] = {}
+    renamed_prefixes: ClassVar[Mapping[str, str]] = {}
+    transposed_linears: ClassVar[Sequence[str]] = ()
     example_config: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Any, shard: Shard) -> None:

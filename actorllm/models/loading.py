@@ -6,7 +6,11 @@ from actorllm.weights.source import load_module
 
 
 def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
-    """Pull all weights. Raises `TensorMissing` or `TensorLeftOver` naming the tensors."""
+    """Pull all weights. Raises `TensorMissing` or `TensorLeftOver` naming the tensors, before anything is read."""
+    checkpoint.rename(model.renamed_prefixes)
+    checkpoint.transpose(model.transposed_linears)
     checkpoint.tie(model.tied_tensors())
-    load_module(model, checkpoint)
+    with checkpoint.survey():
+        load_module(model, checkpoint)
     checkpoint.finish(model.ignored_tensors)
+    load_module(model, checkpoint)

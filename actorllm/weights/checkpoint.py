@@ -5,8 +5,8 @@ holds a tensor that nobody claimed. Headers are checked before anything is belie
 """
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
@@ -45,13 +45,15 @@ class Checkpoint:
         self._dtype = dtype
         self._format = storage or PlainFormat()
         self._on_progress = on_progress
-        self._homes: dict[str, Any] = {}
+        self._homes: dict[str, tuple[Any, str]] = {}  # name -> its file and its name there
+        self._transposed: tuple[str, ...] = ()
         self._claimed: set[str] = set()
+        self._is_survey = False
         self._tied: dict[str, str] = {}
         with ExitStack() as opened:  # one file that cannot be opened closes the others
             for path in sorted(set(files.values())):
                 handle = opened.enter_context(_open(path, self._device))
-                self._homes.update(dict.fromkeys(handle.keys(), handle))
+                self._homes.update((name, (handle, name)) for name in handle.keys())  # noqa: SIM118 (no mapping)
             absent = sorted(files.keys() - self._homes.keys())
             if absent:
                 raise CheckpointError(f"{INDEX_FILE} names tensors that their files do not hold: {_shown(absent)}")
@@ -81,6 +83,32 @@ class Checkpoint:
         self._open_files.close()
         self._homes.clear()
 
+    @contextmanager
+    def survey(self) -> Iterator[None]:
+        """Within, pulls check names and shapes and claim them, but read nothing: tensors come on the meta device.
+
+        So a model that does not fit its checkpoint is known at once, not after reading most of it.
+        """
+        self._is_survey = True
+        try:
+            yield
+        finally:
+            self._is_survey = False
+
+    def rename(self, prefixes: Mapping[str, str]) -> None:
+        """Know names that begin with a key of `prefixes` by its value instead. The first prefix that fits counts."""
+        for name in list(self._homes):
+            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+            if prefix is not None:
+                new_name = prefixes[prefix] + name.removeprefix(prefix)
+                if new_name in self._homes:
+                    raise CheckpointError(f"tensor {name!r} is to be known as {new_name!r}, but that is there as well")
+                self._homes[new_name] = self._homes.pop(name)
+
+    def transpose(self, patterns: Sequence[str]) -> None:
+        """Declare linears (glob patterns of their names) that are stored as [in, out]."""
+        self._transposed = tuple(f"{pattern}.weight" for pattern in patterns)
+
     def tie(self, tied: Mapping[str, str]) -> None:
         """Declare aliases: a name that may be absent, or be there as a copy -> the name that stands for it."""
         self._tied.update(tied)
@@ -104,11 +132,19 @@ class Checkpoint:
         cols: Part = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
+        is_transposed = any(fnmatchcase(name, pattern) for pattern in self._transposed)
+        if is_transposed:
+            shape, rows, cols = shape[::-1], cols, rows
         whole = self._slice(name, shape, FLOATS if dtype is None else (STORED[dtype],))
+        if self._is_survey:
+            sizes = [end - start for start, end in (rows or (0, shape[0]), *([cols] if cols else []))]
+            part = torch.empty(*sizes, *shape[len(sizes) :], dtype=dtype or self._dtype, device="meta")
+            return part.T if is_transposed else part
         row_slice = slice(*(rows or (0, shape[0])))
         part = whole[row_slice] if cols is None else whole[row_slice, slice(*cols)]
         if self._on_progress is not None:
             self._on_progress(part.numel() * part.element_size())
+        part = part.T if is_transposed else part
         return part.to(device=self._device, dtype=dtype or self._dtype).contiguous()
 
     def finish(self, ignored: Mapping[str, str]) -> None:
@@ -127,7 +163,8 @@ class Checkpoint:
         if home_name not in self._homes:
             raise TensorMissing(f"the checkpoint has no tensor {name!r}, which config.json asks for")
         self._claimed.update((name, home_name))
-        whole = self._homes[home_name].get_slice(home_name)
+        file, stored_name = self._homes[home_name]
+        whole = file.get_slice(stored_name)
         if tuple(whole.get_shape()) != shape:
             raise CheckpointError(f"tensor {home_name!r} has shape {tuple(whole.get_shape())}, but config.json makes it {shape}")
         if whole.get_dtype() not in stored:

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.activation import activation
+from actorllm.layers.batch import GivenEmbeddings
 from actorllm.layers.embedding import Embedding, Head
-from actorllm.layers.linear import ColumnLinear, GateUpLinear, HeadSplit, QKVLinear, RowLinear
+from actorllm.layers.linear import ColumnLinear, GateUpLinear, HeadSplit, PackedQKVLinear, QKVLinear, RowLinear
 from actorllm.layers.mlp import GatedMLP
 from actorllm.layers.norm import RMSNorm
 from actorllm.layers.shard import Shard
@@ -89,6 +90,35 @@ def test_qkv_gives_each_rank_its_heads(num_kv_heads, num_ranks):
         for got, name in ((k, "attn.k_proj"), (v, "attn.v_proj")):
             expected = whole(name, num_kv_heads * dim, 12, bias=True).view(4, num_kv_heads, dim)
             torch.testing.assert_close(got, expected[:, slice(*split.kv_heads)])
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "num_ranks"), [(4, 4, 1), (6, 2, 1), (6, 2, 2), (4, 4, 3)])
+def test_packed_qkv_is_cut_between_groups(num_heads, num_kv_heads, num_ranks):
+    dim, group = 2, num_heads // num_kv_heads
+    packed = whole("attn.qkv", num_kv_heads * (group + 2) * dim, 12, bias=True).view(4, num_kv_heads, group + 2, dim)
+    for rank in range(num_ranks):
+        shard = Shard(rank, num_ranks)
+        split = HeadSplit.of(num_heads, num_kv_heads, dim, shard=shard)
+        q, k, v = loaded(PackedQKVLinear("qkv", 12, split, shard=shard, bias=True), "attn.qkv.").qkv(X)
+        own = packed[:, slice(*split.kv_heads)]
+        torch.testing.assert_close(q, own[:, :, :group].reshape(4, -1, dim))
+        torch.testing.assert_close(k, own[:, :, group])
+        torch.testing.assert_close(v, own[:, :, group + 1])
+
+
+def test_packed_heads_cannot_be_shared_by_ranks():
+    shard = Shard(0, 2)
+    with pytest.raises(UnsupportedConfig, match="tensor-parallel"):
+        PackedQKVLinear("qkv", 12, HeadSplit.of(4, 1, 2, shard=shard), shard=shard)
+
+
+def test_given_embeddings_stand_in_place_of_ids():
+    embedding = loaded(Embedding(11, 12), "embed.")
+    ids = torch.tensor([5, 6, 7, 8])
+    given = [GivenEmbeddings(1, torch.full((2, 12), 0.25))]
+    got, plain = embedding(ids, given), embedding(ids)
+    assert torch.equal(got[[0, 3]], plain[[0, 3]])
+    assert (got[1:3] == 0.25).all()
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])

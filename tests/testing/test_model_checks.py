@@ -5,10 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from actorllm_llama.llama import LlamaConfig, LlamaForCausalLM
-from actorllm_llama.mistral import MistralForCausalLM
-from actorllm_llama.qwen2 import Qwen2ForCausalLM
-from actorllm_llama.qwen3 import Qwen3ForCausalLM
 from torch import Tensor, nn
 
 from actorllm.layers.batch import Batch
@@ -16,6 +12,10 @@ from actorllm.layers.rotary import RotaryTables
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
 from actorllm.testing.model_checks import ModelCase, model_checks, run_checks
+from actorllm_llama.llama import LlamaConfig, LlamaForCausalLM
+from actorllm_llama.mistral import MistralForCausalLM
+from actorllm_llama.qwen2 import Qwen2ForCausalLM
+from actorllm_llama.qwen3 import Qwen3ForCausalLM
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -206,3 +206,28 @@ def test_pickles_are_refused_by_name(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
         Checkpoint.open(tmp_path)
+
+
+def test_renamed_prefixes(tmp_path):
+    save_single(tmp_path, {"text.a.weight": TENSORS["a.weight"], "b.weight": TENSORS["b.weight"]})
+    with Checkpoint.open(tmp_path) as checkpoint:
+        checkpoint.rename({"text.": "model."})
+        assert torch.equal(checkpoint.tensor("model.a.weight", (6, 4)), TENSORS["a.weight"])
+        assert not checkpoint.has("text.a.weight")
+        with pytest.raises(TensorLeftOver, match=r"1 tensors.*b\.weight"):
+            checkpoint.finish({})
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    save_single(tmp_path, {"text.a": torch.ones(1), "a": torch.zeros(1)})
+    with Checkpoint.open(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=r"'text\.a'.*'a'"):
+        checkpoint.rename({"text.": ""})
+
+
+def test_linears_stored_the_other_way_round(tmp_path):
+    save_single(tmp_path, {"fc.weight": TENSORS["a.weight"].T.contiguous(), "b.weight": TENSORS["b.weight"]})
+    with Checkpoint.open(tmp_path) as checkpoint:
+        checkpoint.transpose(["*fc"])
+        part = checkpoint.linear("fc", (6, 4), rows=(1, 5), cols=(2, 4))
+        torch.testing.assert_close(part(torch.eye(2)).T, TENSORS["a.weight"][1:5, 2:4])
+        assert torch.equal(checkpoint.tensor("b.weight", (2, 4)), TENSORS["b.weight"])

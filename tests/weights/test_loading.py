@@ -76,6 +76,23 @@ def test_left_over_tensors_are_named(tmp_path, tensors):
         load(tmp_path, tensors)
 
 
+def test_nothing_is_read_of_a_checkpoint_that_does_not_fit(tmp_path, tensors):
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    read: list[int] = []
+    with Checkpoint.open(tmp_path, on_progress=read.append) as checkpoint, pytest.raises(TensorMissing):
+        load_weights(new_model(), checkpoint)
+    assert read == []
+
+
+def test_every_byte_is_read_once(tmp_path, tensors):
+    save_file(tensors, tmp_path / "model.safetensors")
+    read: list[int] = []
+    with Checkpoint.open(tmp_path, on_progress=read.append) as checkpoint:
+        load_weights(new_model(), checkpoint)
+    assert sum(read) == sum(tensor.nbytes for tensor in tensors.values())
+
+
 def test_ignored_tensors_may_be_there(tmp_path, tensors):
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
     load(tmp_path, tensors)

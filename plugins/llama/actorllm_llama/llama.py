@@ -86,7 +86,7 @@ class LlamaForCausalLM(CausalLM):
         return self.config.rotary.tables(batch.positions_T, self.model.norm.weight.dtype)
 
     def embed(self, batch: Batch) -> Tensor:
-        return self.model.embed_tokens(batch.token_ids_T)
+        return self.model.embed_tokens(batch.token_ids_T, batch.given)
 
     def layer(self, index: int) -> nn.Module:
         return self.model.layers[index]
