@@ -16,7 +16,7 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Self
 
-from actorllm.errors import ActorLLMError, EngineError, EngineFailed, EngineStopped, InvalidRequest
+from actorllm.errors import ActorLLMError, EngineError, EngineFailed, EngineStopped, InvalidRequest, RequestFailed
 from actorllm.house import House
 from actorllm.messages import (
     Abort,
@@ -153,7 +153,7 @@ class Engine:
         except (ActorCrashed, ActorStopped) as error:
             self._abort(request_id)
             self._streams.drop(request_id, "error")
-            raise self._failure or EngineFailed("an actor failed while it took this request; send it again") from error
+            raise self._failure or RequestFailed("an actor failed while it took this request; send it again") from error
         except ContractViolation as error:
             self._streams.drop(request_id, "error")
             raise InvalidRequest("the request cannot be read: every number in it must fit 64 bits") from error
@@ -236,12 +236,13 @@ class Engine:
         """The task in which all actors live."""
         try:
             await self._house.run(ready)
-        except EngineError as error:
-            self._failure = error
-            self._streams.fail_all(error)
-            self._failed.set()
+        except Exception as error:  # boundary: whatever ends the actors must end every stream
             if not ready.is_set():
                 raise
+            failure = error if isinstance(error, EngineError) else EngineFailed(f"{type(error).__name__}: {error}")
+            self._failure = failure
+            self._streams.fail_all(failure)
+            self._failed.set()
 
     async def _stop(self) -> None:
         if self._running is None:

@@ -13,7 +13,8 @@ GROUPS = tuple(
 
 
 def qkv(num_tokens: int):
-    return torch.randn(num_tokens, 4, 8), torch.randn(num_tokens, 2, 8), torch.randn(num_tokens, 2, 8)
+    generator = torch.Generator().manual_seed(num_tokens)
+    return torch.randn(num_tokens, 8, 8, generator=generator).split((4, 2, 2), dim=1)
 
 
 def test_writes_the_slots_of_its_group_and_layer():

@@ -16,7 +16,7 @@ from actorllm.testing.tiny import on_thread_ranks
 from actorllm.weights.random import RandomWeights
 
 WEIGHTS = RandomWeights(3, std=0.5)
-X = torch.randn(4, 12)
+X = torch.randn(4, 12, generator=torch.Generator().manual_seed(5))
 
 
 class Reads:

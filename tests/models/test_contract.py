@@ -77,12 +77,9 @@ class PendingLM(CausalLM):
 
 
 def test_a_state_of_several_tensors_and_declared_quirks(tmp_path):
-    tensors = {
-        "tokens.weight": torch.randn(6, 4),
-        "old.blocks.0.fc.weight": torch.randn(4, 4),
-        "old.blocks.1.fc.weight": torch.randn(4, 4),
-        "lm_head.weight": torch.randn(6, 4),
-    }
+    generator = torch.Generator().manual_seed(0)
+    names = ("tokens.weight", "old.blocks.0.fc.weight", "old.blocks.1.fc.weight", "lm_head.weight")
+    tensors = {name: torch.randn(4 if "fc" in name else 6, 4, generator=generator) for name in names}
     save_file(tensors, tmp_path / "model.safetensors")
     model = PendingLM()
     with Checkpoint.open(tmp_path) as checkpoint:

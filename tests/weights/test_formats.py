@@ -14,7 +14,7 @@ from actorllm.weights.formats import DenseWeight, PlainFormat, TensorReader
 from actorllm.weights.random import RandomWeights
 from actorllm.weights.source import JoinedWeight, LinearWeight, join_weights
 
-X = torch.randn(5, 8)
+X = torch.randn(5, 8, generator=torch.Generator().manual_seed(5))
 
 
 class Int8Weight(LinearWeight):
@@ -50,7 +50,7 @@ def pair(tmp_path):
     coded = dict(plain)
     for name, rows in (("mlp.gate_proj", 6), ("attn.q_proj", 8), ("attn.k_proj", 4), ("attn.v_proj", 4), ("attn.o_proj", 5)):
         codes = torch.randint(-127, 128, (rows, 8), generator=generator, dtype=torch.int8)
-        scale = torch.rand(rows, 1, generator=generator)
+        scale = torch.rand(rows, 1, generator=generator) / 127
         coded |= {f"{name}.weight": codes, f"{name}.weight_scale": scale}
         plain[f"{name}.weight"] = codes * scale
     for folder, tensors in (("plain", plain), ("coded", coded)):
