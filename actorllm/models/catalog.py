@@ -10,9 +10,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
+from typing import TYPE_CHECKING
 
 from actorllm.errors import PluginAmbiguous, PluginBroken, PluginInvalid, PluginMissing, PluginOutdated
-from actorllm.models.contract import CONTRACT_VERSION, ENTRY_POINT_GROUP, CausalLM
+from actorllm.models import CONTRACT_VERSION, ENTRY_POINT_GROUP
+
+if TYPE_CHECKING:
+    from actorllm.models.contract import CausalLM
 
 _ANY_VERSION = re.compile(r"actorllm\.models\.v(\d+)")
 
@@ -66,8 +70,10 @@ class Catalog:
             )
         raise PluginMissing(self._missing_message(architecture))
 
-    def load(self, architecture: str) -> type[CausalLM]:
+    def load(self, architecture: str) -> "type[CausalLM]":
         """The architecture's class. Raises one of the five `PluginError`s."""
+        from actorllm.models.contract import CausalLM  # imports torch, which listing does without
+
         plugin = self.find(architecture)
         try:
             model_class = plugin.entry_point.load()
@@ -99,6 +105,6 @@ def _identity(distribution: Distribution) -> tuple[str, str]:
         return "a distribution without metadata", "?"
 
 
-def find_model(architecture: str) -> type[CausalLM]:
+def find_model(architecture: str) -> "type[CausalLM]":
     """The class of an installed architecture. Raises one of the five `PluginError`s."""
     return Catalog.discover().load(architecture)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.batch import Batch
 from actorllm.layers.shard import Shard
+from actorllm.models import CONTRACT_VERSION, ENTRY_POINT_GROUP
 from actorllm.models.config import ConfigReader
 
 __all__ = [
@@ -32,9 +33,6 @@ __all__ = [
     "UnsupportedConfig",
     "window_groups",
 ]
-
-CONTRACT_VERSION = 1
-ENTRY_POINT_GROUP = f"actorllm.models.v{CONTRACT_VERSION}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actorllm.execution.forward import forward
 from actorllm.layers.batch import Batch, Span
-from actorllm.layers.collectives import ThreadRanks
+from actorllm.layers.collectives import Collectives, ThreadRanks
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CacheGroup, CausalLM
 
@@ -114,20 +114,23 @@ def logits_in_chunks(model: CausalLM, ids: Sequence[int], sizes: Iterable[int], 
     return torch.cat(parts)
 
 
-def on_thread_ranks(num_ranks: int, work: Callable[[Shard], T]) -> list[T]:
-    """`work(shard)` on each of `num_ranks` threads at once; the results in rank order. Raises the first failure."""
-    shards = [Shard(rank, num_ranks, ends) for rank, ends in enumerate(ThreadRanks.group(num_ranks, timeout=60.0))]
+def on_thread_ranks(num_ranks: int, work: Callable[[Shard], T], *, join: Callable[[int], Collectives] | None = None) -> list[T]:
+    """`work(shard)` on each of `num_ranks` threads at once; the results in rank order. Raises the first failure.
+
+    `join(rank)`, called on the rank's thread, gives other collectives than those in memory.
+    """
+    ends = ThreadRanks.group(num_ranks, timeout=60.0)
     results: dict[int, T] = {}
     errors: list[BaseException] = []
 
-    def run(shard: Shard) -> None:
+    def run(rank: int) -> None:
         try:
-            results[shard.rank] = work(shard)
+            results[rank] = work(Shard(rank, num_ranks, join(rank) if join else ends[rank]))
         except BaseException as error:  # boundary: device thread
             errors.append(error)
-            shard.collectives.abort()  # type: ignore[attr-defined]
+            ends[rank].abort()
 
-    threads = [threading.Thread(target=run, args=(shard,), daemon=True) for shard in shards]
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(num_ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,0 +1,193 @@
+"""`actorllm serve` as a process: what it says, how it stops, how it ends."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+LONG = {"prompt": "the", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+
+
+class Process:
+    """A running `actorllm` and what it has said so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.said = ""
+
+    async def says(self, pattern: str) -> re.Match[str]:
+        """Wait until it has said something that matches."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(60):
+            while not (found := re.search(pattern, self.said)):
+                line = await self.process.stderr.readline()
+                assert line, f"it ended without saying {pattern!r}: {self.said}"
+                self.said += line.decode()
+        return found
+
+    async def ends(self) -> int:
+        """Wait for the exit code."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(60):
+            self.said += (await self.process.stderr.read()).decode()
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def actorllm(*arguments: str, script: str = "") -> AsyncIterator[Process]:
+    """`actorllm ARGUMENTS`; `script` runs in the process before."""
+    code = f"import sys\n{script}\nfrom actorllm.cli.main import main\nsys.exit(main())"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, *arguments, stderr=asyncio.subprocess.PIPE)
+    try:
+        yield Process(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def address_of(process: Process) -> str:
+    return (await process.says(r"at (http://\S+)"))[1]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_lets_running_requests_finish_and_takes_no_new_ones(client: aiohttp.ClientSession, stop: signal.Signals) -> None:
+    async with actorllm("serve", "--port", "0", "--served-model-name", "mine", "yours") as process:
+        address = await address_of(process)
+        assert "echo model" in process.said
+        async with client.get(address + "/v1/models") as response:
+            assert [card["id"] for card in (await response.json())["data"]] == ["mine", "yours"]
+        async with client.post(address + "/v1/completions", json=LONG) as stream:
+            await stream.content.readany()
+            process.process.send_signal(stop)
+            await process.says("stopping")
+            async with client.post(address + "/v1/completions", json={"prompt": "a"}) as refused:
+                assert refused.status == 503
+                assert (await refused.json())["error"]["code"] == "EngineStopped"
+            async with client.get(address + "/health") as health:
+                assert health.status == 503
+            events = (await stream.text()).split("\n\n")
+        assert events[-2] == "data: [DONE]"
+        assert json.loads(events[-3].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert await process.ends() == 0
+        assert "Traceback" not in process.said
+        assert re.search(r"POST /v1/completions status=200 .*output_tokens=2000 .*finish=length", process.said)
+
+
+async def test_a_second_signal_stops_at_once(client: aiohttp.ClientSession) -> None:
+    async with actorllm("serve", "--port", "0", script="import os; os.environ['ACTORLLM_SERVER_DRAIN_TIMEOUT'] = '600'") as process:
+        address = await address_of(process)
+        streams = [await client.post(address + "/v1/completions", json={**LONG, "max_tokens": 4000}) for _ in range(16)]
+        process.process.terminate()
+        await process.says("stopping")
+        process.process.terminate()
+        assert await process.ends() == 0
+        assert "Traceback" not in process.said
+        texts = await asyncio.gather(*(stream.text() for stream in streams), return_exceptions=True)
+        assert not [text for text in texts if isinstance(text, str) and '"finish_reason":"length"' in text]
+
+
+async def test_an_engine_that_fails_ends_its_streams_and_the_process(client: aiohttp.ClientSession) -> None:
+    script = """
+from actorllm.errors import DeviceLost
+from actorllm.execution.devices import Devices
+run, steps = Devices.run, []
+def lose(self, step, deliver):
+    steps.append(step.number)
+    if len(steps) == 50:
+        return deliver(None, DeviceLost("the device is gone"))
+    run(self, step, deliver)
+Devices.run = lose
+"""
+    async with actorllm("serve", "--port", "0", script=script) as process:
+        address = await address_of(process)
+        async with asyncio.timeout(30), client.post(address + "/v1/completions", json=LONG) as stream:
+            events = (await stream.text()).split("\n\n")
+        assert json.loads(events[-3].removeprefix("data: "))["error"]["code"] == "DeviceLost"
+        assert events[-2] == "data: [DONE]"
+        assert await process.ends() == 1
+        assert "actorllm: error: the device is gone" in process.said
+
+
+async def test_a_port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        async with actorllm("serve", "--port", port) as process:
+            assert await process.ends() == 2
+    assert f"actorllm: error: cannot listen on 127.0.0.1 port {port}" in process.said
+    assert "Traceback" not in process.said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no-such-folder"], "no-such-folder"),
+        (["--config", "no-such-file.toml"], "no-such-file.toml"),
+        (["--threads", "0"], "threads"),
+        (["--context", "0"], "context"),
+        (["--max-waiting", "-1"], "max_waiting"),
+        (["--port", "70000"], "port"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(capsys, arguments: list[str], said: str) -> None:
+    from actorllm.cli.main import main
+
+    assert main(["serve", *arguments]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("actorllm: error: ") and said in last
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["serve", "--nothing"], ["serve", "--kv-memory", "much"], ["serve", "--dtype", "int3"]])
+def test_wrong_usage(capsys, arguments: list[str]) -> None:
+    from actorllm.cli.main import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_settings_file_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from actorllm.cli import serve
+    from actorllm.cli.main import main
+    from actorllm.settings import Settings
+
+    seen: list[Settings] = []
+
+    async def remember(settings: Settings) -> int:
+        seen.append(settings)
+        return 0
+
+    monkeypatch.setattr(serve, "serve", remember)
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: seen.append(seconds))
+    file = tmp_path / "settings.toml"
+    file.write_text("[scheduling]\ndepth = 2\nmax_waiting = 3\n")
+    assert main(["serve", "model", "--config", str(file), "--max-waiting", "5", "--kv-memory", "1.5GiB", "--served-model-name", "a", "b"]) == 0
+    interval, settings = seen
+    assert interval == serve.SWITCH_INTERVAL
+    assert (settings.scheduling.depth, settings.scheduling.max_waiting) == (2, 5)
+    assert settings.execution.kv_memory == 3 * 2**29
+    assert settings.model.path == "model" and settings.model.served_names == ("a", "b")
+
+
+async def test_listing_plugins_imports_no_torch() -> None:
+    script = "import atexit\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
+    async with actorllm("plugin", "list", script=script) as process:
+        assert await process.ends() == 0
+        assert process.said.strip() == "False"

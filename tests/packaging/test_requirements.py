@@ -1,0 +1,45 @@
+"""Versions and ranges of the four distributions fit each other and the pinned set-up."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import actorllm
+
+PROJECTS = ("pyproject.toml", "kernels/pyproject.toml", "plugins/llama/pyproject.toml", "plugins/echo/pyproject.toml")
+
+
+def pinned(path: Path) -> dict[str, str]:
+    """Name -> version of a requirements file, which must pin everything."""
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith(("#", "-r "))]
+    assert not [line for line in lines if not re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", line)]
+    requirements = [Requirement(line) for line in lines]
+    return {canonicalize_name(each.name): next(iter(each.specifier)).version for each in requirements}
+
+
+@pytest.fixture
+def projects(repository: Path) -> list[dict]:
+    return [tomllib.loads((repository / path).read_text())["project"] for path in PROJECTS]
+
+
+def test_the_versions_are_one(projects: list[dict]) -> None:
+    assert {project["version"] for project in projects} == {actorllm.__version__}
+    assert {project["requires-python"] for project in projects} == {">=3.11,<3.14"}
+
+
+def test_what_is_pinned_lies_in_the_ranges(repository: Path, projects: list[dict]) -> None:
+    versions = pinned(repository / "requirements.txt") | {canonicalize_name(project["name"]): project["version"] for project in projects}
+    for project in projects:
+        optional = [line for lines in project.get("optional-dependencies", {}).values() for line in lines]
+        for requirement in map(Requirement, project["dependencies"] + optional):
+            assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), f"{project['name']}: {requirement}"
+
+
+def test_the_development_set_up_is_pinned_too(repository: Path) -> None:
+    tools = pinned(repository / "requirements-dev.txt")
+    assert {"pytest", "ruff", "pyright", "import-linter", "transformers", "hypothesis", "openai"} <= set(tools)
+    assert not set(tools) & set(pinned(repository / "requirements.txt"))
