@@ -1,4 +1,4 @@
-"""A pytest plugin: a skipped test fails the run unless `skips.txt` lists it with a reason."""
+"""A pytest plugin: a skipped test fails the run unless `skips.txt` lists it with its reason."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,35 +11,43 @@ LIST = Path(__file__).with_name("skips.txt")
 def allowed_skips() -> list[tuple[str, str]]:
     """(node id pattern, reason) of the skips that are expected somewhere."""
     lines = (line.strip() for line in LIST.read_text().splitlines())
-    pairs = (line.split("|") for line in lines if line and not line.startswith("#"))
+    pairs = (line.split("|", 1) for line in lines if line and not line.startswith("#"))
     return [(pattern.strip(), reason.strip()) for pattern, reason in pairs]
 
 
-def reason_of(report: pytest.TestReport) -> str:
+def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
     """The words that the test gave for skipping."""
     words = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return words.removeprefix("Skipped: ")
 
 
 class SkipGate:
+    """Notes the skips of one run that nobody allowed."""
+
     def __init__(self) -> None:
         self._allowed = allowed_skips()
         self._unlisted: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.skipped and not self._is_allowed(report):
-            self._unlisted.append(report.nodeid)
+        self._judge(report)
 
-    def _is_allowed(self, report: pytest.TestReport) -> bool:
-        return any(fnmatchcase(report.nodeid, pattern) and reason == reason_of(report) for pattern, reason in self._allowed)
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._judge(report)  # a module that skips itself runs no test that could be reported
+
+    def _judge(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if not report.skipped:
+            return
+        reason = reason_of(report)
+        if not any(fnmatchcase(report.nodeid, pattern) and reason == allowed for pattern, allowed in self._allowed):
+            self._unlisted.append(f"{report.nodeid} | {reason}")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self._unlisted and session.exitstatus == pytest.ExitCode.OK:
+        if self._unlisted and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for nodeid in self._unlisted:
-            terminalreporter.line(f"SKIP NOT LISTED in tests/skips.txt: {nodeid}")
+        for line in self._unlisted:
+            terminalreporter.line(f"SKIP NOT LISTED in tests/skips.txt: {line}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -59,6 +59,11 @@ class Generation:
 
     async def events(self) -> AsyncGenerator[Batch, None]:
         """Batches as they come; raises nothing for failures, they are in the events."""
+        if len(self.streams) == 1:
+            async for events in self.streams[0]:
+                self._measure(events)
+                yield [(event.choice, event) for event in events]
+            return
         async with aclosing(_merged(self.streams)) as merged:
             async for number, events in merged:
                 self._measure(events)
@@ -107,10 +112,6 @@ class Generation:
 
 async def _merged(streams: Sequence[RequestStream]) -> AsyncGenerator[tuple[int, list[TokenEvent]], None]:
     """(stream's number, its next events), whichever stream has some."""
-    if len(streams) == 1:
-        async for events in streams[0]:
-            yield 0, events
-        return
     waiting = {asyncio.ensure_future(anext(stream)): number for number, stream in enumerate(streams)}
     try:
         while waiting:

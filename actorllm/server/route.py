@@ -127,7 +127,8 @@ class GenerationRoute(ABC, Generic[B]):
                     opening = self.opening(generation, number, body)
                     chunks += [] if opening is None else [self._chunk(frame, opening, generation, body)]
                 chunks.append(self._chunk(frame, self.delta(generation, number, token, body), generation, body))
-            await response.write(b"".join(chunks))
+            if chunks:
+                await response.write(b"".join(chunks))
             _raise_failure(batch)
             batch = await anext(batches, None)
         if body.wants_usage:

@@ -22,12 +22,22 @@ class SourceFile:
         return [node for node in ast.walk(self.tree) if isinstance(node, kinds)]
 
 
-@pytest.fixture(scope="session")
-def sources(repository: Path) -> list[SourceFile]:
-    """Every Python file of the project, tests excluded."""
+def parsed(repository: Path, *folders: str) -> list[SourceFile]:
     files = []
-    for folder in SOURCES:
+    for folder in folders:
         for path in sorted((repository / folder).rglob("*.py")):
             text = path.read_text()
             files.append(SourceFile(path, str(path.relative_to(repository)), text, ast.parse(text)))
     return files
+
+
+@pytest.fixture(scope="session")
+def sources(repository: Path) -> list[SourceFile]:
+    """Every Python file of the project, tests excluded."""
+    return parsed(repository, *SOURCES)
+
+
+@pytest.fixture(scope="session")
+def sources_and_tests(repository: Path, sources: list[SourceFile]) -> list[SourceFile]:
+    """Every Python file of the project."""
+    return [*sources, *parsed(repository, "tests")]

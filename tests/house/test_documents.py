@@ -13,22 +13,36 @@ TOP_FOLDERS = {"actorllm", "kernels", "plugins", "tests", "examples"}
 
 
 def test_top_level(repository: Path) -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=repository, capture_output=True, text=True, check=True).stdout.split()
-    folders = {name.split("/")[0] for name in tracked if "/" in name}
-    assert folders == TOP_FOLDERS | {".ci"}
+    if (repository / ".git").exists():
+        listed = subprocess.run(["git", "ls-files"], cwd=repository, capture_output=True, text=True, check=True).stdout.split()
+        folders = {name.split("/")[0] for name in listed if "/" in name}
+    else:
+        folders = {path.name for path in repository.iterdir() if path.is_dir()}
+    assert {name for name in folders if not name.startswith(".")} == TOP_FOLDERS
+
+
+def drawn_tree(text: str) -> dict[str, set[str]]:
+    """Top-level folder -> the names that README's annotated tree gives below it."""
+    found = re.search(r"```\n(actorllm/\n.*?)```", text, re.DOTALL)
+    assert found, "README.md has no annotated tree"
+    tree, folder = {}, ""
+    for line in found[1].splitlines():
+        name = line.split()[0].rstrip("/")
+        if line.startswith(" "):
+            tree[folder].add(name)
+        else:
+            folder = name
+            tree[folder] = set()
+    return tree
 
 
 def test_the_readme_tree_is_the_real_tree(repository: Path) -> None:
-    text = (repository / "README.md").read_text()
-    tree = re.search(r"```\nactorllm/\n(.*?)```", text, re.DOTALL)
-    assert tree, "README.md has no annotated tree"
-    named = set(re.findall(r"^  ([\w.]+?)/? ", tree[1], re.MULTILINE))
-    real = {
-        path.name
-        for path in (repository / "actorllm").iterdir()
-        if not path.name.startswith("__") and path.suffix in ("", ".py")
-    }
-    assert named == real
+    tree = drawn_tree((repository / "README.md").read_text())
+    assert set(tree) == TOP_FOLDERS
+    real = {path.name for path in (repository / "actorllm").iterdir() if path.suffix in ("", ".py") and not path.name.startswith("__")}
+    assert tree["actorllm"] == real
+    assert tree["plugins"] == {path.parent.name for path in (repository / "plugins").glob("*/pyproject.toml")}
+    assert not [name for folder, names in tree.items() for name in names if not (repository / folder / name).exists()]
 
 
 def test_the_readme_names_every_flag_of_serve(repository: Path) -> None:
@@ -51,15 +65,27 @@ def test_architecture_has_one_line_per_module(repository: Path) -> None:
     assert not [name for name in named if name not in modules]
 
 
+def drawn_errors() -> list[tuple[str, str | None, int | None]]:
+    """(name, parent, status) of every line of the tree in errors.py's docstring."""
+    drawn, parents = [], {}
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"([\s│├└─]*)([A-Z]\w+)(?: +(\d{3})\b)?(?: {2,}\S|$)", line)
+        if found and line.startswith("    "):
+            depth = len(found[1]) // 4
+            parents[depth] = found[2]
+            drawn.append((found[2], parents.get(depth - 1), int(found[3]) if found[3] else None))
+    return drawn
+
+
 def test_the_error_tree_is_drawn_as_it_is() -> None:
-    drawn = re.findall(r"(\w+)\s+(\d{3})?\s*(?:  |$)", errors.__doc__ or "", re.MULTILINE)
-    classes = {name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.ActorLLMError)}
-    lines = [line for line in (errors.__doc__ or "").splitlines() if re.search(r"(├──|└──|^ {4}ActorLLMError)", line)]
-    names = {re.search(r"([A-Z]\w+)", line)[1]: line for line in lines}  # type: ignore[index]
-    assert set(names) == set(classes), drawn
-    for name, line in names.items():
-        status = re.search(r"\b(\d{3})\b", line)
-        assert status is None or int(status[1]) == classes[name].status, line
+    real = {name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.ActorLLMError)}
+    drawn = drawn_errors()
+    assert sorted(name for name, _, _ in drawn) == sorted(real)
+    for name, parent, status in drawn:
+        assert parent is None or real[parent] in real[name].__bases__, f"{name} is drawn under {parent}"
+        assert status is None or status == real[name].status, f"{name} is drawn with {status}"
+    leaves = {name for name, value in real.items() if not value.__subclasses__()}
+    assert not [name for name, _, status in drawn if name in leaves and status is None], "an error without its status"
 
 
 def test_the_changelog_is_kept(repository: Path) -> None:

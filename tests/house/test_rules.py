@@ -4,10 +4,41 @@ import ast
 import re
 
 FILE_LINES, FUNCTION_LINES, CLASS_LINES, PARAMETERS = 400, 60, 250, 7
-POSITIONAL = 5
+FEW, POSITIONAL = 3, 2  # a function with more than a few parameters takes all after the first two by keyword
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "manager"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "torch.load", "torch.save"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
+MUTABLE = ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp | ast.SetComp
+MUTABLE_TYPES = {"list", "dict", "set", "bytearray", "deque", "defaultdict", "OrderedDict", "Counter", "WeakKeyDictionary", "count"}
+MUTATORS = {"append", "add", "extend", "insert", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear", "sort"}
+
+# Calls whose order the field or another library has fixed, and calls from before the rule. No new ones.
+FIXED_ORDER = {
+    "actorllm/layers/attention.py forward",  # q, k, v, as everybody writes it
+    "actorllm/tokenizer/template_worker.py to_json",  # the filter that templates call
+}
+NOT_YET_BY_KEYWORD = {
+    "actorllm/actors/tokenize.py __init__",
+    "actorllm/engine.py _generate_message",
+    "actorllm/house.py _start",
+    "actorllm/layers/linear.py __init__",
+    "actorllm/layers/linear.py of",
+    "actorllm/layers/process_group.py gloo",
+    "actorllm/messages.py _check_range",
+    "actorllm/server/chat_completions.py delta",
+    "actorllm/server/chat_completions.py whole",
+    "actorllm/server/completions.py _choice",
+    "actorllm/server/completions.py delta",
+    "actorllm/server/completions.py whole",
+    "actorllm/server/route.py _chunk",
+    "actorllm/server/route.py _write_events",
+    "actorllm/server/route.py delta",
+    "actorllm/server/route.py whole",
+    "actorllm/testing/tiny.py logits_in_chunks",
+    "actorllm/tokenizer/chat_template.py encode_chat",
+    "actorllm/weights/formats.py linear",
+    "plugins/llama/actorllm_llama/llama.py __init__",
+}
 
 
 def length(node: ast.AST) -> int:
@@ -18,9 +49,15 @@ def functions(source) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     return source.nodes(ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def test_sizes(sources) -> None:
-    offenders = [f"{source.name}: {len(source.text.splitlines())} lines" for source in sources if len(source.text.splitlines()) > FILE_LINES]
-    for source in sources:
+def positional_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    return [parameter.arg for parameter in (*node.args.posonlyargs, *node.args.args) if parameter.arg not in ("self", "cls")]
+
+
+def test_sizes(sources_and_tests) -> None:
+    offenders = []
+    for source in sources_and_tests:
+        num_lines = len(source.text.splitlines())
+        offenders += [f"{source.name}: {num_lines} lines"] * (num_lines > FILE_LINES)
         offenders += [f"{source.name}:{node.lineno} {node.name}: {length(node)}" for node in functions(source) if length(node) > FUNCTION_LINES]
         offenders += [
             f"{source.name}:{node.lineno} {node.name}: {length(node)}" for node in source.nodes(ast.ClassDef) if length(node) > CLASS_LINES
@@ -28,33 +65,72 @@ def test_sizes(sources) -> None:
     assert not offenders
 
 
-def test_parameters(sources) -> None:
+def test_at_most_seven_parameters(sources) -> None:
     offenders = []
     for source in sources:
-        if source.name.startswith("kernels/"):
-            continue
         for node in functions(source):
-            positional = [name for name in (*node.args.posonlyargs, *node.args.args) if name.arg not in ("self", "cls")]
-            count = len(positional) + len(node.args.kwonlyargs)
-            if count > PARAMETERS or len(positional) > POSITIONAL:
-                offenders.append(f"{source.name}:{node.lineno} {node.name}: {count} parameters, {len(positional)} positional")
+            count = len(positional_parameters(node)) + len(node.args.kwonlyargs)
+            if count > PARAMETERS and not source.name.startswith("kernels/"):
+                offenders.append(f"{source.name}:{node.lineno} {node.name}: {count} parameters")
     assert not offenders
 
 
-def test_file_names(sources) -> None:
-    assert not [source.name for source in sources if source.path.stem.lower() in FORBIDDEN_NAMES]
+def test_parameters_after_the_first_two_are_keywords(sources) -> None:
+    found = {}
+    for source in sources:
+        for node in functions(source):
+            positional = positional_parameters(node)
+            is_many = len(positional) + len(node.args.kwonlyargs) > FEW and len(positional) > POSITIONAL
+            if is_many and not source.name.startswith("kernels/"):
+                found[f"{source.name} {node.name}"] = f"{source.name}:{node.lineno} {node.name}({', '.join(positional)})"
+    assert not [text for name, text in found.items() if name not in FIXED_ORDER | NOT_YET_BY_KEYWORD]
+    assert not [name for name in FIXED_ORDER | NOT_YET_BY_KEYWORD if name not in found], "keeps the rule now: take it off the list"
+
+
+def test_names(sources_and_tests) -> None:
+    assert not [source.name for source in sources_and_tests if source.path.stem.lower() in FORBIDDEN_NAMES]
+    assert not [f"{source.name} {node.name}" for source in sources_and_tests for node in source.nodes(ast.ClassDef) if "Mixin" in node.name]
+
+
+def module_values(source) -> list[tuple[str, ast.expr]]:
+    """What a module assigns at its top level: (name, value)."""
+    values = []
+    for node in source.tree.body:
+        if isinstance(node, ast.Assign):
+            values += [(ast.unparse(target), node.value) for target in node.targets]
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            values.append((ast.unparse(node.target), node.value))
+    return values
+
+
+def is_mutable(value: ast.expr) -> bool:
+    is_built = isinstance(value, ast.Call) and ast.unparse(value.func).split(".")[-1] in MUTABLE_TYPES
+    return is_built or isinstance(value, MUTABLE)
+
+
+def changed_names(source) -> set[str]:
+    """Names of which an item is assigned or deleted, which are added to, or on which a mutator is called."""
+    names = set()
+    for node in source.nodes(ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Delete, ast.Call):
+        if isinstance(node, ast.Call):
+            changed = [node.func.value] if isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS else []
+        else:
+            targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else [node.target]
+            changed = [target.value for target in targets if isinstance(target, ast.Subscript)]
+            changed += [node.target] if isinstance(node, ast.AugAssign) else []
+        names |= {ast.unparse(each) for each in changed}
+    return names
 
 
 def test_no_global_state(sources) -> None:
-    offenders = [f"{source.name}:{node.lineno}" for source in sources for node in source.nodes(ast.Global)]
+    offenders = [f"{source.name}:{node.lineno} global" for source in sources for node in source.nodes(ast.Global)]
     for source in sources:
-        for node in source.tree.body:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-            for target in targets:
-                value = node.value  # type: ignore[union-attr]
-                is_constant = isinstance(target, ast.Name) and (target.id.isupper() or target.id.startswith("__"))
-                if isinstance(value, ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp) and not is_constant:
-                    offenders.append(f"{source.name}:{node.lineno}")
+        changed = changed_names(source)
+        for name, value in module_values(source):
+            is_constant = (name.isupper() and name not in changed) or name == "__all__"
+            is_counter = isinstance(value, ast.Call) and ast.unparse(value.func).split(".")[-1] == "count"
+            if is_mutable(value) and (is_counter or not is_constant):
+                offenders.append(f"{source.name}:{value.lineno} {name}")
     assert not offenders
 
 
@@ -68,6 +144,10 @@ def test_broad_excepts_are_marked_boundaries(sources) -> None:
             reraises = bool(node.body) and isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
             if is_broad and not reraises and "# boundary:" not in lines[node.lineno - 1]:
                 offenders.append(f"{source.name}:{node.lineno}")
+        for node in source.nodes(ast.Call):
+            swallows = ast.unparse(node.func).split(".")[-1] == "suppress" and {"Exception", "BaseException"} & set(map(ast.unparse, node.args))
+            if swallows and "# boundary:" not in lines[node.lineno - 1]:
+                offenders.append(f"{source.name}:{node.lineno} suppress")
     assert not offenders
 
 
@@ -79,15 +159,15 @@ def test_no_pickle_and_no_eval(sources) -> None:
             offenders += [f"{source.name}:{node.lineno} {name}" for name in modules if name.split(".")[0] in FORBIDDEN_MODULES]
         for node in source.nodes(ast.Call):
             name = ast.unparse(node.func)
-            if name in FORBIDDEN_CALLS or name in ("torch.load", "torch.save"):
+            if name in FORBIDDEN_CALLS:
                 offenders.append(f"{source.name}:{node.lineno} {name}")
         if "trust_remote_code" in source.text:
             offenders.append(f"{source.name}: trust_remote_code")
     assert not offenders
 
 
-def test_every_module_says_what_it_does(sources) -> None:
-    assert not [source.name for source in sources if source.text.strip() and not ast.get_docstring(source.tree)]
+def test_every_module_says_what_it_does(sources_and_tests) -> None:
+    assert not [source.name for source in sources_and_tests if source.text.strip() and not ast.get_docstring(source.tree)]
 
 
 def test_nothing_is_left_to_do(sources) -> None:

@@ -72,7 +72,7 @@ class FakeEngine:
             num_ended={},
             num_running=0,
             num_waiting=0,
-            num_paused=0,
+            num_pauses=0,
             slots_in_use=(0,),
             num_slots=(64,),
             num_steps=0,

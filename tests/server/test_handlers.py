@@ -227,3 +227,21 @@ async def test_an_alias_is_served(fake: Fake) -> None:
     await params_of(fake, {"model": "alias"})
     async with fake.client.get(fake.address + "/v1/models") as response:
         assert [card["id"] for card in (await response.json())["data"]] == ["fake", "alias"]
+
+
+async def test_metrics_have_the_names_of_dashboards(fake: Fake) -> None:
+    names = [
+        "num_requests_running", "num_requests_waiting", "prompt_tokens_total", "generation_tokens_total", "request_success_total",
+        "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
+        "kv_cache_usage_perc", "loop_lag_seconds",
+    ]  # fmt: skip
+
+    async def read() -> str:
+        async with fake.client.get(fake.address + "/metrics") as response:
+            return await response.text()
+
+    async with asyncio.timeout(10):
+        while "actorllm_loop_lag_seconds_count 0.0" in (text := await read()):  # noqa: ASYNC110 (a timer measures it)
+            await asyncio.sleep(0.01)
+    for name in names:
+        assert f"# HELP actorllm_{name}" in text and f"# TYPE actorllm_{name}" in text

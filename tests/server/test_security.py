@@ -114,6 +114,16 @@ async def test_headers_without_end(echo: Served) -> None:
     await assert_it_still_serves(echo)
 
 
+async def test_connections_that_never_finish_their_request(echo: Served) -> None:
+    port = int(echo.address.rsplit(":", 1)[1])
+    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
+    for _, writer in opened:
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: loc")
+    await assert_it_still_serves(echo)
+    for _, writer in opened:
+        writer.close()
+
+
 async def test_requests_that_two_servers_could_read_differently(echo: Served) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert b" 400 " in await raw(echo, head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
