@@ -46,4 +46,5 @@ imports: install-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -119,16 +119,22 @@ def load_settings(
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"settings: {error}") from error
+        raise SettingsError(f"a setting is wrong: {error}; change it in the file, the environment or the flag") from error
 
 
 def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        return tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text())
     except OSError as error:
-        raise SettingsError(f"cannot read the settings file {path.name}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(
+            f"cannot read the settings file {path.name} ({error.strerror}); give --config the path of a TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"the settings file {path.name} is not TOML: {error}") from error
+    for part, fields in values.items():
+        if not isinstance(fields, dict):
+            raise SettingsError(f"the settings file {path.name}: {part} must be a table, written as [{part}]")
+    return values
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -140,6 +146,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, str
             continue
         part, _, field = name.removeprefix("ACTORLLM_").lower().partition("_")
         if part not in parts or field not in parts[part].__struct_fields__:
-            raise SettingsError(f"the environment variable {name} names no setting")
+            raise SettingsError(
+                f"the environment variable {name} names no setting; unset it, or write ACTORLLM_<PART>_<FIELD> "
+                f"with a part of {', '.join(parts)}"
+            )
         found.setdefault(part, {})[field] = value
     return found

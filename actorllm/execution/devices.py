@@ -115,7 +115,7 @@ class Devices:
         self._break()
         error = DeviceHung(
             f"a step did not return within {seconds:g} seconds; restart the process, and raise "
-            "--step-timeout if steps may take longer on this machine"
+            "execution.step_timeout if steps may take longer on this machine"
         )
         self.fatal = self.fatal or error
         return error

@@ -108,12 +108,12 @@ def checked_device(settings: ExecutionSettings) -> torch.device:
     try:
         device = torch.device(settings.device)
     except RuntimeError:
-        raise SettingsError(f"--device {settings.device!r} names no device; use cpu or cuda") from None
+        raise SettingsError(f"the device {settings.device!r} does not exist; set execution.device to cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"--device {settings.device}: only cpu and cuda are served")
+        raise SettingsError(f"the device {settings.device} is not served; set execution.device to cpu or cuda")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise SettingsError(f"--device {settings.device}: torch sees no CUDA device here; use --device cpu")
+            raise SettingsError(f"torch sees no CUDA device here; set execution.device to cpu instead of {settings.device}")
         if settings.tensor_parallel > 1:
             raise SettingsError("tensor parallelism over GPUs is not built yet; use --tensor-parallel 1")
     if settings.tensor_parallel < 1:

@@ -16,6 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import actorllm  # noqa: F401 - before torch: it bounds how long libgomp's threads spin
+
+# isort: split
 import torch
 import transformers
 from tokenizers import Tokenizer, models

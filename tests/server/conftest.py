@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -31,10 +32,13 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(path: Path | None = None, **scheduling: int) -> AsyncIterator[Served]:
+async def serving(
+    path: Path | None = None, *, kv_slots: int = 4096, tensor_parallel: int = 1, **scheduling: Any
+) -> AsyncIterator[Served]:
+    """A server over a model folder; further keywords are scheduling settings."""
     settings = EngineSettings(
         model=ModelSettings(path=str(path) if path else None),
-        execution=ExecutionSettings(threads=1, kv_slots=4096),
+        execution=ExecutionSettings(threads=1, kv_slots=kv_slots, tensor_parallel=tensor_parallel),
         scheduling=SchedulingSettings(**scheduling),
     )
     async with Engine(settings) as engine:
