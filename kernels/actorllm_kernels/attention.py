@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-
 BLOCK_KEYS = 16384
 """Keys that are gathered from the pool at once: enough to be one operator for many rows, few enough to stay small."""
 
