@@ -44,6 +44,7 @@ from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generati
 FATAL = (DeviceLost, DeviceHung)
 MAILBOX = 64
 BUNDLED_MODEL = "actorllm_echo"
+BUNDLED_NAME = "echo"
 
 
 class House:
@@ -166,7 +167,7 @@ class House:
         self._loaded = loaded
         self._template = ChatTemplate.of(self.tokenizer)
         self.default_params = generation.params()
-        names = self._settings.model.served_names or (directory.resolve().name,)
+        names = self._settings.model.served_names or (directory.resolve().name if self._settings.model.path else BUNDLED_NAME,)
         self.info = ModelInfo(
             names=names,
             architecture=loaded.architecture,

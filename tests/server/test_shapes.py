@@ -104,16 +104,16 @@ async def test_usage_of_streams(echo: Served) -> None:
 
 async def test_openais_client_streams_completions_and_meets_our_errors(echo: Served) -> None:
     async with openai.AsyncOpenAI(base_url=echo.address + "/v1", api_key="none", max_retries=0) as client:
-        stream = await client.completions.create(model="checkpoint", prompt="the", max_tokens=4, temperature=0, stream=True)
+        stream = await client.completions.create(model="echo", prompt="the", max_tokens=4, temperature=0, stream=True)
         text = "".join([chunk.choices[0].text async for chunk in stream])
-        whole = await client.completions.create(model="checkpoint", prompt="the", max_tokens=4, temperature=0)
+        whole = await client.completions.create(model="echo", prompt="the", max_tokens=4, temperature=0)
         assert text == whole.choices[0].text
-        assert [model.id async for model in client.models.list()] == ["checkpoint"]
+        assert [model.id async for model in client.models.list()] == ["echo"]
         with pytest.raises(openai.NotFoundError):
             await client.completions.create(model="other", prompt="the")
         with pytest.raises(openai.BadRequestError) as refused:
             await client.chat.completions.create(
-                model="checkpoint", messages=[{"role": "user", "content": "a"}], tools=[{"type": "function", "function": {"name": "f"}}]
+                model="echo", messages=[{"role": "user", "content": "a"}], tools=[{"type": "function", "function": {"name": "f"}}]
             )
         assert refused.value.param == "tools"
 
