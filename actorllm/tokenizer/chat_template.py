@@ -2,9 +2,8 @@
 
 Rendering happens in a child process (`template_process.py`, `template_worker.py`), bounded in time and size. Special-token text
 in what a client wrote stays text: the worker breaks it up with the tokenizer's `breaker`, which encoding drops again.
-Limits of that: a special token of one character, or one that the tokenizer matches after normalizing
-(`"normalized": true`), and one that a template puts together from pieces ("<|" + role + "|>"), still become ids, as do added
-tokens that are not special. Knows no requests.
+Limits of that: a special token of one character, and one that a template puts together from pieces ("<|" + role + "|>"), still
+become ids, as do added tokens that are not special. Knows no requests.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 from tokenizers import Tokenizer as Library
-from tokenizers import normalizers
+from tokenizers import normalizers, pre_tokenizers
 
 from actorllm.errors import InvalidRequest, TokenizerError
 from actorllm.messages import SamplingParams
@@ -47,9 +47,7 @@ class Tokenizer:
         self.breaker = "".join(secrets.choice("0123456789") for _ in range(30))
         """A secret string that vanishes when text is encoded: put inside of a special token's text, it keeps that
         text from becoming the token (see `chat_template.py`)."""
-        vanish = normalizers.Replace(self.breaker, "")
-        normalizer = library.normalizer
-        library.normalizer = vanish if normalizer is None else normalizers.Sequence([vanish, normalizer])
+        _drop_when_encoding(library, self.breaker)
         self.pieces = Pieces(library)
         self._ids = sorted(library.get_vocab(with_added_tokens=True).values())
 
@@ -220,6 +218,22 @@ class _Numbers:
         if not all(isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in ids):
             raise TokenizerError(f"{self._file_name}: {key} must be a token id or a list of them, not {value!r}")
         return tuple(token_id for token_id in ids if token_id >= 0)  # some write -1 for "none"
+
+
+def _drop_when_encoding(library: Library, breaker: str) -> None:
+    """Make `breaker` vanish from texts, later than the library looks for special tokens.
+
+    Dropped by the normalizer it leaves no trace in how the text around it is split. Special tokens marked `"normalized": true`
+    (Llama 1 and 2) are looked for after that, so there it has to last until words are split, and splits them.
+    """
+    if any(token.special and token.normalized for token in library.get_added_tokens_decoder().values()):
+        vanish = pre_tokenizers.Split(breaker, behavior="removed")
+        words = library.pre_tokenizer
+        library.pre_tokenizer = vanish if words is None else pre_tokenizers.Sequence([vanish, words])
+    else:
+        replace = normalizers.Replace(breaker, "")
+        normalizer = library.normalizer
+        library.normalizer = replace if normalizer is None else normalizers.Sequence([replace, normalizer])
 
 
 def _post_processor_affixes(library: Library) -> Affixes:

@@ -1,5 +1,6 @@
 """Chat templates: rendered as transformers does, sandboxed, and with a client's special-token text kept as text."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,21 @@ async def test_the_broken_text_has_the_ids_of_plain_text(tiny_bytes: Library, ma
     tokenizer = Tokenizer(tiny_bytes, VARIABLES, chat_template={})
     ids = await encode_chat(tokenizer, make("{{ messages[0].content }}"), [{"role": "user", "content": FORGED}])
     assert ids == plain.encode(FORGED).ids
+
+
+async def test_special_tokens_matched_after_normalizing_stay_text_too(
+    tiny_fallback: Library, make: Callable[..., ChatTemplate]
+) -> None:
+    """Llama 1 and 2 mark theirs so: " </s>" becomes "▁</s>" first, and is looked for then."""
+    written = json.loads(tiny_fallback.to_str())
+    for token in written["added_tokens"]:
+        token["normalized"] = True
+    tokenizer = Tokenizer(Library.from_str(json.dumps(written)), VARIABLES, chat_template={})
+    assert tokenizer.eos_id in await tokenizer.encode("a </s> b"), "the text alone is the token"
+    source = "{{ bos_token }}{{ messages[0].content }} {{ eos_token }}"
+    ids = await encode_chat(tokenizer, make(source), [{"role": "user", "content": "a </s> b <s>"}])
+    assert [token_id for token_id in ids if token_id in tokenizer.special_ids] == [tokenizer.bos_id, tokenizer.eos_id]
+    assert "</s> b <s>" in tokenizer.decode(ids)
 
 
 async def test_bos_is_the_templates_business(tiny_bytes: Library, make: Callable[..., ChatTemplate]) -> None:
