@@ -1,7 +1,8 @@
 # `make serve` and `make test` work from a clean clone; everything lives in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := -e kernels -e plugins/llama -e plugins/echo -e .
+PROJECTS := kernels $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)) .
+PACKAGES := $(addprefix -e ,$(PROJECTS))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: install install-dev serve test parity bench lint types imports clean
@@ -15,7 +16,7 @@ install-dev: .venv/installed-dev
 		{ echo "ActorLLM needs Python 3.11 to 3.13: make PYTHON=python3.12 install"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed: requirements.txt pyproject.toml kernels/pyproject.toml plugins/llama/pyproject.toml plugins/echo/pyproject.toml | .venv/bin/python
+.venv/installed: requirements.txt $(addsuffix /pyproject.toml,$(PROJECTS)) | .venv/bin/python
 	$(PIP) install -r requirements.txt
 	$(PIP) install --quiet --no-deps --no-build-isolation $(PACKAGES)
 	@touch $@

@@ -30,7 +30,17 @@ def randomize(model: Any, seed: int) -> None:
         else:
             parameter.copy_(noise * 0.2 + ("norm" in name))
     ids = torch.randint(model.config.vocab_size, (32,), generator=generator).tolist()
-    model.model.norm.weight.mul_(LOGITS_STD / reference_logits(model, ids).std())
+    scale_logits(model, LOGITS_STD / reference_logits(model, ids).std().item())
+
+
+def scale_logits(model: Any, factor: float) -> None:
+    """Multiply the logits of a model by `factor` where they are a linear function of its last norm's output."""
+    norms = [module for name, module in model.named_modules() if ("norm" in name or "ln_f" in name) and hasattr(module, "weight")]
+    last = norms[-1]
+    offset = 1.0 if torch.equal(type(last)(last.weight.shape[0]).weight, torch.zeros_like(last.weight)) else 0.0  # 1 + weight
+    last.weight.copy_((last.weight + offset) * factor - offset)
+    if getattr(last, "bias", None) is not None:
+        last.bias.mul_(factor)
 
 
 @torch.inference_mode()

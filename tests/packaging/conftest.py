@@ -1,4 +1,4 @@
-"""The four distributions, built as wheels and installed into a fresh environment far from the checkout."""
+"""The distributions, built as wheels and installed into a fresh environment far from the checkout."""
 
 import os
 import subprocess
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-DISTRIBUTIONS = {"actorllm": ".", "actorllm_kernels": "kernels", "actorllm_llama": "plugins/llama", "actorllm_echo": "plugins/echo"}
+PLUGINS = sorted(path.parent.name for path in Path(__file__).parents[2].glob("plugins/*/pyproject.toml"))
+DISTRIBUTIONS = {"actorllm": ".", "actorllm_kernels": "kernels"} | {f"actorllm_{name}": f"plugins/{name}" for name in PLUGINS}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def wheels(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture(scope="session")
 def installation(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """A virtual environment with the four wheels, and everybody else's packages as links."""
+    """A virtual environment with our wheels, and everybody else's packages as links."""
     folder = tmp_path_factory.mktemp("elsewhere")
     environment = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)

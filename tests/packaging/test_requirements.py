@@ -1,4 +1,4 @@
-"""Versions and ranges of the four distributions fit each other and the pinned set-up."""
+"""Versions and ranges of the distributions fit each other and the pinned set-up."""
 
 import re
 import tomllib
@@ -10,8 +10,6 @@ from packaging.utils import canonicalize_name
 
 import actorllm
 
-PROJECTS = ("pyproject.toml", "kernels/pyproject.toml", "plugins/llama/pyproject.toml", "plugins/echo/pyproject.toml")
-
 
 def pinned(path: Path) -> dict[str, str]:
     """Name -> version of a requirements file, which must pin everything."""
@@ -21,9 +19,13 @@ def pinned(path: Path) -> dict[str, str]:
     return {canonicalize_name(each.name): next(iter(each.specifier)).version for each in requirements}
 
 
+def project_files(repository: Path) -> list[Path]:
+    return [path for pattern in ("pyproject.toml", "kernels/pyproject.toml", "plugins/*/pyproject.toml") for path in repository.glob(pattern)]
+
+
 @pytest.fixture
 def projects(repository: Path) -> list[dict]:
-    return [tomllib.loads((repository / path).read_text())["project"] for path in PROJECTS]
+    return [tomllib.loads(path.read_text())["project"] for path in project_files(repository)]
 
 
 def test_the_versions_are_one(projects: list[dict]) -> None:

@@ -1,14 +1,13 @@
 """The wheels hold what they should, and work in an environment that knows nothing of the checkout."""
 
 import json
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import actorllm
-
-ARCHITECTURES = {"EchoForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
@@ -48,10 +47,13 @@ def test_the_command_works(installation) -> None:
         assert "usage: actorllm" in installation.run("actorllm", *command)
 
 
-def test_the_plugins_are_found(installation) -> None:
+def test_the_plugins_are_found(repository: Path, installation) -> None:
     plugins = json.loads(installation.run("actorllm", "plugin", "list", "--json"))
-    assert {plugin["architecture"] for plugin in plugins} == ARCHITECTURES
-    assert {plugin["distribution"] for plugin in plugins} == {"actorllm-echo", "actorllm-llama"}
+    declared = set()
+    for path in repository.glob("plugins/*/pyproject.toml"):
+        project = tomllib.loads(path.read_text())["project"]
+        declared |= {(project["name"], architecture) for architecture in project["entry-points"]["actorllm.models.v1"]}
+    assert {(plugin["distribution"], plugin["architecture"]) for plugin in plugins} == declared
 
 
 @pytest.mark.timeout(180)

@@ -1,4 +1,4 @@
-"""Greedy tokens over HTTP equal transformers' wherever its two best logits are clearly apart: 16 requests at once."""
+"""Greedy tokens over HTTP equal the reference's wherever its two best logits are clearly apart: 16 requests at once."""
 
 import asyncio
 
@@ -50,10 +50,9 @@ async def test_greedy_tokens_over_http(parity_case) -> None:
 
 
 def check(parity_case, prompt: list[int], output: list[int]) -> int:
-    """Compare every token of the output; returns how many of transformers' choices were clear."""
-    is_dynamic = parity_case.rope_type == "dynamic"
-    first = parity_case.model.config.max_position_embeddings if is_dynamic else None
-    logits_TV = reference_logits(parity_case.model, prompt + output, one_by_one_from=first)[len(prompt) - 1 : -1]
+    """Compare every token of the output; returns how many of the reference's choices were clear."""
+    ids = prompt + output
+    logits_TV = reference_logits(parity_case.model, ids, one_by_one_from=parity_case.one_by_one_from)[len(prompt) - 1 : -1]
     num_clear = 0
     for token_id, logits_V in zip(output, logits_TV, strict=True):
         best = logits_V.topk(2)

@@ -1,4 +1,4 @@
-"""Teacher-forced logits equal those of transformers, whole and in chunks, on one rank and on two."""
+"""Teacher-forced logits equal those of the reference, whole and in chunks, on one rank and on two."""
 
 import json
 from pathlib import Path
@@ -7,25 +7,19 @@ import pytest
 import torch
 
 from actorllm.layers.shard import Shard
+from actorllm.models.catalog import find_model
 from actorllm.models.contract import CausalLM
 from actorllm.models.loading import load_weights
 from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import logits_in_chunks, on_thread_ranks
 from actorllm.weights.checkpoint import Checkpoint
-from actorllm_llama.llama import LlamaForCausalLM
-from actorllm_llama.mistral import MistralForCausalLM
-from actorllm_llama.qwen2 import Qwen2ForCausalLM
-from actorllm_llama.qwen3 import Qwen3ForCausalLM
 
-CLASSES = {
-    cls.__name__: cls for cls in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-}  # fmt: skip
 TOLERANCE = 1e-4
 
 
 def load(directory: Path, shard: Shard) -> CausalLM:
     config = json.loads((directory / "config.json").read_text())
-    cls = CLASSES[config["architectures"][0]]
+    cls = find_model(config["architectures"][0])
     model = cls(cls.config_class.from_hf(config), shard)
     with Checkpoint.open(directory) as checkpoint:
         load_weights(model, checkpoint)
@@ -39,14 +33,12 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @pytest.fixture
 def expected(parity_case, prompt):
-    # A dynamic base depends on how far the sequence has come when a key is made: compared as `generate` goes.
-    first = parity_case.model.config.max_position_embeddings if parity_case.rope_type == "dynamic" else None
-    logits = reference_logits(parity_case.model, prompt, one_by_one_from=first)
+    logits = reference_logits(parity_case.model, prompt, one_by_one_from=parity_case.one_by_one_from)
     assert logits.std() >= 1
     return logits
 
 
-def test_logits_equal_transformers(parity_case, prompt, expected):
+def test_logits_equal_the_reference(parity_case, prompt, expected):
     model = load(parity_case.directory, Shard())
     assert difference(logits_in_chunks(model, prompt, []), expected) < TOLERANCE
 
@@ -56,7 +48,7 @@ def test_chunks_change_nothing(parity_case, prompt, expected):
     assert difference(logits_in_chunks(model, prompt, [5, 1, 1, 17, 9], seed=1), expected) < TOLERANCE
 
 
-def test_two_ranks_equal_transformers(parity_case, prompt, expected):
+def test_two_ranks_equal_the_reference(parity_case, prompt, expected):
     ranks = on_thread_ranks(2, lambda shard: logits_in_chunks(load(parity_case.directory, shard), prompt, [11]))
     assert difference(ranks[0], expected) < TOLERANCE
     assert torch.equal(ranks[0], ranks[1])
