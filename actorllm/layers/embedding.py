@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from actorllm.layers.batch import GivenEmbeddings
 from actorllm.layers.shard import Shard
-from actorllm.weights.source import LinearWeight, WeightSource
+from actorllm.weights.source import DenseWeight, LinearWeight, WeightSource
 
 
 class Embedding(nn.Module):
@@ -52,7 +52,7 @@ class Head(nn.Module):
 
     def load(self, source: WeightSource, prefix: str) -> None:
         if self._tied[0] is None:
-            self.weight = source.linear(prefix.removesuffix("."), self.shape, rows=self.rows)
+            self.weight = source.linear(prefix.removesuffix("."), self.shape, rows=self.rows).packed()
 
     def unload(self) -> None:
         self.weight = None
@@ -64,4 +64,4 @@ class Head(nn.Module):
     def _tied_logits(self, hidden_TD: Tensor) -> Tensor:
         embedding = self._tied[0]
         assert embedding is not None and embedding.weight is not None, "the layer has no weights yet"
-        return nn.functional.linear(hidden_TD, embedding.weight[slice(*self.rows)])
+        return DenseWeight(embedding.weight[slice(*self.rows)])(hidden_TD)

@@ -109,7 +109,7 @@ class RowLinear(nn.Module):
 
     def load(self, source: WeightSource, prefix: str) -> None:
         name = prefix.removesuffix(".")
-        self.weight = source.linear(name, (self.num_outputs, self.num_inputs), cols=self.cols)
+        self.weight = source.linear(name, (self.num_outputs, self.num_inputs), cols=self.cols).packed()
         if self.has_bias:
             self.bias = source.tensor(f"{name}.bias", (self.num_outputs,))
 

@@ -98,8 +98,20 @@ def test_a_format_claims_its_own_names(pair):
 
 
 def test_one_weight_is_joined_to_itself():
-    weight = DenseWeight(torch.ones(2, 3))
+    weight = DenseWeight(torch.ones(2, 3, dtype=torch.float64))
     assert join_weights([weight]) is weight
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 64, 65, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_weight_computes_the_same(num_rows, dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(50, 30, generator=generator).to(dtype)
+    x_TI = torch.randn(num_rows, 30, generator=generator).to(dtype)
+    packed = join_weights([DenseWeight(weight_OI[:20]), DenseWeight(weight_OI[20:])])
+    assert packed.out_features == 50
+    expected = x_TI.double() @ weight_OI.double().T
+    torch.testing.assert_close(packed(x_TI), expected.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-4)
 
 
 def test_random_weights_depend_on_name_and_seed_only():
