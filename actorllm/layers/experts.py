@@ -1,0 +1,254 @@
+"""Mixture of experts: a router picks a few feed-forward blocks for each token, and only those run.
+
+Tokens are sorted by expert, so an expert is one product over just the tokens routed to it: nothing is padded or dropped, and
+a token's result is the sum of its experts in their order, whatever else is in the batch. After "Mixtral of Experts"
+(arXiv 2401.04088) and, for groups of experts, DeepSeek-V2 (arXiv 2405.04434) and V3 (arXiv 2412.19437).
+
+Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert's inner size (of this rank), N tokens of
+one expert.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from actorllm.errors import UnsupportedConfig
+from actorllm.layers.activation import activation
+from actorllm.layers.shard import Shard
+from actorllm.weights.source import DenseWeight, LinearWeight, WeightSource, join_weights
+
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""An expert's inner function: (gate [N, I], up [N, I]) -> [N, I]."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How logits become a choice of `top_k` out of `num_experts`, and its weights.
+
+    Weights are the chosen scores, divided by their sum with `is_normalised`, times `scale`. With `num_groups`, the
+    experts are that many groups of neighbours, and only the `top_groups` best of them are chosen from; a group is as good as
+    its `group_best` best experts together.
+    """
+
+    num_experts: int
+    top_k: int
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    is_normalised: bool = False
+    scale: float = 1.0
+    num_groups: int = 1
+    top_groups: int = 1
+    group_best: int = 1
+
+    def __post_init__(self) -> None:
+        group_size, rest = divmod(self.num_experts, self.num_groups)
+        if rest or not self.group_best <= group_size or not 0 < self.top_groups <= self.num_groups:
+            raise UnsupportedConfig(
+                f"config.json: {self.num_experts} experts cannot be chosen from {self.top_groups} of {self.num_groups} groups"
+            )
+        if not 0 < self.top_k <= self.top_groups * group_size:
+            raise UnsupportedConfig(
+                f"config.json: {self.top_k} experts a token cannot be chosen out of {self.top_groups * group_size}"
+            )
+
+    def choose(self, logits_TE: Tensor, correction_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(weights [T, K], experts [T, K]) from float32 logits; `correction_E` is added to the scores for choosing alone."""
+        scores_TE = logits_TE.sigmoid() if self.scores == "sigmoid" else logits_TE.softmax(dim=-1)
+        merits_TE = scores_TE if correction_E is None else scores_TE + correction_E
+        if self.num_groups > 1:
+            merits_TE = self._within_best_groups(merits_TE)
+        experts_TK = merits_TE.topk(self.top_k, dim=-1).indices
+        weights_TK = scores_TE.gather(1, experts_TK)
+        if self.is_normalised:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        return weights_TK * self.scale, experts_TK
+
+    def _within_best_groups(self, merits_TE: Tensor) -> Tensor:
+        """Experts outside of the best groups get the merit -inf."""
+        grouped = merits_TE.view(len(merits_TE), self.num_groups, -1)
+        best = grouped.topk(self.group_best, dim=-1).values.sum(dim=-1).topk(self.top_groups, dim=-1).indices
+        is_out = torch.ones(grouped.shape[:2], dtype=torch.bool, device=best.device).scatter_(1, best, False)
+        return grouped.masked_fill(is_out.unsqueeze(-1), -torch.inf).flatten(1)
+
+
+class Router(nn.Module):
+    """hidden [T, D] -> (weights [T, K] in its dtype, experts [T, K]). Whole on every rank.
+
+    It is computed in float32, whatever the model's dtype: a small error of a logit may choose another expert. `bias` is
+    added to the logits; `correction` names a tensor that is added to the scores for choosing alone.
+    """
+
+    def __init__(self, hidden_size: int, routing: Routing, *, bias: bool = False, correction: str | None = None) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.routing = routing
+        self.has_bias = bias
+        self.correction_name = correction
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.correction: Tensor | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        num_experts = self.routing.num_experts
+        self.weight = source.tensor(f"{prefix}weight", (num_experts, self.hidden_size)).float()
+        if self.has_bias:
+            self.bias = source.tensor(f"{prefix}bias", (num_experts,)).float()
+        if self.correction_name is not None:
+            self.correction = source.tensor(f"{prefix}{self.correction_name}", (num_experts,)).float()
+
+    def unload(self) -> None:
+        self.weight = self.bias = self.correction = None
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.weight is not None, "the layer has no weights yet"
+        logits_TE = nn.functional.linear(x_TD.float(), self.weight, self.bias)
+        weights_TK, experts_TK = self.routing.choose(logits_TE, self.correction)
+        return weights_TK.to(x_TD.dtype), experts_TK
+
+
+@dataclass(frozen=True)
+class ExpertBiases:
+    """Biases of one expert: `gate_up` [2 I] and `down` [D], the latter on one rank only, as the ranks are summed."""
+
+    gate_up: Tensor
+    down: Tensor | None
+
+
+class Expert(nn.Module):
+    """One expert's part on this rank: x [N, D] -> [N, D], still to be summed over ranks."""
+
+    def __init__(self, gate_up: LinearWeight, down: LinearWeight, biases: ExpertBiases | None = None) -> None:
+        super().__init__()
+        self.gate_up = gate_up
+        self.down = down
+        self.biases = biases
+
+    def forward(self, x_ND: Tensor, combine: Combine) -> Tensor:
+        gate_up = self.gate_up(x_ND)
+        if self.biases is None:
+            return self.down(combine(*gate_up.chunk(2, dim=-1)))
+        out_ND = self.down(combine(*(gate_up + self.biases.gate_up).chunk(2, dim=-1)))
+        return out_ND if self.biases.down is None else out_ND + self.biases.down
+
+
+def gated(activation_name: str) -> Combine:
+    """The usual inner function `act(gate) * up` (arXiv 2002.05202)."""
+    act = activation(activation_name)
+    return lambda gate_NI, up_NI: act(gate_NI) * up_NI
+
+
+@dataclass(frozen=True)
+class ExpertSizes:
+    """How many experts there are, and how large each one is over all ranks."""
+
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+
+
+class Experts(nn.Module):
+    """(x [T, D], weights [T, K], experts [T, K]) -> [T, D], every expert's inner size split over ranks, one sum over ranks.
+
+    A checkpoint holds `{index}.{name}` for each of `names` (gate, up, down), or all experts in two tensors: `fused_names`,
+    [E, 2 I, D] (gates, then ups) and [E, D, I]. With `bias` every linear has one. A subclass whose checkpoint differs
+    overrides `load` and calls `fill`.
+    """
+
+    def __init__(
+        self,
+        sizes: ExpertSizes,
+        combine: Combine,
+        *,
+        shard: Shard,
+        bias: bool = False,
+        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+        fused_names: tuple[str, str] = ("gate_up_proj", "down_proj"),
+    ) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.combine = combine
+        self.shard = shard
+        self.has_bias = bias
+        self.names = names
+        self.fused_names = fused_names
+        self.span = shard.span(sizes.intermediate_size)
+        self.experts: nn.ModuleList | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        is_fused = source.has(prefix + self.fused_names[0]) and not source.has(f"{prefix}0.{self.names[0]}.weight")
+        if is_fused:
+            self._fill_from(source, prefix)
+        else:
+            self.experts = nn.ModuleList(self._pull_each(source, prefix))
+
+    def unload(self) -> None:
+        self.experts = None
+
+    def fill(
+        self, gate_up: Tensor, down: Tensor, *, gate_up_bias: Tensor | None = None, down_bias: Tensor | None = None
+    ) -> None:
+        """Take this rank's part of whole tensors: [E, 2 I, D] (gates, then ups), [E, D, I], [E, 2 I] and [E, D]."""
+        begin, end = self.span
+        inner = self.sizes.intermediate_size
+        rows = [*range(begin, end), *range(inner + begin, inner + end)]
+        is_whole = end - begin == inner
+        gate_up = gate_up if is_whole else gate_up[:, rows]
+        down = down if is_whole else down[:, :, begin:end].contiguous()
+        experts = []
+        for index in range(self.sizes.num_experts):
+            biases = None
+            if gate_up_bias is not None and down_bias is not None:
+                biases = ExpertBiases(gate_up_bias[index, rows], down_bias[index] if self.shard.rank == 0 else None)
+            experts.append(Expert(DenseWeight(gate_up[index]).packed(), DenseWeight(down[index]).packed(), biases))
+        self.experts = nn.ModuleList(experts)
+
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        assert self.experts is not None, "the layer has no weights yet"
+        chosen = experts_TK.flatten()
+        order = chosen.argsort(stable=True)
+        tokens, weights = order // experts_TK.shape[1], weights_TK.flatten()[order].unsqueeze(1)
+        out_TD = torch.zeros_like(x_TD)
+        begin = 0
+        for index, count in enumerate(chosen.bincount(minlength=self.sizes.num_experts).tolist()):
+            if count:
+                mine = tokens[begin : begin + count]
+                out_ND = self.experts[index](x_TD[mine], self.combine)
+                out_TD.index_add_(0, mine, out_ND * weights[begin : begin + count])
+                begin += count
+        return self.shard.collectives.all_reduce(out_TD)
+
+    def _pull_each(self, source: WeightSource, prefix: str) -> Iterator[Expert]:
+        hidden, inner, span = self.sizes.hidden_size, self.sizes.intermediate_size, self.span
+        for index in range(self.sizes.num_experts):
+            gate, up, down = (f"{prefix}{index}.{name}" for name in self.names)
+            biases = None
+            if self.has_bias:
+                parts = [source.tensor(f"{name}.bias", (inner,), rows=span) for name in (gate, up)]
+                down_bias = source.tensor(f"{down}.bias", (hidden,))
+                biases = ExpertBiases(torch.cat(parts), down_bias if self.shard.rank == 0 else None)
+            gate_up = join_weights([source.linear(name, (inner, hidden), rows=span) for name in (gate, up)])
+            yield Expert(gate_up, join_weights([source.linear(down, (hidden, inner), cols=span)]), biases)
+
+    def _fill_from(self, source: WeightSource, prefix: str) -> None:
+        num_experts, hidden, inner = self.sizes.num_experts, self.sizes.hidden_size, self.sizes.intermediate_size
+        gate_up, down = (prefix + name for name in self.fused_names)
+        self.fill(
+            source.tensor(gate_up, (num_experts, 2 * inner, hidden)),
+            source.tensor(down, (num_experts, hidden, inner)),
+            gate_up_bias=source.tensor(f"{gate_up}_bias", (num_experts, 2 * inner)) if self.has_bias else None,
+            down_bias=source.tensor(f"{down}_bias", (num_experts, hidden)) if self.has_bias else None,
+        )
+
+
+class SparseMLP(nn.Module):
+    """A feed-forward block of experts: x [T, D] -> [T, D], by the names that most checkpoints use (`gate`, `experts`)."""
+
+    def __init__(self, router: Router, experts: Experts) -> None:
+        super().__init__()
+        self.gate = router
+        self.experts = experts
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.experts(x_TD, *self.gate(x_TD))
