@@ -11,14 +11,15 @@ from actorllm.weights.source import DenseWeight, LinearWeight, WeightSource
 
 
 class Embedding(nn.Module):
-    """ids [T] -> [T, D]; `given` embeddings stand in place of the table's rows.
+    """ids [T] -> [T, D]: the table's rows times `scale`; `given` embeddings stand in their place as they are.
 
     Every rank holds the whole table: a lookup reads T rows only.
     """
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, *, scale: float = 1.0) -> None:
         super().__init__()
         self.shape = (vocab_size, hidden_size)
+        self.scale = scale
         self.weight: Tensor | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
@@ -30,6 +31,9 @@ class Embedding(nn.Module):
     def forward(self, ids_T: Tensor, given: Sequence[GivenEmbeddings] = ()) -> Tensor:
         assert self.weight is not None, "the layer has no weights yet"
         x_TD = nn.functional.embedding(ids_T, self.weight)
+        if self.scale != 1.0:
+            # In the weights' precision, as models are trained: Gemma's sqrt(3072) is 55.5 in bfloat16.
+            x_TD = x_TD * torch.tensor(self.scale, dtype=self.weight.dtype)
         for span in given:
             x_TD[span.start : span.start + len(span.values_TD)] = span.values_TD
         return x_TD
@@ -38,11 +42,15 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """hidden [T, D] -> float32 logits [T, V]; each rank computes its part of the vocabulary, then all gather.
 
-    With `tied`, the embedding's table is used and nothing is pulled.
+    With `tied`, the embedding's table is used and nothing is pulled. `soft_cap` limits logits to that size by a tanh
+    (arXiv 2408.00118).
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int, *, shard: Shard, tied: Embedding | None = None) -> None:
+    def __init__(
+        self, hidden_size: int, vocab_size: int, *, shard: Shard, tied: Embedding | None = None, soft_cap: float | None = None
+    ) -> None:
         super().__init__()
+        self.soft_cap = soft_cap
         self.shape = (vocab_size, hidden_size)
         self.rows = shard.span(vocab_size)
         self.sizes = [end - start for start, end in shard.spans(vocab_size)]
@@ -59,7 +67,10 @@ class Head(nn.Module):
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         logits = self.weight(hidden_TD) if self.weight is not None else self._tied_logits(hidden_TD)
-        return self.shard.collectives.all_gather(logits.to(torch.float32), self.sizes)
+        logits = logits.to(torch.float32)
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return self.shard.collectives.all_gather(logits, self.sizes)
 
     def _tied_logits(self, hidden_TD: Tensor) -> Tensor:
         embedding = self._tied[0]

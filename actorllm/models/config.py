@@ -4,7 +4,7 @@ Every key is taken, or is neutral for a stated reason; what is left changes a co
 error. Knows no model.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from actorllm.errors import UnsupportedConfig
@@ -12,6 +12,7 @@ from actorllm.errors import UnsupportedConfig
 MAX_SIZE = 2**31
 MAX_LAYERS = 4096
 _NEVER = object()
+_LAYER_TYPES = frozenset(("sliding_attention", "full_attention"))
 
 # Keys that never change the computed logits, and why.
 NEUTRAL_KEYS = {
@@ -153,6 +154,18 @@ class ConfigReader:
             if (value := self.take(key)) is not None:
                 parameters.setdefault(key, value)
         return parameters
+
+    def layer_windows(self, window: int | None, *, by_default: Sequence[bool]) -> tuple[int | None, ...]:
+        """Each layer's window: `window` where `layer_types` says that attention slides, None where it is full.
+
+        Without `layer_types` the layers marked in `by_default` slide.
+        """
+        kinds, num_layers = self.take("layer_types"), len(by_default)
+        if kinds is None:
+            return tuple(window if slides else None for slides in by_default)
+        if not isinstance(kinds, list) or len(kinds) != num_layers or not _LAYER_TYPES.issuperset(map(str, kinds)):
+            raise UnsupportedConfig(f"config.json: layer_types must name {num_layers} sliding or full layers, not {kinds!r}")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
     def finish(self) -> None:
         """Raise if a key is left that might change the computation. Null says nothing."""

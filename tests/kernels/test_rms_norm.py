@@ -13,6 +13,13 @@ def test_equals_the_formula():
     torch.testing.assert_close(got, expected.float(), atol=1e-5, rtol=1e-5)
 
 
+def test_a_float32_weight_multiplies_in_float32():
+    generator = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(4, 64, generator=generator).bfloat16(), 1 + torch.randn(64, generator=generator)
+    expected = x.double() / x.double().pow(2).mean(-1, keepdim=True).sqrt() * weight.double()
+    assert torch.equal(rms_norm(x, weight, eps=0.0), expected.bfloat16())  # rounded once
+
+
 def test_half_precision_keeps_the_mean_in_float32():
     x = torch.full((1, 4096), 300.0, dtype=torch.float16)  # its squares overflow in float16
     assert torch.equal(rms_norm(x, torch.ones(4096, dtype=torch.float16), eps=1e-6), torch.ones_like(x))

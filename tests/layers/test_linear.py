@@ -121,6 +121,18 @@ def test_given_embeddings_stand_in_place_of_ids():
     assert (got[1:3] == 0.25).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_are_scaled_in_the_precision_of_their_weights(dtype):
+    embedding = Embedding(11, 12, scale=3072**0.5)
+    embedding.load(RandomWeights(3, std=0.5, dtype=dtype), "embed.")
+    ids, given = torch.tensor([5, 6]), torch.full((1, 12), 0.25)
+    got = embedding(ids, [GivenEmbeddings(1, given)])
+    scale = torch.tensor(55.5 if dtype == torch.bfloat16 else 3072**0.5)
+    assert embedding.weight is not None and got.dtype == dtype
+    assert torch.equal(got[0], (embedding.weight[5].float() * scale).to(dtype))
+    assert torch.equal(got[1:], given.to(dtype))
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_gated_mlp(num_ranks):
     def work(shard):
@@ -149,6 +161,17 @@ def test_head_gathers_the_whole_vocabulary(num_ranks, is_tied):
     for got in on_thread_ranks(num_ranks, work):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, table[[3, 3, 0, 10]] @ weight.T)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_head_caps_its_logits(num_ranks):
+    def work(shard):
+        plain, capped = (loaded(Head(12, 11, shard=shard, soft_cap=cap), "lm_head.") for cap in (None, 1.5))
+        return plain(X), capped(X)
+
+    for plain, capped in on_thread_ranks(num_ranks, work):
+        assert plain.abs().max() > 1.5
+        torch.testing.assert_close(capped, 1.5 * torch.tanh(plain / 1.5))
 
 
 def test_a_tied_head_pulls_nothing():

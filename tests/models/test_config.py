@@ -56,6 +56,19 @@ def test_expect_takes_only_what_is_implemented():
         ConfigReader({"kind": "c"}).expect("kind", ["a"], "nothing else is built")
 
 
+def test_layer_windows_follow_layer_types_or_the_default():
+    kinds = ["sliding_attention", "full_attention"]
+    assert ConfigReader({"layer_types": kinds}).layer_windows(9, by_default=[False, False]) == (9, None)
+    assert ConfigReader({}).layer_windows(9, by_default=[False, True]) == (None, 9)
+    assert ConfigReader({"layer_types": kinds}).layer_windows(None, by_default=[True, True]) == (None, None)
+
+
+@pytest.mark.parametrize("kinds", [["full_attention"], ["full_attention", "linear_attention"], "full_attention", [[], {}]])
+def test_other_layer_types_are_refused(kinds):
+    with pytest.raises(UnsupportedConfig, match="layer_types"):
+        ConfigReader({"layer_types": kinds}).layer_windows(9, by_default=[True, True])
+
+
 def test_window_groups_join_layers_with_equal_windows():
     groups, group_of_layer = window_groups((4, None, 4, 8), (CacheBuffer("k", (2, 3)),))
     assert [(group.name, group.layers, group.window) for group in groups] == [

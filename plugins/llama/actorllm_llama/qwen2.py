@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from actorllm.models.contract import ConfigReader, UnsupportedConfig
+from actorllm.models.contract import ConfigReader
 from actorllm_llama.config import LlamaConfig
 from actorllm_llama.llama import LlamaForCausalLM
 
@@ -25,11 +25,6 @@ class Qwen2ForCausalLM(LlamaForCausalLM):
 def layer_windows(reader: ConfigReader, num_layers: int) -> tuple[int | None, ...]:
     """Each layer's window: by `layer_types`, or from layer `max_window_layers` on; none unless `use_sliding_window`."""
     window, first = reader.optional_size("sliding_window"), reader.size("max_window_layers", num_layers, least=0)
-    kinds = reader.take("layer_types")
     if not reader.flag("use_sliding_window"):
         window = None
-    if kinds is None:
-        return tuple(window if layer >= first else None for layer in range(num_layers))
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not {"sliding_attention", "full_attention"}.issuperset(kinds):
-        raise UnsupportedConfig(f"config.json: layer_types must name {num_layers} sliding or full layers, not {kinds!r}")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return reader.layer_windows(window, by_default=[layer >= first for layer in range(num_layers)])
