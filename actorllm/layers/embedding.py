@@ -1,4 +1,4 @@
-"""Token embedding and the output head. Legend: T tokens, D hidden size, V vocabulary."""
+"""Token and position embeddings, and the output head. Legend: T tokens, D hidden size, V vocabulary."""
 
 from collections.abc import Sequence
 
@@ -37,6 +37,26 @@ class Embedding(nn.Module):
         for span in given:
             x_TD[span.start : span.start + len(span.values_TD)] = span.values_TD
         return x_TD
+
+
+class PositionEmbedding(nn.Module):
+    """positions [T] -> [T, D]: a learned row for each of `num_positions`, after `offset` rows that no position uses."""
+
+    def __init__(self, num_positions: int, hidden_size: int, *, offset: int = 0) -> None:
+        super().__init__()
+        self.shape = (num_positions + offset, hidden_size)
+        self.offset = offset
+        self.weight: Tensor | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        self.weight = source.tensor(f"{prefix}weight", self.shape)
+
+    def unload(self) -> None:
+        self.weight = None
+
+    def forward(self, positions_T: Tensor) -> Tensor:
+        assert self.weight is not None, "the layer has no weights yet"
+        return nn.functional.embedding(positions_T + self.offset, self.weight)
 
 
 class Head(nn.Module):

@@ -1,7 +1,9 @@
 """Linear layers that know their share of a model split over ranks, and claim their weights by the checkpoint's names.
 
 A column-parallel layer holds some of the outputs, a row-parallel one some of the inputs and sums over ranks. A fused
-layer claims siblings: `qkv_proj` pulls `q_proj`, `k_proj` and `v_proj`. The weight's format is the source's business.
+layer claims siblings: `qkv_proj` pulls `q_proj`, `k_proj` and `v_proj`; where the checkpoint has them as one tensor, it
+claims several parts of that. So a checkpoint's layout is a list of claims. The weight's format is the source's business;
+that a linear is stored as [in, out] is declared by the model (`CausalLM.transposed_linears`).
 After Megatron-LM (arXiv 1909.08053).
 
 Legend: T tokens, I inputs, O outputs (of this rank), H query heads, K key/value heads.
@@ -20,11 +22,38 @@ from actorllm.weights.source import LinearWeight, WeightSource, join_weights
 
 @dataclass(frozen=True)
 class Claim:
-    """One linear of the checkpoint: its name beside the layer's own, its whole outputs, and this rank's rows."""
+    """Rows of one linear of the checkpoint: its name beside the layer's own, its whole outputs, and the rows of this rank."""
 
     name: str
     num_outputs: int
     rows: tuple[int, int]
+
+
+def sibling(prefix: str, name: str) -> str:
+    """The qualified name of what lies beside a module whose own qualified name, with a final dot, is `prefix`."""
+    parent = prefix.removesuffix(".").rpartition(".")[0]
+    return f"{parent}.{name}" if parent else name
+
+
+def merged(claims: Sequence[Claim]) -> tuple[Claim, ...]:
+    """The same rows in the same order, with neighbours that lie one after another in a tensor as one claim."""
+    whole: list[Claim] = []
+    for claim in claims:
+        if whole and whole[-1].name == claim.name and whole[-1].rows[1] == claim.rows[0]:
+            claim = Claim(claim.name, claim.num_outputs, (whole.pop().rows[0], claim.rows[1]))
+        whole.append(claim)
+    return tuple(whole)
+
+
+def claims_of(names: Sequence[str] | str, parts: Sequence[tuple[int, tuple[int, int]]]) -> list[Claim]:
+    """Claims on `(whole outputs, rows)` of linears that lie apart under `names`, or under one name one after another."""
+    if not isinstance(names, str):
+        return [Claim(name, num_outputs, rows) for name, (num_outputs, rows) in zip(names, parts, strict=True)]
+    claims, start, total = [], 0, sum(num_outputs for num_outputs, _ in parts)
+    for num_outputs, rows in parts:
+        claims.append(Claim(names, total, (start + rows[0], start + rows[1])))
+        start += num_outputs
+    return claims
 
 
 class FusedLinear(nn.Module):
@@ -33,15 +62,14 @@ class FusedLinear(nn.Module):
     def __init__(self, num_inputs: int, claims: Sequence[Claim], *, bias: bool = False) -> None:
         super().__init__()
         self.num_inputs = num_inputs
-        self.claims = tuple(claims)
+        self.claims = merged(claims)
         self.has_bias = bias
         self.weight: LinearWeight | None = None
         self.bias: Tensor | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
         """Pull every claim; `prefix` is this layer's own qualified name with a final dot."""
-        parent = prefix.removesuffix(".").rpartition(".")[0]
-        names = [f"{parent}.{claim.name}" if parent else claim.name for claim in self.claims]
+        names = [sibling(prefix, claim.name) for claim in self.claims]
         self.weight = join_weights(
             [
                 source.linear(name, (claim.num_outputs, self.num_inputs), rows=claim.rows)
@@ -72,7 +100,10 @@ class ColumnLinear(FusedLinear):
 
 
 class GateUpLinear(FusedLinear):
-    """The two input projections of a gated MLP as one; `gate_and_up` splits its output."""
+    """The two input projections of a gated MLP as one; `gate_and_up` splits its output.
+
+    `names` are the checkpoint's: two linears, or one that holds the gate's rows and then the other's (Phi-3).
+    """
 
     def __init__(
         self,
@@ -81,10 +112,10 @@ class GateUpLinear(FusedLinear):
         *,
         shard: Shard,
         bias: bool = False,
-        names: tuple[str, str] = ("gate_proj", "up_proj"),
+        names: tuple[str, str] | str = ("gate_proj", "up_proj"),
     ) -> None:
         rows = shard.span(num_outputs)
-        super().__init__(num_inputs, [Claim(name, num_outputs, rows) for name in names], bias=bias)
+        super().__init__(num_inputs, claims_of(names, [(num_outputs, rows)] * 2), bias=bias)
 
     def gate_and_up(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """This rank's part of both projections, each [T, O]."""
@@ -93,12 +124,23 @@ class GateUpLinear(FusedLinear):
 
 
 class RowLinear(nn.Module):
-    """A linear whose inputs are split over ranks: `cols` are this rank's; the sum over ranks is whole."""
+    """A linear whose inputs are split over ranks: `cols` are this rank's; the sum over ranks is whole.
+
+    `name` is its own name in the checkpoint, if that is not this module's.
+    """
 
     def __init__(
-        self, num_inputs: int, num_outputs: int, *, shard: Shard, cols: tuple[int, int] | None = None, bias: bool = False
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        *,
+        shard: Shard,
+        cols: tuple[int, int] | None = None,
+        bias: bool = False,
+        name: str | None = None,
     ) -> None:
         super().__init__()
+        self.name = name
         self.num_inputs = num_inputs
         self.num_outputs = num_outputs
         self.cols = cols or shard.span(num_inputs)
@@ -108,7 +150,7 @@ class RowLinear(nn.Module):
         self.bias: Tensor | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
-        name = prefix.removesuffix(".")
+        name = prefix.removesuffix(".") if self.name is None else sibling(prefix, self.name)
         self.weight = source.linear(name, (self.num_outputs, self.num_inputs), cols=self.cols).packed()
         if self.has_bias:
             self.bias = source.tensor(f"{name}.bias", (self.num_outputs,))
@@ -126,7 +168,7 @@ class RowLinear(nn.Module):
 class HeadSplit:
     """Which attention heads a rank holds: whole groups of query heads with their key/value head.
 
-    With more ranks than key/value heads, several ranks hold the same one.
+    With more ranks than key/value heads, several ranks hold the same one (multi-query: all).
     """
 
     num_heads: int
@@ -144,7 +186,9 @@ class HeadSplit:
             group = num_heads // num_kv_heads
             first, last = shard.span(num_kv_heads)
             return cls(num_heads, num_kv_heads, head_dim, (first * group, last * group), (first, last))
-        if num_heads % shard.num_ranks or shard.num_ranks % num_kv_heads:
+        is_even = num_heads % shard.num_ranks == 0 and shard.num_ranks % num_kv_heads == 0
+        is_multi_query = num_kv_heads == 1 and shard.num_ranks <= num_heads  # any heads go with the one key head
+        if not (is_even or is_multi_query):
             raise UnsupportedConfig(
                 f"{num_heads} attention heads with {num_kv_heads} key/value heads cannot be split over "
                 f"{shard.num_ranks} ranks; choose a --tensor-parallel that divides {num_heads}"
@@ -174,7 +218,11 @@ class HeadSplit:
 
 
 class QKVLinear(FusedLinear):
-    """The query, key and value projections as one; `qkv` splits its output into heads."""
+    """The query, key and value projections as one; `qkv` splits its output into heads.
+
+    `names` are the checkpoint's: three linears, or one that holds all queries, then all keys, then all values (GPT-2;
+    with one key/value head StarCoder and Falcon 7B).
+    """
 
     def __init__(
         self,
@@ -182,13 +230,11 @@ class QKVLinear(FusedLinear):
         split: HeadSplit,
         *,
         bias: bool = False,
-        names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
+        names: tuple[str, str, str] | str = ("q_proj", "k_proj", "v_proj"),
     ) -> None:
         num_q, num_kv = split.num_heads * split.head_dim, split.num_kv_heads * split.head_dim
-        outputs = ((num_q, split.q_rows), (num_kv, split.kv_rows), (num_kv, split.kv_rows))
-        super().__init__(
-            num_inputs, [Claim(name, size, rows) for name, (size, rows) in zip(names, outputs, strict=True)], bias=bias
-        )
+        parts = [(num_q, split.q_rows), (num_kv, split.kv_rows), (num_kv, split.kv_rows)]
+        super().__init__(num_inputs, claims_of(names, parts), bias=bias)
         self.split = split
 
     def qkv(self, x_TI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,23 +245,25 @@ class QKVLinear(FusedLinear):
         return q.view(heads[0]), k.view(heads[1]), v.view(heads[1])
 
 
-class PackedQKVLinear(ColumnLinear):
-    """Query, key and value projections that the checkpoint holds as one tensor, group by group.
+class PackedQKVLinear(FusedLinear):
+    """Query, key and value projections that the checkpoint holds as one linear `name`, group by group.
 
     Its rows are [K, group + 2, head_dim]: for each key/value head its query heads, then the key, then the value
-    (InternLM2, Falcon); with as many heads of each, this is the per-head layout of GPT-NeoX and Bloom.
+    (InternLM2, Falcon 40B); with as many heads of each, this is the per-head layout of GPT-NeoX and Bloom.
     """
 
-    def __init__(self, name: str, num_inputs: int, split: HeadSplit, *, shard: Shard, bias: bool = False) -> None:
-        if shard.num_ranks > split.num_kv_heads:
-            raise UnsupportedConfig(
-                f"{split.num_kv_heads} packed key/value heads cannot be split over {shard.num_ranks} ranks; "
-                f"choose a --tensor-parallel of at most {split.num_kv_heads}"
-            )
-        self.group_size = split.num_heads // split.num_kv_heads
-        unit = (self.group_size + 2) * split.head_dim
-        super().__init__(name, num_inputs, split.num_kv_heads * unit, shard=shard, bias=bias, unit=unit)
+    def __init__(self, name: str, num_inputs: int, split: HeadSplit, *, bias: bool = False) -> None:
+        dim, group = split.head_dim, split.num_heads // split.num_kv_heads
+        total = split.num_kv_heads * (group + 2) * dim
         self.split = split
+        self.group_size = split.num_local_heads // split.num_local_kv_heads
+        claims = []
+        for head in range(*split.kv_heads):
+            start = head * (group + 2)  # in heads: of this group's first row
+            skipped = max(0, split.q_heads[0] - head * group)  # query heads of the group that lower ranks hold
+            for first, last in ((start + skipped, start + skipped + self.group_size), (start + group, start + group + 2)):
+                claims.append(Claim(name, total, (first * dim, last * dim)))
+        super().__init__(num_inputs, claims, bias=bias)
 
     def qkv(self, x_TI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [T, H, head_dim], keys and values [T, K, head_dim] of this rank's heads."""

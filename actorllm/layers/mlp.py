@@ -1,23 +1,55 @@
-"""The feed-forward block of gated decoders. Legend: T tokens, D hidden size."""
+"""The feed-forward blocks of decoders, split over ranks in the middle. Legend: T tokens, D hidden size."""
 
 from torch import Tensor, nn
 
 from actorllm.layers.activation import activation
-from actorllm.layers.linear import GateUpLinear, RowLinear
+from actorllm.layers.linear import ColumnLinear, GateUpLinear, RowLinear
 from actorllm.layers.shard import Shard
 
 
-class GatedMLP(nn.Module):
-    """`down_proj(act(gate_proj(x)) * up_proj(x))` (arXiv 2002.05202), split over ranks in the middle."""
+class MLP(nn.Module):
+    """`down(act(up(x)))`; `names` are those of up and down in the checkpoint."""
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, *, activation_name: str, shard: Shard, bias: bool = False
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        activation_name: str,
+        shard: Shard,
+        names: tuple[str, str],
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        self.gate_up_proj = GateUpLinear(hidden_size, intermediate_size, shard=shard, bias=bias)
-        self.down_proj = RowLinear(intermediate_size, hidden_size, shard=shard, bias=bias)
+        self.up = ColumnLinear(names[0], hidden_size, intermediate_size, shard=shard, bias=bias)
+        self.down = RowLinear(intermediate_size, hidden_size, shard=shard, bias=bias, name=names[1])
         self.activation = activation(activation_name)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj.gate_and_up(x_TD)
-        return self.down_proj(self.activation(gate) * up)
+        return self.down(self.activation(self.up(x_TD)))
+
+
+class GatedMLP(nn.Module):
+    """`down(act(gate(x)) * up(x))` (arXiv 2002.05202).
+
+    `names` are those of the two inputs (or of one linear that holds both, see `GateUpLinear`) and of the output.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        activation_name: str,
+        shard: Shard,
+        bias: bool = False,
+        names: tuple[tuple[str, str] | str, str] = (("gate_proj", "up_proj"), "down_proj"),
+    ) -> None:
+        super().__init__()
+        self.gate_up = GateUpLinear(hidden_size, intermediate_size, shard=shard, bias=bias, names=names[0])
+        self.down = RowLinear(intermediate_size, hidden_size, shard=shard, bias=bias, name=names[1])
+        self.activation = activation(activation_name)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate, up = self.gate_up.gate_and_up(x_TD)
+        return self.down(self.activation(gate) * up)

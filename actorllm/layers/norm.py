@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.rms_norm import rms_norm
@@ -31,3 +32,30 @@ class RMSNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         assert self.weight is not None, "the layer has no weights yet"
         return rms_norm(x_TD, self.weight, eps=self.eps)
+
+
+class LayerNorm(nn.Module):
+    """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last axis (arXiv 1607.06450), each if there is one.
+
+    The statistics are in float32 whatever x's dtype.
+    """
+
+    def __init__(self, size: int, *, eps: float, has_weight: bool = True, has_bias: bool = True) -> None:
+        super().__init__()
+        self.size = size
+        self.eps = eps
+        self.has_weight = has_weight
+        self.has_bias = has_bias
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        self.weight = source.tensor(f"{prefix}weight", (self.size,)) if self.has_weight else None
+        self.bias = source.tensor(f"{prefix}bias", (self.size,)) if self.has_bias else None
+
+    def unload(self) -> None:
+        self.weight = self.bias = None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        assert self.weight is not None or not self.has_weight, "the layer has no weights yet"
+        return layer_norm(x_TD, (self.size,), self.weight, self.bias, self.eps)

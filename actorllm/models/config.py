@@ -84,9 +84,16 @@ NEUTRAL_VALUES = {
 class ConfigReader:
     """Takes keys from a config; `finish` raises `UnsupportedConfig` naming what was not taken."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], *, aliases: Mapping[str, str] | None = None) -> None:
+        """`aliases` are other names of keys (other -> the one that is read); raises `UnsupportedConfig` if both are there and
+        contradict each other."""
         self._left = dict(config)
         self._architecture = (config.get("architectures") or ["the model"])[0]
+        for other, key in (aliases or {}).items():
+            value, known = self._left.pop(other, None), self._left.get(key)
+            if None not in (value, known) and value != known:
+                raise UnsupportedConfig(f"config.json: {other} = {value!r} contradicts {key} = {known!r}")
+            self._left[key] = known if value is None else value
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value of an optional key; null counts as absent."""

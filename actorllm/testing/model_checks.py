@@ -117,12 +117,20 @@ def check_builds_on_meta(case: ModelCase) -> None:
 
 
 def check_claims_once(case: ModelCase) -> None:
-    """No tensor is pulled twice, and every layer pulls some."""
+    """Every row of every tensor is pulled once."""
     source = RecordingWeights(case.weights())
     case.build(source)
-    twice = sorted({name for name in source.pulled if source.pulled.count(name) > 1})
+    twice, in_part = [], []
+    for name, pulled in source.pulled.items():
+        ranges = sorted(pulled)
+        ends = [0, *(end for _, end in ranges)]
+        starts = [*(start for start, _ in ranges), source.shapes[name][0]]
+        twice += [name] * any(start < end for start, end in zip(starts, ends, strict=True))
+        in_part += [name] * any(start > end for start, end in zip(starts, ends, strict=True))
     if twice:
         raise CheckFailed(f"tensors claimed more than once: {', '.join(twice[:5])}")
+    if in_part:
+        raise CheckFailed(f"tensors of which some rows are never read: {', '.join(in_part[:5])}")
 
 
 def check_repeatable(case: ModelCase) -> None:

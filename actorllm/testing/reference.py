@@ -28,15 +28,25 @@ def randomize(model: Any, seed: int) -> None:
         if parameter.ndim > 1:
             parameter.copy_(noise * parameter.shape[-1] ** -0.5 * 1.5)
         else:
-            parameter.copy_(noise * 0.2 + ("norm" in name))
+            parameter.copy_(noise * 0.2 + name.endswith("weight"))
     ids = torch.randint(model.config.vocab_size, (32,), generator=generator).tolist()
     scale_logits(model, LOGITS_STD / reference_logits(model, ids).std().item())
 
 
 def scale_logits(model: Any, factor: float) -> None:
-    """Multiply the logits of a model by `factor` where they are a linear function of its last norm's output."""
-    norms = [module for name, module in model.named_modules() if ("norm" in name or "ln_f" in name) and hasattr(module, "weight")]
-    last = norms[-1]
+    """Multiply the logits of a model by `factor` where they are a linear function of its head, or of its last norm's output
+    for a head that is tied."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is not embedding.weight:
+        head.weight.mul_(factor)
+        if getattr(head, "bias", None) is not None:
+            head.bias.mul_(factor)
+        return
+    norms = {
+        name: module for name, module in model.named_modules() if ("norm" in name or "ln_f" in name) and hasattr(module, "weight")
+    }
+    after_layers = [module for name, module in norms.items() if not any(map(str.isdigit, name.split(".")))]
+    last = (after_layers or list(norms.values()))[-1]
     offset = 1.0 if torch.equal(type(last)(last.weight.shape[0]).weight, torch.zeros_like(last.weight)) else 0.0  # 1 + weight
     last.weight.copy_((last.weight + offset) * factor - offset)
     if getattr(last, "bias", None) is not None:

@@ -7,13 +7,14 @@ from torch.nn import functional as F
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.activation import activation
 from actorllm.layers.batch import GivenEmbeddings
-from actorllm.layers.embedding import Embedding, Head
+from actorllm.layers.embedding import Embedding, Head, PositionEmbedding
 from actorllm.layers.linear import ColumnLinear, GateUpLinear, HeadSplit, PackedQKVLinear, QKVLinear, RowLinear
-from actorllm.layers.mlp import GatedMLP
-from actorllm.layers.norm import RMSNorm
+from actorllm.layers.mlp import MLP, GatedMLP
+from actorllm.layers.norm import LayerNorm, RMSNorm
 from actorllm.layers.shard import Shard
 from actorllm.testing.tiny import on_thread_ranks
 from actorllm.weights.random import RandomWeights
+from actorllm.weights.source import load_module
 
 WEIGHTS = RandomWeights(3, std=0.5)
 X = torch.randn(4, 12, generator=torch.Generator().manual_seed(5))
@@ -24,6 +25,7 @@ class Reads:
 
     def __init__(self) -> None:
         self.parts: dict[str, tuple] = {}
+        self.num_reads = 0
 
     def has(self, name):
         return True
@@ -34,6 +36,7 @@ class Reads:
 
     def linear(self, name, shape, *, rows=None, cols=None):
         self.parts[name] = (shape, rows, cols)
+        self.num_reads += 1
         return WEIGHTS.linear(name, shape, rows=rows, cols=cols)
 
 
@@ -92,24 +95,47 @@ def test_qkv_gives_each_rank_its_heads(num_kv_heads, num_ranks):
             torch.testing.assert_close(got, expected[:, slice(*split.kv_heads)])
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "num_ranks"), [(4, 4, 1), (6, 2, 1), (6, 2, 2), (4, 4, 3)])
-def test_packed_qkv_is_cut_between_groups(num_heads, num_kv_heads, num_ranks):
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "num_ranks"), [(4, 4, 1), (6, 2, 1), (6, 2, 2), (4, 4, 3), (4, 1, 2), (5, 1, 2), (8, 2, 4)]
+)
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_one_tensor_gives_each_rank_its_queries_and_keys(num_heads, num_kv_heads, num_ranks, is_packed):
     dim, group = 2, num_heads // num_kv_heads
-    packed = whole("attn.qkv", num_kv_heads * (group + 2) * dim, 12, bias=True).view(4, num_kv_heads, group + 2, dim)
+    whole_qkv = whole("attn.qkv", (num_heads + 2 * num_kv_heads) * dim, 12, bias=True)
+    if is_packed:  # for each group: queries, key, value
+        groups = whole_qkv.view(4, num_kv_heads, group + 2, dim)
+        expected = groups[:, :, :group].reshape(4, -1, dim), groups[:, :, group], groups[:, :, group + 1]
+    else:  # all queries, all keys, all values
+        expected = whole_qkv.view(4, -1, dim).split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    for rank in range(num_ranks):
+        split = HeadSplit.of(num_heads, num_kv_heads, dim, shard=Shard(rank, num_ranks))
+        layer = PackedQKVLinear("qkv", 12, split, bias=True) if is_packed else QKVLinear(12, split, bias=True, names="qkv")
+        q, k, v = loaded(layer, "attn.qkv.").qkv(X)
+        torch.testing.assert_close(q, expected[0][:, slice(*split.q_heads)])
+        torch.testing.assert_close(k, expected[1][:, slice(*split.kv_heads)])
+        torch.testing.assert_close(v, expected[2][:, slice(*split.kv_heads)])
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_one_rank_reads_one_tensor_in_one_piece(num_heads, num_kv_heads):
+    split = HeadSplit.of(num_heads, num_kv_heads, 2, shard=Shard())
+    num_outputs = (num_heads + 2 * num_kv_heads) * 2
+    for layer in (QKVLinear(12, split, names="qkv"), PackedQKVLinear("qkv", 12, split), GateUpLinear(12, 5, shard=Shard(), names="qkv")):
+        reads = Reads()
+        layer.load(reads, "attn.qkv.")
+        rows = 10 if isinstance(layer, GateUpLinear) else num_outputs
+        assert reads.parts == {"attn.qkv": ((rows, 12), (0, rows), None)} and reads.num_reads == 1
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_a_gate_and_its_sibling_may_be_one_tensor(num_ranks):
+    gate_and_up = whole("mlp.gate_up_proj", 10, 12, bias=True)
     for rank in range(num_ranks):
         shard = Shard(rank, num_ranks)
-        split = HeadSplit.of(num_heads, num_kv_heads, dim, shard=shard)
-        q, k, v = loaded(PackedQKVLinear("qkv", 12, split, shard=shard, bias=True), "attn.qkv.").qkv(X)
-        own = packed[:, slice(*split.kv_heads)]
-        torch.testing.assert_close(q, own[:, :, :group].reshape(4, -1, dim))
-        torch.testing.assert_close(k, own[:, :, group])
-        torch.testing.assert_close(v, own[:, :, group + 1])
-
-
-def test_packed_heads_cannot_be_shared_by_ranks():
-    shard = Shard(0, 2)
-    with pytest.raises(UnsupportedConfig, match="tensor-parallel"):
-        PackedQKVLinear("qkv", 12, HeadSplit.of(4, 1, 2, shard=shard), shard=shard)
+        layer = GateUpLinear(12, 5, shard=shard, bias=True, names="gate_up_proj")
+        gate, up = loaded(layer, "mlp.gate_up_proj.").gate_and_up(X)
+        torch.testing.assert_close(gate, gate_and_up[:, :5][:, slice(*shard.span(5))])
+        torch.testing.assert_close(up, gate_and_up[:, 5:][:, slice(*shard.span(5))])
 
 
 def test_given_embeddings_stand_in_place_of_ids():
@@ -137,14 +163,35 @@ def test_embeddings_are_scaled_in_the_precision_of_their_weights(dtype):
 def test_gated_mlp(num_ranks):
     def work(shard):
         mlp = GatedMLP(12, 10, activation_name="silu", shard=shard)
-        for name in ("gate_up_proj", "down_proj"):
-            loaded(getattr(mlp, name), f"mlp.{name}.")
+        load_module(mlp, WEIGHTS, "mlp")
         return mlp(X)
 
     middle = F.silu(whole("mlp.gate_proj", 10, 12)) * whole("mlp.up_proj", 10, 12)
     expected = F.linear(middle, WEIGHTS.tensor("mlp.down_proj.weight", (12, 10)))
     for got in on_thread_ranks(num_ranks, work):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_plain_mlp_under_the_names_of_the_checkpoint(num_ranks, bias):
+    def work(shard):
+        mlp = MLP(12, 10, activation_name="relu", shard=shard, names=("c_fc", "c_proj"), bias=bias)
+        load_module(mlp, WEIGHTS, "h.0.mlp")
+        return mlp(X)
+
+    out_bias = WEIGHTS.tensor("h.0.mlp.c_proj.bias", (12,)) if bias else None
+    middle = F.relu(whole("h.0.mlp.c_fc", 10, 12, bias=bias))
+    expected = F.linear(middle, WEIGHTS.tensor("h.0.mlp.c_proj.weight", (12, 10)), out_bias)
+    for got in on_thread_ranks(num_ranks, work):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_positions_begin_after_the_offset(offset):
+    table = WEIGHTS.tensor("embed_positions.weight", (9 + offset, 12))
+    got = loaded(PositionEmbedding(9, 12, offset=offset), "embed_positions.")(torch.tensor([0, 8, 3]))
+    assert torch.equal(got, table[torch.tensor([0, 8, 3]) + offset])
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -185,6 +232,7 @@ def test_unload_gives_the_weights_back():
         (ColumnLinear("fc", 12, 4, shard=Shard(), bias=True), "fc."),
         (RowLinear(12, 4, shard=Shard(), bias=True), "out."),
         (RMSNorm(12, eps=1e-5), "norm."),
+        (LayerNorm(12, eps=1e-5), "norm."),
         (Head(12, 4, shard=Shard()), "head."),
     ]
     for layer, prefix in layers:

@@ -27,7 +27,7 @@ def splits(num_heads: int, num_kv_heads: int, num_ranks: int) -> list[HeadSplit]
 
 
 @pytest.mark.parametrize(
-    ("num_heads", "num_kv_heads", "num_ranks"), [(8, 8, 2), (8, 2, 2), (6, 3, 2), (8, 2, 4), (8, 1, 4), (5, 5, 3), (4, 4, 1)]
+    ("num_heads", "num_kv_heads", "num_ranks"), [(8, 8, 2), (8, 2, 2), (6, 3, 2), (8, 2, 4), (8, 1, 4), (7, 1, 3), (5, 5, 3), (4, 4, 1)]
 )
 def test_every_query_head_is_with_its_key_head(num_heads, num_kv_heads, num_ranks):
     owned = []
@@ -40,7 +40,7 @@ def test_every_query_head_is_with_its_key_head(num_heads, num_kv_heads, num_rank
     assert sorted(owned) == list(range(num_heads))
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "num_ranks"), [(6, 4, 1), (8, 2, 3), (8, 3, 1), (4, 2, 8)])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "num_ranks"), [(6, 4, 1), (8, 2, 3), (8, 3, 1), (4, 2, 8), (4, 1, 5)])
 def test_heads_that_cannot_be_split_are_refused(num_heads, num_kv_heads, num_ranks):
     with pytest.raises(UnsupportedConfig, match="heads"):
         splits(num_heads, num_kv_heads, num_ranks)

@@ -49,6 +49,16 @@ def test_flags_are_true_or_false(value):
         ConfigReader({"tied": value}).flag("tied")
 
 
+def test_a_key_may_have_other_names():
+    aliases = {"n_embd": "hidden_size", "n_embed": "hidden_size"}
+    for config in ({"n_embd": 8}, {"hidden_size": 8}, {"n_embed": 8, "hidden_size": None}, {"n_embd": 8, "hidden_size": 8}):
+        reader = ConfigReader(config, aliases=aliases)
+        assert reader.size("hidden_size") == 8
+        reader.finish()
+    with pytest.raises(UnsupportedConfig, match="n_embd = 8 contradicts hidden_size = 9"):
+        ConfigReader({"n_embd": 8, "hidden_size": 9}, aliases=aliases)
+
+
 def test_expect_takes_only_what_is_implemented():
     ConfigReader({"kind": "a"}).expect("kind", ["a", "b"], "nothing else is built")
     ConfigReader({}).expect("kind", ["a"], "nothing else is built")

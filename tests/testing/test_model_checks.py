@@ -89,7 +89,7 @@ class WrongShard(LlamaForCausalLM):
     def __init__(self, config: LlamaConfig, shard: Shard) -> None:
         super().__init__(config, shard)
         for layer in self.model.layers:
-            layer.mlp.down_proj.cols = Shard(0, shard.num_ranks).span(config.intermediate_size)
+            layer.mlp.down.cols = Shard(0, shard.num_ranks).span(config.intermediate_size)
 
 
 class IgnoredWindow(MistralForCausalLM):
@@ -126,6 +126,23 @@ class UnclaimedTensor(LlamaForCausalLM):
         return self.config.rotary.tables(batch.positions_T, torch.float32)
 
 
+class PulledTwice(LlamaForCausalLM):
+    """Loads the gate's rows as the other input of the MLP as well."""
+
+    def __init__(self, config: LlamaConfig, shard: Shard) -> None:
+        super().__init__(config, shard)
+        for layer in self.model.layers:
+            layer.mlp.gate_up.claims = (layer.mlp.gate_up.claims[0],) * 2
+
+
+class RowsForgotten(LlamaForCausalLM):
+    """Leaves the last rows of the head in the checkpoint."""
+
+    def __init__(self, config: LlamaConfig, shard: Shard) -> None:
+        super().__init__(config, shard)
+        self.lm_head.rows = (0, config.vocab_size - 1)
+
+
 class KeptState(LlamaForCausalLM):
     """Remembers the last call's embedding."""
 
@@ -148,6 +165,8 @@ BROKEN: list[tuple[type[CausalLM], dict[str, Any], str, str]] = [
     (MissingScale, LLAMA, "transformers", "as given"),
     (UntiedHead, LLAMA, "transformers", "tie_word_embeddings = True: the checkpoint has no tensor 'lm_head.weight'"),
     (UnclaimedTensor, LLAMA, "transformers", "model.norm.weight"),
+    (PulledTwice, LLAMA, "claims_once", "claimed more than once: model.layers.0.mlp.gate_proj.weight"),
+    (RowsForgotten, LLAMA, "claims_once", "some rows are never read: lm_head.weight"),
     (KeptState, LLAMA, "repeatable", "state is kept"),
 ]
 
