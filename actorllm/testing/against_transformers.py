@@ -36,6 +36,11 @@ VARIED = (
     ("hidden_act", "gelu"),
     ("head_dim", 12),
     ("num_key_value_heads", 1),
+    ("num_experts_per_tok", 1),
+    ("norm_topk_prob", True),
+    ("norm_topk_prob", False),
+    ("decoder_sparse_step", 2),
+    ("routed_scaling_factor", 2.5),
 )
 
 
@@ -60,6 +65,7 @@ def compare_with_transformers(
     settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
     hf_config = transformers.AutoConfig.for_model(config["model_type"], **settings)
     reference = transformers.AutoModelForCausalLM.from_config(hf_config).eval()
+    reference.set_experts_implementation("eager")  # the others refuse sizes that are no multiple of 16 bytes
     randomize(reference, seed)
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)

@@ -37,7 +37,6 @@ NOT_YET_BY_KEYWORD = {
     "actorllm/testing/tiny.py logits_in_chunks",
     "actorllm/tokenizer/chat_template.py encode_chat",
     "actorllm/weights/formats.py linear",
-    "plugins/llama/actorllm_llama/llama.py __init__",
 }
 
 

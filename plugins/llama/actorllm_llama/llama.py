@@ -3,6 +3,9 @@
 Legend: T tokens, D hidden size.
 """
 
+from collections.abc import Iterable
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from actorllm.layers.attention import Attention
@@ -18,7 +21,7 @@ from actorllm_llama.config import LlamaConfig
 
 
 class LlamaAttention(nn.Module):
-    def __init__(self, config: LlamaConfig, layer: int, group: int, shard: Shard) -> None:
+    def __init__(self, config: LlamaConfig, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
         split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
         num_q = config.num_heads * config.head_dim
@@ -39,12 +42,12 @@ class LlamaAttention(nn.Module):
 
 
 class LlamaLayer(nn.Module):
-    def __init__(self, config: LlamaConfig, layer: int, group: int, shard: Shard) -> None:
+    def __init__(self, config: LlamaConfig, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.self_attn = LlamaAttention(config, layer, group, shard)
+        self.self_attn = LlamaAttention(config, layer, group=group, shard=shard)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = GatedMLP(
+        self.mlp: nn.Module = GatedMLP(
             config.hidden_size, config.intermediate_size, activation_name=config.activation, shard=shard, bias=config.has_mlp_bias
         )
 
@@ -54,15 +57,16 @@ class LlamaLayer(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    def __init__(self, config: LlamaConfig, groups: tuple[int, ...], shard: Shard) -> None:
+    def __init__(self, config: LlamaConfig, layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LlamaLayer(config, layer, group, shard) for layer, group in enumerate(groups))
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
 
 
 class LlamaForCausalLM(CausalLM):
     config_class = LlamaConfig
+    layer_class: ClassVar[type[nn.Module]] = LlamaLayer
     ignored_tensors = {"*.rotary_emb.inv_freq": "recomputed from the config"}
 
     def __init__(self, config: LlamaConfig, shard: Shard) -> None:
@@ -70,7 +74,8 @@ class LlamaForCausalLM(CausalLM):
         split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
         per_token = (split.num_local_kv_heads, config.head_dim)
         self._groups, layer_groups = window_groups(config.windows, (CacheBuffer("k", per_token), CacheBuffer("v", per_token)))
-        self.model = LlamaModel(config, layer_groups, shard)
+        layers = (self.layer_class(config, layer, group=group, shard=shard) for layer, group in enumerate(layer_groups))
+        self.model = LlamaModel(config, layers)
         tied = self.model.embed_tokens if config.is_tied else None
         self.lm_head = Head(config.hidden_size, config.vocab_size, shard=shard, tied=tied)
 

@@ -25,6 +25,7 @@ def from_transformers(architecture: str, config: dict[str, Any], *, seed: int, d
     """The transformers model of a config (arguments of its config class), with random weights, saved to `directory`."""
     model_class = getattr(transformers, architecture)
     model = model_class(model_class.config_class(**config)).eval().float()
+    model.set_experts_implementation("eager")  # the others refuse sizes that are no multiple of 16 bytes
     randomize(model, seed)
     model.save_pretrained(directory)
     save_tokenizer(directory, VOCAB_SIZE)

@@ -1,0 +1,1 @@
+"""Mixtral for ActorLLM. Uses the public plugin API and the Llama plugin."""

@@ -1,0 +1,1 @@
+"""Qwen models with experts for ActorLLM. Uses the public plugin API and the Llama plugin."""
