@@ -5,7 +5,7 @@ PROJECTS := kernels $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject
 PACKAGES := $(addprefix -e ,$(PROJECTS))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install install-dev serve test parity bench lint types imports clean
+.PHONY: install install-dev serve test parity bench lint types imports readme clean
 
 install: .venv/installed
 
@@ -42,6 +42,9 @@ lint: install-dev
 
 types: install-dev
 	$(BIN)/pyright
+
+readme: install-dev # the table of architectures, from plugins/*/pyproject.toml
+	$(BIN)/python -m tests.house.architecture_table
 
 imports: install-dev
 	$(BIN)/lint-imports

@@ -5,71 +5,80 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from actorllm.errors import SettingsError
-from actorllm.models.catalog import Catalog, Plugin
+from actorllm.models.catalog import Catalog
 
 CHECK_FAILED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`list [--json]` and `check ARCHITECTURE --config FILE`."""
+    """`list [--json]` and `check ARCHITECTURE [--config FILE] [--checkpoint DIR]`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list installed architectures without importing any plugin")
     listing.add_argument("--json", action="store_true", help="print JSON")
-    check = actions.add_parser("check", help="run the conformance kit on a plugin")
+    check = actions.add_parser("check", help="run the conformance kit on a plugin, one line a check")
     check.add_argument("architecture", metavar="ARCHITECTURE", help="as in config.json, for example LlamaForCausalLM")
-    check.add_argument("--config", type=Path, metavar="FILE", help="a tiny config.json (default: a built-in tiny one)")
+    check.add_argument("--config", type=Path, metavar="FILE", help="a tiny config.json (default: the plugin's own)")
+    check.add_argument("--checkpoint", type=Path, metavar="DIR", help="check with this model's weights too; they are all loaded")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the action; 1 if a check failed."""
     if arguments.action == "list":
-        return _list(Catalog.discover().plugins, as_json=arguments.json)
-    return _check(arguments.architecture, arguments.config)
+        return _list(Catalog.discover().listing(), as_json=arguments.json)
+    return _check(arguments)
 
 
-def _list(plugins: tuple[Plugin, ...], *, as_json: bool) -> int:
-    rows = [
-        {
-            "architecture": plugin.architecture,
-            "distribution": plugin.distribution,
-            "version": plugin.version,
-            "contract": plugin.contract,
-            "entry_point": plugin.entry_point.value,
-        }
-        for plugin in plugins
-    ]
+def _list(plugins: list[dict[str, Any]], *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(plugins, indent=2))
         return 0
-    width = max((len(plugin.architecture) for plugin in plugins), default=0)
+    width = max((len(plugin["architecture"]) for plugin in plugins), default=0)
     for plugin in plugins:
+        state = "" if plugin["state"] == "ready" else f"  {plugin['state'].upper()}"
         print(
-            f"{plugin.architecture:<{width}}  {plugin.distribution} {plugin.version}  "
-            f"contract v{plugin.contract}  {plugin.entry_point.value}"
+            f"{plugin['architecture']:<{width}}  {plugin['distribution']} {plugin['version']}  "
+            f"contract v{plugin['contract']}  {plugin['entry_point']}{state}"
         )
     if not plugins:
         print("no model plugin is installed", file=sys.stderr)
     return 0
 
 
-def _check(architecture: str, path: Path | None) -> int:
-    from actorllm.testing.model_checks import ModelCase, run_checks, tiny_config  # torch only where it is needed
+def _check(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break up the report
+    from actorllm.testing.checkpoint_checks import CheckpointCase, run_checkpoint_checks  # torch only where it is needed
+    from actorllm.testing.model_checks import ModelCase, run_checks, tiny_config
 
-    model_class = Catalog.discover().load(architecture)
-    if path is None:
-        config = tiny_config(model_class, architecture)
-    else:
-        try:
-            config = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"cannot read {path.name}: {error}") from error
+    catalog, architecture = Catalog.discover(), arguments.architecture
+    model_class = catalog.load(architecture)
+    config = tiny_config(model_class, architecture) if arguments.config is None else _read_config(arguments.config)
+    checkpoint = None if arguments.checkpoint is None else CheckpointCase.read(model_class, arguments.checkpoint)
+    print(catalog.find(architecture), flush=True)
     results = run_checks(ModelCase(model_class, config))
+    if checkpoint is not None:
+        results += run_checkpoint_checks(checkpoint)
+    width, told = max(len(result.name) for result in results), {}
     for result in results:
-        print(f"{'FAIL' if result.reason else 'ok  '}  {result.name:<20} {result.reason or result.about}")
+        verdict, text = ("FAIL", result.reason) if result.reason else ("ok", f"{result.about} ({result.seen})")
+        text = f"as {told[text]}" if text in told else text
+        told.setdefault(text, result.name)
+        print(f"{verdict:<4}  {result.name:<{width}}  {' '.join(text.split())}")
     num_failed = sum(bool(result.reason) for result in results)
     print(f"{len(results) - num_failed} of {len(results)} checks passed for {architecture}")
     return CHECK_FAILED if num_failed else 0
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot read {path.name}: {error}") from error
+    if not isinstance(config, dict):
+        raise SettingsError(f"{path.name} is not a JSON object")
+    return config

@@ -6,11 +6,12 @@ it. Knows no architecture.
 
 import difflib
 import inspect
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actorllm.errors import PluginAmbiguous, PluginBroken, PluginInvalid, PluginMissing, PluginOutdated
 from actorllm.models import CONTRACT_VERSION, ENTRY_POINT_GROUP
@@ -18,18 +19,23 @@ from actorllm.models import CONTRACT_VERSION, ENTRY_POINT_GROUP
 if TYPE_CHECKING:
     from actorllm.models.contract import CausalLM
 
+logger = logging.getLogger(__name__)
 _ANY_VERSION = re.compile(r"actorllm\.models\.v(\d+)")
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One registered architecture: where it comes from and which version of the contract it speaks."""
+    """One registered architecture: where it comes from and which version of the contract it speaks.
+
+    `summary` is what its distribution says of itself.
+    """
 
     architecture: str
     distribution: str
     version: str
     contract: int
     entry_point: EntryPoint
+    summary: str = ""
 
     def __str__(self) -> str:
         return f"{self.architecture} = {self.entry_point.value} of {self.distribution} {self.version}"
@@ -46,12 +52,27 @@ class Catalog:
         """The plugins of the installed distributions. An editable install that is listed twice counts once."""
         found: dict[tuple[str, str, str], Plugin] = {}
         for distribution in distributions() if installed is None else installed:
-            for entry_point in distribution.entry_points:
+            for entry_point in _entry_points(distribution):
                 if match := _ANY_VERSION.fullmatch(entry_point.group):
-                    name, version = _identity(distribution)
-                    plugin = Plugin(entry_point.name, name, version, int(match[1]), entry_point)
+                    name, version, summary = _identity(distribution)
+                    plugin = Plugin(entry_point.name, name, version, int(match[1]), entry_point, summary)
                     found.setdefault((name, entry_point.group, entry_point.name), plugin)
         return cls(found.values())
+
+    def listing(self) -> list[dict[str, Any]]:
+        """What is known of each plugin without importing it; `state` is "ready", "ambiguous" or "outdated"."""
+        return [
+            {
+                "architecture": plugin.architecture,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "summary": plugin.summary,
+                "contract": plugin.contract,
+                "entry_point": plugin.entry_point.value,
+                "state": self._state(plugin),
+            }
+            for plugin in self.plugins
+        ]
 
     def find(self, architecture: str) -> Plugin:
         """The one plugin that serves the architecture. Raises `PluginMissing`, `PluginAmbiguous` or `PluginOutdated`."""
@@ -85,7 +106,16 @@ class Catalog:
             raise PluginInvalid(f"{plugin} is not a subclass of actorllm.models.contract.CausalLM: tell its author")
         if not callable(getattr(getattr(model_class, "config_class", None), "from_hf", None)):
             raise PluginInvalid(f"{plugin} has no config_class with a from_hf method: tell its author")
+        left_out = [name for name in dir(model_class) if getattr(getattr(model_class, name), "__isabstractmethod__", False)]
+        if left_out:
+            raise PluginInvalid(f"{plugin} does not define {', '.join(left_out)}, which the contract asks for: tell its author")
         return model_class
+
+    def _state(self, plugin: Plugin) -> str:
+        if plugin.contract != CONTRACT_VERSION:
+            return "outdated"
+        rivals = [other for other in self.plugins if other.architecture == plugin.architecture and other.contract == plugin.contract]
+        return "ready" if rivals == [plugin] else "ambiguous"
 
     def _missing_message(self, architecture: str) -> str:
         known = sorted({plugin.architecture for plugin in self.plugins})
@@ -97,12 +127,23 @@ class Catalog:
         )
 
 
-def _identity(distribution: Distribution) -> tuple[str, str]:
-    """Name and version, also of a distribution whose metadata is damaged: listing must not fail on it."""
+def _identity(distribution: Distribution) -> tuple[str, str, str]:
+    """Name, version and summary, also of a distribution whose metadata is damaged: listing must not fail on it."""
     try:
-        return str(distribution.metadata["Name"]), str(distribution.metadata["Version"])
+        metadata = distribution.metadata
+        summaries = metadata.get_all("Summary") or [""]
+        return str(metadata["Name"]), str(metadata["Version"]), str(summaries[0])
     except (TypeError, KeyError, OSError):
-        return "a distribution without metadata", "?"
+        return "a distribution without metadata", "?", ""
+
+
+def _entry_points(distribution: Distribution) -> Iterable[EntryPoint]:
+    """The distribution's entry points; none, with a warning, where the file cannot be read: listing must not fail on it."""
+    try:
+        return distribution.entry_points
+    except Exception as error:  # boundary: plugin load
+        logger.warning("entry_points.txt of %s cannot be read: %s", _identity(distribution)[0], error)
+        return ()
 
 
 def find_model(architecture: str) -> "type[CausalLM]":

@@ -18,6 +18,7 @@ from aiohttp import web
 import actorllm
 from actorllm.engine import Engine
 from actorllm.errors import ActorLLMError, InvalidRequest, UnknownModel
+from actorllm.models.catalog import Catalog
 from actorllm.server.api_types import DetokenizeBody, TokenizeBody, read_body
 from actorllm.server.chat_completions import ChatRoute
 from actorllm.server.completions import CompletionRoute
@@ -41,6 +42,7 @@ class Server:
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics(engine)
+        self._plugins = Catalog.discover().listing()
 
     async def health(self, request: web.Request) -> web.Response:
         if self.engine.is_healthy:
@@ -61,6 +63,9 @@ class Server:
         if name not in self.engine.info.names:
             raise UnknownModel(f"model {name!r} is not served here; served: {', '.join(self.engine.info.names)}")
         return json_reply(self._card(name))
+
+    async def plugins(self, request: web.Request) -> web.Response:
+        return json_reply({"object": "list", "data": self._plugins})
 
     async def tokenize(self, request: web.Request) -> web.Response:
         body: TokenizeBody = read_body(await read_json(request), TokenizeBody)
@@ -99,6 +104,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> web.Application:
     app.router.add_post("/v1/chat/completions", ChatRoute(engine, server.metrics).handle)
     app.router.add_get("/v1/models", server.models)
     app.router.add_get("/v1/models/{name:.+}", server.model)
+    app.router.add_get("/v1/plugins", server.plugins)
     app.router.add_get("/health", server.health)
     app.router.add_post("/health", server.health)
     app.router.add_get("/metrics", server.show_metrics)

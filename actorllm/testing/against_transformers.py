@@ -45,8 +45,20 @@ VARIED = (
 
 
 def reference_exists(config: Mapping[str, Any]) -> bool:
-    """Whether transformers is installed and the config names a `model_type` for it."""
-    return "model_type" in config and find_spec("transformers") is not None
+    """Whether transformers is installed and knows a causal language model for the config's `model_type`."""
+    return config.get("model_type") in _causal_models()
+
+
+def reference_type(architecture: str) -> str | None:
+    """transformers' `model_type` of an architecture; None if it is not installed or does not know it."""
+    return next((model_type for model_type, name in _causal_models().items() if name == architecture), None)
+
+
+def _causal_models() -> Mapping[str, str]:
+    """`model_type` -> architecture of the causal language models that transformers has."""
+    if find_spec("transformers") is None:
+        return {}
+    return import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def variations(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -71,6 +83,12 @@ def compare_with_transformers(
         reference.save_pretrained(folder)
         ours = load_folder(model_class, Path(folder))
     return reference_logits(reference, ids), logits_in_chunks(ours, ids, [])
+
+
+def load_reference(folder: Path) -> Any:
+    """transformers' model with the weights of a checkpoint folder, in float32."""
+    auto = import_module("transformers").AutoModelForCausalLM
+    return auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
 
 
 def load_folder(model_class: type[CausalLM], folder: Path) -> CausalLM:

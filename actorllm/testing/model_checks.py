@@ -5,15 +5,17 @@ Two lines test a plugin with pytest:
     from actorllm.testing.model_checks import model_checks
     test_model = model_checks(MyForCausalLM, {"architectures": ["MyForCausalLM"], ...})
 
-The config is a tiny config.json. Comparing with transformers happens where it is installed and knows the `model_type`.
+The config is a tiny config.json; without one the class's own `example_config` is taken. Comparing with transformers happens
+where it is installed and knows the `model_type`.
 
 Legend: T tokens, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,8 +23,8 @@ from torch import Tensor
 from actorllm.errors import ActorLLMError, UnsupportedConfig
 from actorllm.execution.forward import forward
 from actorllm.layers.shard import Shard
-from actorllm.models.contract import CausalLM
-from actorllm.testing.against_transformers import compare_with_transformers, reference_exists, variations
+from actorllm.models.contract import CacheGroup, CausalLM
+from actorllm.testing.against_transformers import compare_with_transformers, reference_exists, reference_type, variations
 from actorllm.testing.recording import RecordingWeights
 from actorllm.testing.tiny import TinyCache, logits_in_chunks, logits_of, on_thread_ranks
 from actorllm.testing.toy_int8 import Int8Weights, OneLayerResident, RoundedWeights
@@ -41,7 +43,9 @@ TINY_SIZES: Mapping[str, Any] = {
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of their standard deviation."""
 
-Check = Callable[["ModelCase"], None]
+CaseT = TypeVar("CaseT")
+Check = Callable[["ModelCase"], str]
+"""Raises what is wrong; returns what was looked at, with shapes."""
 
 
 class CheckFailed(AssertionError):
@@ -91,11 +95,12 @@ class ModelCase:
 
 
 def tiny_config(model_class: type[CausalLM], architecture: str) -> dict[str, Any]:
-    """The plugin's own example of a tiny config.json, or one of the usual keys."""
-    return {"architectures": [architecture], **(model_class.example_config or TINY_SIZES)}
+    """The plugin's own example of a tiny config.json, or one of the usual keys; with transformers' `model_type` if it has one."""
+    config = {"architectures": [architecture], **(model_class.example_config or TINY_SIZES)}
+    return {"model_type": model_type, **config} if (model_type := reference_type(architecture)) else config
 
 
-def check_config_reads(case: ModelCase) -> None:
+def check_config_reads(case: ModelCase) -> str:
     """The config is read, and a key nobody knows is refused."""
     for name in ("vocab_size", "context_len", "num_layers"):
         if not isinstance(getattr(case.parsed, name, None), int):
@@ -103,20 +108,21 @@ def check_config_reads(case: ModelCase) -> None:
     try:
         case.model_class.config_class.from_hf({**case.config, "a_key_that_changes_everything": 1})
     except UnsupportedConfig:
-        return
+        return f"{len(case.config)} keys: {case.parsed.num_layers} layers, vocabulary {case.parsed.vocab_size}"
     raise CheckFailed("from_hf takes an unknown key without a word: call ConfigReader.finish()")
 
 
-def check_builds_on_meta(case: ModelCase) -> None:
+def check_builds_on_meta(case: ModelCase) -> str:
     """A model can be built without memory for its weights."""
     with torch.device("meta"):
         model = case.model_class(case.parsed, Shard())
     real = [name for name, tensor in model.named_parameters() if tensor.device.type != "meta"]
     if real:
         raise CheckFailed(f"these parameters take memory before weights are loaded: {', '.join(real[:5])}")
+    return f"{sum(1 for _ in model.modules())} modules"
 
 
-def check_claims_once(case: ModelCase) -> None:
+def check_claims_once(case: ModelCase) -> str:
     """Every row of every tensor is pulled once."""
     source = RecordingWeights(case.weights())
     case.build(source)
@@ -131,25 +137,42 @@ def check_claims_once(case: ModelCase) -> None:
         raise CheckFailed(f"tensors claimed more than once: {', '.join(twice[:5])}")
     if in_part:
         raise CheckFailed(f"tensors of which some rows are never read: {', '.join(in_part[:5])}")
+    return f"{len(source.pulled)} tensors, {sum(math.prod(shape) for shape in source.shapes.values())} values"
 
 
-def check_repeatable(case: ModelCase) -> None:
+def check_shapes(case: ModelCase) -> str:
+    """Logits are [T, V] in float32, and a layer's keys live in one cache group."""
+    wanted, got = (len(case.ids), case.parsed.vocab_size), tuple(case.plain_logits.shape)
+    if got != wanted:
+        raise CheckFailed(f"the logits are {list(got)}, but {wanted[0]} tokens of a vocabulary of {wanted[1]} make {list(wanted)}")
+    if case.plain_logits.dtype != torch.float32:
+        raise CheckFailed(f"the logits are {case.plain_logits.dtype}, but must be float32: end head() with .float()")
+    groups = case.build().cache_groups
+    cached = sorted(layer for group in groups for layer in group.layers)
+    if len(set(cached)) < len(cached) or not set(cached) <= set(range(case.parsed.num_layers)):
+        raise CheckFailed(f"cache groups name layers {cached}, but the model has 0 to {case.parsed.num_layers - 1}, each at most once")
+    return f"{shape_text(case.plain_logits)}; cache {', '.join(map(_group_text, groups)) or 'none'}"
+
+
+def check_repeatable(case: ModelCase) -> str:
     """A model keeps no state between calls: the cache holds everything."""
     model = case.build()
     first = logits_in_chunks(model, case.ids, [])
     logits_in_chunks(model, case.ids[::-1], [5, 3])
-    _expect_equal(logits_in_chunks(model, case.ids, []), first, "the same input gives other logits the second time: state is kept")
+    return expect_equal(logits_in_chunks(model, case.ids, []), first, "the same input gives other logits the second time: state is kept")
 
 
-def check_chunking(case: ModelCase) -> None:
+def check_chunking(case: ModelCase) -> str:
     """Token by token, or in any chunks: the same logits as in one piece."""
     model = case.build()
-    for sizes in ([1] * len(case.ids), [7, 1, 13], [len(case.ids) - 1]):
+    cuts = ([1] * len(case.ids), [7, 1, 13], [len(case.ids) - 1])
+    for sizes in cuts:
         got = logits_in_chunks(model, case.ids, sizes)
-        _expect_equal(got, case.plain_logits, f"fed in chunks of {sizes[:4]} the logits differ from one piece")
+        expect_equal(got, case.plain_logits, f"fed in chunks of {sizes[:4]} the logits differ from one piece")
+    return f"{shape_text(case.plain_logits)} in {len(cuts)} cuts"
 
 
-def check_batch(case: ModelCase) -> None:
+def check_batch(case: ModelCase) -> str:
     """Alone or beside other sequences: the same logits."""
     model = case.build()
     others = [case.ids[::-1], case.ids[5:11]]
@@ -158,63 +181,68 @@ def check_batch(case: ModelCase) -> None:
     parts = logits_of(model, cache, [(0, others[0][9:12]), (1, case.ids[:-1]), (2, others[1])])
     start = 3
     got = parts[start : start + len(case.ids) - 1]
-    _expect_equal(got, case.plain_logits[:-1], "beside other sequences the logits differ: rows leak into each other")
+    return expect_equal(got, case.plain_logits[:-1], "beside other sequences the logits differ: rows leak into each other")
 
 
-def check_slots(case: ModelCase) -> None:
+def check_slots(case: ModelCase) -> str:
     """Whichever slots a sequence gets: the same logits."""
     model = case.build()
     for seed in (1, 2):
         got = logits_in_chunks(model, case.ids, [11], seed=seed)
-        _expect_equal(got, case.plain_logits, "with other slots the logits differ: the cache is not read through the slot table")
+        expect_equal(got, case.plain_logits, "with other slots the logits differ: the cache is not read through the slot table")
+    return f"{shape_text(case.plain_logits)} with 2 shuffles"
 
 
-def check_two_ranks(case: ModelCase) -> None:
+def check_two_ranks(case: ModelCase) -> str:
     """Split over two thread ranks: the same logits on each."""
     results = on_thread_ranks(2, lambda shard: logits_in_chunks(case.build(shard=shard), case.ids, [9]))
     for rank, got in enumerate(results):
-        _expect_equal(got, case.plain_logits, f"split over two ranks the logits of rank {rank} differ: a shard is wrong")
+        expect_equal(got, case.plain_logits, f"split over two ranks the logits of rank {rank} differ: a shard is wrong")
+    return f"{shape_text(case.plain_logits)} on each rank"
 
 
-def check_two_models(case: ModelCase) -> None:
+def check_two_models(case: ModelCase) -> str:
     """Two models in one process do not disturb each other."""
     first, second = case.build(), case.build(RandomWeights(case.seed + 1, std=0.2))
     other = logits_in_chunks(second, case.ids, [])
-    _expect_equal(logits_in_chunks(first, case.ids, []), case.plain_logits, "beside another model the logits differ")
+    expect_equal(logits_in_chunks(first, case.ids, []), case.plain_logits, "beside another model the logits differ")
     if case.has_weights and torch.allclose(other, case.plain_logits):
         raise CheckFailed("two models with different weights give equal logits: they share something")
+    return shape_text(other)
 
 
-def check_one_layer_resident(case: ModelCase) -> None:
+def check_one_layer_resident(case: ModelCase) -> str:
     """With one layer's weights in memory at a time: the same logits."""
     model = case.model_class(case.parsed, Shard())
     resident = OneLayerResident(model, case.weights())
     cache = TinyCache(model.cache_groups, num_rows=1, context=len(case.ids))
     with torch.inference_mode():
         got = model.head(model.norm(forward(model, cache.batch([(0, case.ids)]), layer=resident.layer)))
-    _expect_equal(got, case.plain_logits, "with layers loaded one at a time the logits differ")
+    return expect_equal(got, case.plain_logits, "with layers loaded one at a time the logits differ")
 
 
-def check_transformers(case: ModelCase) -> None:
+def check_transformers(case: ModelCase) -> str:
     """Logits equal those of transformers, with the given config and with each setting that it varies."""
     if not reference_exists(case.config):
-        return
+        return f"not compared: transformers is absent, or does not know the model_type {case.config.get('model_type')!r}"
     faults = []
-    for name, config in variations(case.config):
+    settings = list(variations(case.config))
+    for name, config in settings:
         try:
             wanted, got = compare_with_transformers(case.model_class, config, ids=case.ids, seed=case.seed)
-            _expect_equal(got, wanted, "the logits differ from transformers")
+            expect_equal(got, wanted, "the logits differ from transformers")
         except (CheckFailed, ActorLLMError) as error:
             faults.append(f"{name}: {error}")
     if faults:
         raise CheckFailed("; ".join(faults))
+    return f"{shape_text(case.plain_logits)} for {len(settings)} settings"
 
 
-def check_int8_source(case: ModelCase) -> None:
+def check_int8_source(case: ModelCase) -> str:
     """With linears that are int8 codes the model computes what the rounded values give."""
     int8 = logits_in_chunks(case.build(Int8Weights(case.weights())), case.ids, [])
     rounded = logits_in_chunks(case.build(RoundedWeights(case.weights())), case.ids, [])
-    _expect_equal(int8, rounded, "with int8 linears the logits differ from the same rounded values")
+    return expect_equal(int8, rounded, "with int8 linears the logits differ from the same rounded values")
 
 
 CHECKS: Mapping[str, Check] = {
@@ -223,6 +251,7 @@ CHECKS: Mapping[str, Check] = {
         check_config_reads,
         check_builds_on_meta,
         check_claims_once,
+        check_shapes,
         check_repeatable,
         check_chunking,
         check_batch,
@@ -238,33 +267,36 @@ CHECKS: Mapping[str, Check] = {
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of a report; `reason` is empty for a check that passed."""
+    """One line of a report: what the check is about, what it looked at, and the `reason` if it failed."""
 
     name: str
     about: str
+    seen: str = ""
     reason: str = ""
 
 
 def run_checks(case: ModelCase) -> list[CheckResult]:
     """Run every check; a fault of one does not stop the others."""
-    results = []
-    for name, check in CHECKS.items():
-        about = (check.__doc__ or name).splitlines()[0]
-        try:
-            check(case)
-            results.append(CheckResult(name, about))
-        except (CheckFailed, ActorLLMError) as error:
-            results.append(CheckResult(name, about, str(error)))
-        except Exception as error:  # boundary: plugin load
-            results.append(CheckResult(name, about, f"raised {type(error).__name__}: {error}"))
-    return results
+    return [run_check(check, case) for check in CHECKS.values()]
 
 
-def model_checks(model_class: type[CausalLM], config: Mapping[str, Any]) -> Callable[[str], None]:
-    """A pytest test function, parametrized by the names of the checks."""
+def run_check(check: Callable[[CaseT], str], case: CaseT) -> CheckResult:
+    """One check's line of the report."""
+    name = check.__name__.removeprefix("check_")
+    about = (check.__doc__ or name).splitlines()[0]
+    try:
+        return CheckResult(name, about, seen=check(case))
+    except (CheckFailed, ActorLLMError) as error:
+        return CheckResult(name, about, reason=str(error))
+    except Exception as error:  # boundary: plugin load
+        return CheckResult(name, about, reason=f"raised {type(error).__name__}: {error}")
+
+
+def model_checks(model_class: type[CausalLM], config: Mapping[str, Any] | None = None) -> Callable[[str], None]:
+    """A pytest test function, parametrized by the names of the checks. Without `config`, the class's own example."""
     import pytest  # only authors' tests need it
 
-    case = ModelCase(model_class, config)
+    case = ModelCase(model_class, tiny_config(model_class, model_class.__name__) if config is None else config)
 
     @pytest.mark.parametrize("check", list(CHECKS))
     def test_model(check: str) -> None:
@@ -273,9 +305,23 @@ def model_checks(model_class: type[CausalLM], config: Mapping[str, Any]) -> Call
     return test_model
 
 
-def _expect_equal(got: Tensor, wanted: Tensor, fault: str) -> None:
-    """Compare logits up to rounding; NaN is a fault too."""
+def expect_equal(got: Tensor, wanted: Tensor, fault: str) -> str:
+    """Compare logits up to rounding and return their shape; NaN is a fault too."""
+    if got.shape != wanted.shape:
+        raise CheckFailed(f"{fault} (shape {list(got.shape)} instead of {list(wanted.shape)})")
     limit = TOLERANCE * float(wanted.std())
     worst = float((got - wanted).abs().max())
     if not worst <= limit:
-        raise CheckFailed(f"{fault} (by up to {worst:.3g}, allowed is {limit:.3g}; shape {tuple(wanted.shape)})")
+        raise CheckFailed(f"{fault} (by up to {worst:.3g}, allowed is {limit:.3g}; shape {list(wanted.shape)})")
+    return shape_text(wanted)
+
+
+def shape_text(logits: Tensor) -> str:
+    """`logits [T, V]` for a report."""
+    return f"logits {list(logits.shape)}"
+
+
+def _group_text(group: CacheGroup) -> str:
+    window = f" window {group.window}" if group.window else ""
+    buffers = " ".join(f"{buffer.name}{list(buffer.shape)}" for buffer in group.buffers)
+    return f"{group.name}{window}: {len(group.layers)} x {buffers}"

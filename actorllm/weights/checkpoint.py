@@ -191,6 +191,15 @@ def tensor_files(directory: Path) -> dict[str, Path]:
         return dict.fromkeys(file.keys(), single)
 
 
+def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, from the headers alone. Raises `CheckpointError`."""
+    shapes = {}
+    for path in sorted(set(tensor_files(directory).values())):
+        with _open(path, "cpu") as file:
+            shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 (no mapping)
+    return shapes
+
+
 def num_bytes(directory: Path) -> int:
     """Bytes of all weight files."""
     return sum(path.stat().st_size for path in set(tensor_files(directory).values()))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import actorllm.errors as errors
 from actorllm.cli import serve
+from tests.house.architecture_table import with_table
 
 TOP_FOLDERS = {"actorllm", "kernels", "plugins", "tests", "examples"}
 
@@ -63,6 +64,11 @@ def test_architecture_has_one_line_per_module(repository: Path) -> None:
     assert not [name for name in modules if text.count(f"`{name}`") != 1]
     named = re.findall(r"^- `([\w/]+\.py)`", text, re.MULTILINE)
     assert not [name for name in named if name not in modules]
+
+
+def test_the_readme_lists_the_architectures_of_the_plugins(repository: Path) -> None:
+    is_current = (repository / "README.md").read_text() == with_table(repository)
+    assert is_current, "README.md: run `make readme` (or .venv/bin/python -m tests.house.architecture_table)"
 
 
 def drawn_errors() -> list[tuple[str, str | None, int | None]]:

@@ -6,6 +6,9 @@ import json
 import aiohttp
 import pytest
 
+from actorllm.cli.main import main
+from tests.server.conftest import Served
+
 
 async def test_models_health_version_metrics(stories) -> None:
     _, models = await stories.get("/v1/models")
@@ -75,3 +78,12 @@ async def _until(condition) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - a server's gauge has no event to wait for
             await asyncio.sleep(0.01)
+
+
+async def test_plugins_are_listed_as_on_the_command_line(echo: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    status, answer = await echo.get("/v1/plugins")
+    main(["plugin", "list", "--json"])
+    assert status == 200
+    assert answer == {"object": "list", "data": json.loads(capsys.readouterr().out)}
+    row = next(row for row in answer["data"] if row["architecture"] == "EchoForCausalLM")
+    assert (row["distribution"], row["contract"], row["state"]) == ("actorllm-echo", 1, "ready")

@@ -71,6 +71,7 @@ class EchoForCausalLM(CausalLM):
     """`num_layers` layers that remember, and a head that answers with the successor."""
 
     config_class = EchoConfig
+    example_config = {"vocab_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 64}
 
     def __init__(self, config: EchoConfig, shard: Shard) -> None:
         super().__init__(config, shard)
