@@ -59,7 +59,7 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
     context = settings.model.context or parsed.context_len
     if not 1 <= context <= parsed.context_len:
         raise SettingsError(f"--context {context}: this model was made for 1 to {parsed.context_len} tokens")
-    plan = ModelPlan(directory, architecture, model_class, parsed, dtype, context)
+    plan = ModelPlan(directory, architecture, model_class, model_class.for_context(parsed, context), dtype, context)
     if not has_files or not has_weights(plan.build(Shard())):
         return plan
     file_bytes = num_bytes(directory)

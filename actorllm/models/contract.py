@@ -10,7 +10,7 @@ Legend: T tokens, D hidden size, V vocabulary.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Protocol, Self
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.batch import Batch
+from actorllm.layers.rotary import Rotary
 from actorllm.layers.shard import Shard
 from actorllm.models import CONTRACT_VERSION, ENTRY_POINT_GROUP
 from actorllm.models.config import ConfigReader
@@ -118,6 +119,18 @@ class CausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.shard = shard
+
+    @classmethod
+    def for_context(cls, config: Any, context: int) -> Any:
+        """The config of a server whose sequences have at most `context` tokens, where the computation depends on that length.
+
+        Every `Rotary` that is a field of the config is told (longrope chooses its factors by it).
+        """
+        if not is_dataclass(config) or isinstance(config, type):
+            return config
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        rotaries = {name: value.for_context(context) for name, value in values.items() if isinstance(value, Rotary)}
+        return replace(config, **rotaries)
 
     @property
     @abstractmethod
