@@ -124,6 +124,10 @@ class ConfigReader:
             raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be a number above 0")
         return float(value)
 
+    def optional_number(self, key: str) -> float | None:
+        """A finite number above zero, or None where the key is absent or null."""
+        return None if self._left.get(key) is None else self.number(key, 0.0)
+
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
         value = self.take(key, default)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 LOGITS_STD = 2.0
 """Logits that spread less would hide faults behind a tolerance."""
+MAX_SCALINGS = 4
+"""Once is enough where logits are a linear function of what is scaled; a soft cap needs some steps more."""
 
 
 @torch.no_grad()
@@ -29,13 +31,17 @@ def randomize(model: Any, seed: int) -> None:
             parameter.copy_(noise * parameter.shape[-1] ** -0.5 * 1.5)
         else:
             parameter.copy_(noise * 0.2 + name.endswith("weight"))
-    ids = torch.randint(model.config.vocab_size, (32,), generator=generator).tolist()
-    scale_logits(model, LOGITS_STD / reference_logits(model, ids).std().item())
+    vocab_size = getattr(model.config, "text_config", model.config).vocab_size
+    ids = torch.randint(vocab_size, (32,), generator=generator).tolist()
+    for _ in range(MAX_SCALINGS):
+        factor = LOGITS_STD / reference_logits(model, ids).std().item()
+        scale_logits(model, factor)
+        if 0.9 < factor < 1.1:
+            break
 
 
 def scale_logits(model: Any, factor: float) -> None:
-    """Multiply the logits of a model by `factor` where they are a linear function of its head, or of its last norm's output
-    for a head that is tied."""
+    """Multiply the logits of a model by `factor`, up to a soft cap, at its head, or at its last norm for a head that is tied."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head.weight is not embedding.weight:
         head.weight.mul_(factor)

@@ -25,6 +25,11 @@ class ParityCase:
     directory: Path
 
     @property
+    def vocab_size(self) -> int:
+        """Of the text part, where the reference reads more than text."""
+        return getattr(self.model.config, "text_config", self.model.config).vocab_size
+
+    @property
     def one_by_one_from(self) -> int | None:
         """A dynamic rotary base depends on how far the sequence has come when a key is made: from this position on the
         reference is fed as `generate` goes."""

@@ -25,7 +25,6 @@ async def complete(client: aiohttp.ClientSession, address: str, prompt: list[int
 
 
 async def test_greedy_tokens_over_http(parity_case) -> None:
-    vocab_size = parity_case.model.config.vocab_size
     settings = EngineSettings(
         model=ModelSettings(path=str(parity_case.directory)),
         execution=ExecutionSettings(threads=1, kv_slots=2048),
@@ -35,7 +34,7 @@ async def test_greedy_tokens_over_http(parity_case) -> None:
         context = engine.info.context_len
         generator = torch.Generator().manual_seed(3)
         lens = [1 + (index * 5) % (context - 8) for index in range(NUM_REQUESTS)]
-        prompts = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lens]
+        prompts = [torch.randint(parity_case.vocab_size, (length,), generator=generator).tolist() for length in lens]
         server = ServerSettings(port=0)
         runner, address = await start_site(create_app(engine, server), server)
         try:
