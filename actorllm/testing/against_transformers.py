@@ -56,7 +56,9 @@ def reference_exists(config: Mapping[str, Any]) -> bool:
 
 def reference_type(architecture: str) -> str | None:
     """transformers' `model_type` of an architecture; None if it is not installed or does not know it."""
-    return next((model_type for model_type, name in _causal_models().items() if name == architecture), None)
+    if architecture not in _causal_models().values():
+        return None
+    return getattr(import_module("transformers"), architecture).config_class.model_type
 
 
 def _causal_models() -> Mapping[str, str]:
