@@ -112,4 +112,5 @@ class FalconForCausalLM(CausalLM):
 
 def scaled_slopes(num_heads: int, scale: float) -> list[float]:
     """ALiBi's slopes as the published models have them: in bfloat16, and scaled as the products of queries and keys are."""
-    return (torch.tensor(alibi_slopes(num_heads)).bfloat16().float() * scale).tolist()
+    slopes_H = torch.tensor(alibi_slopes(num_heads), dtype=torch.bfloat16, device="cpu")
+    return [slope * scale for slope in slopes_H.tolist()]

@@ -3,6 +3,7 @@
 Legend: T tokens, E width of the token table, D hidden size.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class OPTLayer(nn.Module):
         x_TD = self.residual(x_TD, partial(self.self_attn, batch=batch), self.self_attn_layer_norm)
         return self.residual(x_TD, self.feed_forward, self.final_layer_norm)
 
-    def residual(self, x_TD: Tensor, block, norm: LayerNorm) -> Tensor:
+    def residual(self, x_TD: Tensor, block: Callable[[Tensor], Tensor], norm: LayerNorm) -> Tensor:
         """What goes in plus what the block makes of it, with the norm before the block or after the sum."""
         return x_TD + block(norm(x_TD)) if self.is_pre_norm else norm(x_TD + block(x_TD))
 
