@@ -150,8 +150,9 @@ class _Loader:
         if self._new_source is not None:
             load_module(model, self._new_source(self._device, self._plan.dtype))
             return
+        plan = self._plan
         with Checkpoint.open(
-            self._plan.directory, device=self._device, dtype=self._plan.dtype, on_progress=self._count
+            plan.directory, device=self._device, dtype=plan.dtype, storage=plan.storage, on_progress=self._count
         ) as checkpoint:
             load_weights(model, checkpoint)
 

@@ -18,7 +18,8 @@ from actorllm.layers.shard import Shard
 from actorllm.models.catalog import find_model
 from actorllm.models.contract import CacheGroup, CausalLM, ModelConfig
 from actorllm.settings import EngineSettings
-from actorllm.weights.checkpoint import num_bytes
+from actorllm.weights.checkpoint import num_bytes, num_values
+from actorllm.weights.formats import Format, stored_format
 
 MAX_CONFIG_BYTES = 16 * 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,6 +36,7 @@ class ModelPlan:
     config: ModelConfig
     dtype: torch.dtype
     context: int
+    storage: Format
     num_weight_bytes: int = 0
     num_file_bytes: int = 0
 
@@ -49,21 +51,19 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
     Raises `CheckpointError`, `UnsupportedConfig`, `PluginError`, `SettingsError`.
     """
     config = read_config(directory)
-    if config.get("quantization_config"):
-        raise UnsupportedConfig("config.json: quantized weights are not served yet; take the unquantized model")
+    storage = stored_format(config)
     architecture = read_architecture(config)
     model_class = find_model(architecture)
     parsed: ModelConfig = model_class.config_class.from_hf(config)
-    stored = stored_dtype(config)
-    dtype = resolve_dtype(settings.model.dtype, stored, torch.device(settings.execution.device))
+    dtype = resolve_dtype(settings.model.dtype, stored_dtype(config), torch.device(settings.execution.device))
     context = settings.model.context or parsed.context_len
     if not 1 <= context <= parsed.context_len:
         raise SettingsError(f"--context {context}: this model was made for 1 to {parsed.context_len} tokens")
-    plan = ModelPlan(directory, architecture, model_class, model_class.for_context(parsed, context), dtype, context)
+    plan = ModelPlan(directory, architecture, model_class, model_class.for_context(parsed, context), dtype, context, storage)
     if not has_files or not has_weights(plan.build(Shard())):
         return plan
-    file_bytes = num_bytes(directory)
-    return replace(plan, num_file_bytes=file_bytes, num_weight_bytes=file_bytes // stored.itemsize * dtype.itemsize)
+    num_weight_bytes = num_values(directory, storage) * dtype.itemsize
+    return replace(plan, num_file_bytes=num_bytes(directory), num_weight_bytes=num_weight_bytes)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -93,8 +93,9 @@ def read_architecture(config: dict[str, Any]) -> str:
 
 
 def stored_dtype(config: dict[str, Any]) -> torch.dtype:
-    """The precision that config.json names; float32 if none."""
-    name = config.get("dtype", config.get("torch_dtype")) or "float32"
+    """The precision that config.json names; if none, float32, or bfloat16 beside quantized weights."""
+    absent = "bfloat16" if config.get("quantization_config") else "float32"
+    name = config.get("dtype", config.get("torch_dtype")) or absent
     if name not in DTYPES:
         raise UnsupportedConfig(f"config.json: weights of type {name!r} are not served; known are {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.activation import activation
 from actorllm.layers.shard import Shard
-from actorllm.weights.source import DenseWeight, LinearWeight, WeightSource, join_weights
+from actorllm.weights.source import LinearWeight, WeightSource, join_weights
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """An expert's inner function: (gate [N, I], up [N, I]) -> [N, I]."""
@@ -117,26 +117,42 @@ class ExpertBiases:
 
 
 class Expert(nn.Module):
-    """One expert's part on this rank: x [N, D] -> [N, D], still to be summed over ranks."""
+    """One expert's part on this rank: x [N, D] -> [N, D], still to be summed over ranks. `is_interleaved`: gate and up take
+    turns in the outputs of `gate_up`."""
 
-    def __init__(self, gate_up: LinearWeight, down: LinearWeight, biases: ExpertBiases | None = None) -> None:
+    def __init__(
+        self, gate_up: LinearWeight, down: LinearWeight, *, biases: ExpertBiases | None = None, is_interleaved: bool = False
+    ) -> None:
         super().__init__()
         self.gate_up = gate_up
         self.down = down
         self.biases = biases
+        self.is_interleaved = is_interleaved
 
     def forward(self, x_ND: Tensor, combine: Combine) -> Tensor:
         gate_up = self.gate_up(x_ND)
-        if self.biases is None:
-            return self.down(combine(*gate_up.chunk(2, dim=-1)))
-        out_ND = self.down(combine(*(gate_up + self.biases.gate_up).chunk(2, dim=-1)))
-        return out_ND if self.biases.down is None else out_ND + self.biases.down
+        if self.biases is not None:
+            gate_up = gate_up + self.biases.gate_up
+        gate, up = (gate_up[:, ::2], gate_up[:, 1::2]) if self.is_interleaved else gate_up.chunk(2, dim=-1)
+        out_ND = self.down(combine(gate, up))
+        return out_ND if self.biases is None or self.biases.down is None else out_ND + self.biases.down
 
 
 def gated(activation_name: str) -> Combine:
     """The usual inner function `act(gate) * up` (arXiv 2002.05202)."""
     act = activation(activation_name)
     return lambda gate_NI, up_NI: act(gate_NI) * up_NI
+
+
+def clamped_swiglu(limit: float, gain: float) -> Combine:
+    """gpt-oss's inner function: `gate * sigmoid(gain * gate) * (up + 1)`, where gate is at most `limit`, and up within it
+    (arXiv 2508.10925)."""
+
+    def combine(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
+        gate_NI, up_NI = gate_NI.clamp(max=limit), up_NI.clamp(-limit, limit)
+        return gate_NI * torch.sigmoid(gain * gate_NI) * (up_NI + 1)
+
+    return combine
 
 
 @dataclass(frozen=True)
@@ -151,9 +167,9 @@ class ExpertSizes:
 class Experts(nn.Module):
     """(x [T, D], weights [T, K], experts [T, K]) -> [T, D], every expert's inner size split over ranks, one sum over ranks.
 
-    A checkpoint holds `{index}.{name}` for each of `names` (gate, up, down), or all experts in two tensors: `fused_names`,
-    [E, 2 I, D] (gates, then ups) and [E, D, I]. With `bias` every linear has one. A subclass whose checkpoint differs
-    overrides `load` and calls `fill`.
+    A checkpoint holds `{index}.{name}` for each of `names` (gate, up, down; None: no checkpoint does), or all experts in
+    two stacks: `fused_names`, [E, 2 I, D] (gates, then ups; in turns where `is_interleaved`) and [E, D, I]. With `bias`
+    every linear has one, which the stacks' are called `_bias`.
     """
 
     def __init__(
@@ -163,8 +179,9 @@ class Experts(nn.Module):
         *,
         shard: Shard,
         bias: bool = False,
-        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+        names: tuple[str, str, str] | None = ("gate_proj", "up_proj", "down_proj"),
         fused_names: tuple[str, str] = ("gate_up_proj", "down_proj"),
+        is_interleaved: bool = False,
     ) -> None:
         super().__init__()
         self.sizes = sizes
@@ -173,36 +190,18 @@ class Experts(nn.Module):
         self.has_bias = bias
         self.names = names
         self.fused_names = fused_names
+        self.is_interleaved = is_interleaved
         self.span = shard.span(sizes.intermediate_size)
         self.experts: nn.ModuleList | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
-        is_fused = source.has(prefix + self.fused_names[0]) and not source.has(f"{prefix}0.{self.names[0]}.weight")
-        if is_fused:
-            self._fill_from(source, prefix)
-        else:
-            self.experts = nn.ModuleList(self._pull_each(source, prefix))
+        names = self.names
+        if names is not None and source.has(prefix + self.fused_names[0]) and not source.has(f"{prefix}0.{names[0]}.weight"):
+            names = None
+        self.experts = nn.ModuleList(self._unstack(source, prefix) if names is None else self._pull_each(source, prefix, names))
 
     def unload(self) -> None:
         self.experts = None
-
-    def fill(
-        self, gate_up: Tensor, down: Tensor, *, gate_up_bias: Tensor | None = None, down_bias: Tensor | None = None
-    ) -> None:
-        """Take this rank's part of whole tensors: [E, 2 I, D] (gates, then ups), [E, D, I], [E, 2 I] and [E, D]."""
-        begin, end = self.span
-        inner = self.sizes.intermediate_size
-        rows = [*range(begin, end), *range(inner + begin, inner + end)]
-        is_whole = end - begin == inner
-        gate_up = gate_up if is_whole else gate_up[:, rows]
-        down = down if is_whole else down[:, :, begin:end].contiguous()
-        experts = []
-        for index in range(self.sizes.num_experts):
-            biases = None
-            if gate_up_bias is not None and down_bias is not None:
-                biases = ExpertBiases(gate_up_bias[index, rows], down_bias[index] if self.shard.rank == 0 else None)
-            experts.append(Expert(DenseWeight(gate_up[index]).packed(), DenseWeight(down[index]).packed(), biases))
-        self.experts = nn.ModuleList(experts)
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         assert self.experts is not None, "the layer has no weights yet"
@@ -219,27 +218,38 @@ class Experts(nn.Module):
                 begin += count
         return self.shard.collectives.all_reduce(out_TD)
 
-    def _pull_each(self, source: WeightSource, prefix: str) -> Iterator[Expert]:
+    def _pull_each(self, source: WeightSource, prefix: str, names: tuple[str, str, str]) -> Iterator[Expert]:
         hidden, inner, span = self.sizes.hidden_size, self.sizes.intermediate_size, self.span
         for index in range(self.sizes.num_experts):
-            gate, up, down = (f"{prefix}{index}.{name}" for name in self.names)
+            gate, up, down = (f"{prefix}{index}.{name}" for name in names)
             biases = None
             if self.has_bias:
                 parts = [source.tensor(f"{name}.bias", (inner,), rows=span) for name in (gate, up)]
                 down_bias = source.tensor(f"{down}.bias", (hidden,))
                 biases = ExpertBiases(torch.cat(parts), down_bias if self.shard.rank == 0 else None)
             gate_up = join_weights([source.linear(name, (inner, hidden), rows=span) for name in (gate, up)])
-            yield Expert(gate_up, join_weights([source.linear(down, (hidden, inner), cols=span)]), biases)
+            yield Expert(gate_up, join_weights([source.linear(down, (hidden, inner), cols=span)]), biases=biases)
 
-    def _fill_from(self, source: WeightSource, prefix: str) -> None:
+    def _unstack(self, source: WeightSource, prefix: str) -> Iterator[Expert]:
         num_experts, hidden, inner = self.sizes.num_experts, self.sizes.hidden_size, self.sizes.intermediate_size
         gate_up, down = (prefix + name for name in self.fused_names)
-        self.fill(
-            source.tensor(gate_up, (num_experts, 2 * inner, hidden)),
-            source.tensor(down, (num_experts, hidden, inner)),
-            gate_up_bias=source.tensor(f"{gate_up}_bias", (num_experts, 2 * inner)) if self.has_bias else None,
-            down_bias=source.tensor(f"{down}_bias", (num_experts, hidden)) if self.has_bias else None,
-        )
+        begin, end = self.span
+        parts = [(begin, end), (inner + begin, inner + end)]
+        if self.is_interleaved or end - begin == inner:
+            parts = [(2 * begin, 2 * end)]
+        biases: list[ExpertBiases | None] = [None] * num_experts
+        if self.has_bias:
+            whole = source.tensor(f"{gate_up}_bias", (num_experts, 2 * inner))
+            gate_up_biases = torch.cat([whole[:, slice(*rows)] for rows in parts], dim=1)
+            down_biases = source.tensor(f"{down}_bias", (num_experts, hidden))
+            is_first = self.shard.rank == 0
+            biases = [
+                ExpertBiases(gate_up_biases[index], down_biases[index] if is_first else None) for index in range(num_experts)
+            ]
+        gate_ups = zip(*(source.stack(gate_up, (num_experts, 2 * inner, hidden), rows=rows) for rows in parts), strict=True)
+        downs = source.stack(down, (num_experts, hidden, inner), cols=self.span)
+        for weights, down_weight, bias in zip(gate_ups, downs, biases, strict=True):
+            yield Expert(join_weights(list(weights)), down_weight.packed(), biases=bias, is_interleaved=self.is_interleaved)
 
 
 class SparseMLP(nn.Module):

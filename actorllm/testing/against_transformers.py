@@ -23,6 +23,7 @@ from actorllm.models.loading import load_weights
 from actorllm.testing.reference import randomize, reference_logits
 from actorllm.testing.tiny import logits_in_chunks
 from actorllm.weights.checkpoint import Checkpoint
+from actorllm.weights.formats import stored_format
 
 # A setting, and a value that changes the logits visibly; applied where the config has the key.
 VARIED = (
@@ -124,10 +125,10 @@ def load_reference(folder: Path) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
 
 
-def load_folder(model_class: type[CausalLM], folder: Path) -> CausalLM:
+def load_folder(model_class: type[CausalLM], folder: Path, shard: Shard | None = None) -> CausalLM:
     """A plugin's model with the weights of a checkpoint folder, in float32."""
-    parsed = model_class.config_class.from_hf(json.loads((folder / "config.json").read_text()))
-    model = model_class(parsed, Shard())
-    with Checkpoint.open(folder, dtype=torch.float32) as checkpoint:
+    config = json.loads((folder / "config.json").read_text())
+    model = model_class(model_class.config_class.from_hf(config), shard or Shard())
+    with Checkpoint.open(folder, dtype=torch.float32, storage=stored_format(config)) as checkpoint:
         load_weights(model, checkpoint)
     return model

@@ -25,6 +25,7 @@ from actorllm.testing.model_checks import CheckFailed, CheckResult, expect_equal
 from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import logits_in_chunks
 from actorllm.weights.checkpoint import Checkpoint, tensor_shapes
+from actorllm.weights.formats import stored_format
 
 NUM_TOKENS = 24
 
@@ -70,7 +71,7 @@ def check_checkpoint_config(case: CheckpointCase) -> str:
 
 def check_checkpoint_tensors(case: CheckpointCase) -> str:
     """Every tensor of the checkpoint has its place and its shape, and none is missing."""
-    with Checkpoint.open(case.folder) as checkpoint:
+    with Checkpoint.open(case.folder, storage=stored_format(case.config)) as checkpoint:
         survey_weights(case.model_class(case.parsed, Shard()), checkpoint)
     shapes = tensor_shapes(case.folder)
     return f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values()))} values"

@@ -130,7 +130,7 @@ def check_claims_once(case: ModelCase) -> str:
     for name, pulled in source.pulled.items():
         ranges = sorted(pulled)
         ends = [0, *(end for _, end in ranges)]
-        starts = [*(start for start, _ in ranges), source.shapes[name][0]]
+        starts = [*(start for start, _ in ranges), source.num_rows[name]]
         twice += [name] * any(start < end for start, end in zip(starts, ends, strict=True))
         in_part += [name] * any(start > end for start, end in zip(starts, ends, strict=True))
     if twice:

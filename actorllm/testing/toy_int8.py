@@ -4,6 +4,8 @@ Not for serving. `Int8Weights` keeps every linear as codes and one scale a row; 
 as plain float tensors, so both must compute the same. Legend: O outputs, I inputs.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,12 @@ class Int8Weights:
         return self._inner.tensor(name, shape, rows=rows)
 
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
-        dense = self._inner.linear(name, shape, rows=rows, cols=cols)
+        return self._form(self._inner.linear(name, shape, rows=rows, cols=cols))
+
+    def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
+        return (self._form(dense) for dense in self._inner.stack(name, shape, rows=rows, cols=cols))
+
+    def _form(self, dense: LinearWeight) -> LinearWeight:
         assert isinstance(dense, DenseWeight)
         return Int8Weight.quantized(dense.weight)
 
@@ -55,8 +62,8 @@ class Int8Weights:
 class RoundedWeights(Int8Weights):
     """The same rounded values as plain weights."""
 
-    def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
-        weight = super().linear(name, shape, rows=rows, cols=cols)
+    def _form(self, dense: LinearWeight) -> LinearWeight:
+        weight = super()._form(dense)
         assert isinstance(weight, Int8Weight)
         return DenseWeight(weight.dense())
 

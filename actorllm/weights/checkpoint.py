@@ -106,8 +106,8 @@ class Checkpoint:
                 self._homes[new_name] = self._homes.pop(name)
 
     def transpose(self, patterns: Sequence[str]) -> None:
-        """Declare linears (glob patterns of their names) that are stored as [in, out]."""
-        self._transposed = tuple(f"{pattern}.weight" for pattern in patterns)
+        """Declare linears, or stacks of them (glob patterns of their names), that are stored as [in, out]."""
+        self._transposed = tuple(patterns)
 
     def tie(self, tied: Mapping[str, str]) -> None:
         """Declare aliases: a name that may be absent, or be there as a copy -> the name that stands for it."""
@@ -121,7 +121,15 @@ class Checkpoint:
         return self.read(name, shape, rows=rows)
 
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
-        return self._format.linear(self, name, shape, rows=rows, cols=cols)
+        return self._format.linear(self, name, shape=shape, rows=rows, cols=cols)
+
+    def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
+        return self._format.stack(self, name, shape=shape, rows=rows, cols=cols)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's precision, in which weights are given."""
+        return self._dtype
 
     def read(
         self,
@@ -130,18 +138,21 @@ class Checkpoint:
         *,
         rows: Part = None,
         cols: Part = None,
+        index: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        is_transposed = any(fnmatchcase(name, pattern) for pattern in self._transposed)
+        is_transposed = any(fnmatchcase(name.removesuffix(".weight"), pattern) for pattern in self._transposed)
+        stacked, shape = (shape[:1], shape[1:]) if index is not None else ((), shape)
         if is_transposed:
             shape, rows, cols = shape[::-1], cols, rows
-        whole = self._slice(name, shape, FLOATS if dtype is None else (STORED[dtype],))
+        whole = self._slice(name, stacked + shape, FLOATS if dtype is None else (STORED[dtype],))
         if self._is_survey:
             sizes = [end - start for start, end in (rows or (0, shape[0]), *([cols] if cols else []))]
             part = torch.empty(*sizes, *shape[len(sizes) :], dtype=dtype or self._dtype, device="meta")
             return part.T if is_transposed else part
-        row_slice = slice(*(rows or (0, shape[0])))
-        part = whole[row_slice] if cols is None else whole[row_slice, slice(*cols)]
+        place: list[int | slice] = [] if index is None else [index]
+        place += [slice(*part) for part in (rows or (0, shape[0]), cols) if part is not None]
+        part = whole[tuple(place)]
         if self._on_progress is not None:
             self._on_progress(part.numel() * part.element_size())
         part = part.T if is_transposed else part
@@ -198,6 +209,11 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         with _open(path, "cpu") as file:
             shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 (no mapping)
     return shapes
+
+
+def num_values(directory: Path, storage: Format) -> int:
+    """Values of all tensors, as many as they are in memory. Raises `CheckpointError`."""
+    return sum(storage.num_values(name, shape) for name, shape in tensor_shapes(directory).items())
 
 
 def num_bytes(directory: Path) -> int:

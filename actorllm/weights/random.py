@@ -4,6 +4,7 @@ For tests and benchmarks. Each tensor's values depend on its name, the whole sha
 """
 
 import zlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -37,7 +38,15 @@ class RandomWeights:
         return self.read(name, shape, rows=rows)
 
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
-        return self._format.linear(self, name, shape, rows=rows, cols=cols)
+        return self._format.linear(self, name, shape=shape, rows=rows, cols=cols)
+
+    def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
+        return self._format.stack(self, name, shape=shape, rows=rows, cols=cols)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's precision, in which weights are given."""
+        return self._dtype
 
     def read(
         self,
@@ -46,8 +55,11 @@ class RandomWeights:
         *,
         rows: Part = None,
         cols: Part = None,
+        index: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
+        if index is not None:  # made one by one, because a stack may be large
+            name, shape = f"{name}[{index}]", shape[1:]
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}:{name}".encode()))
         values = torch.randn(shape, generator=generator) * self._std
         if len(shape) == 1 and name.endswith("weight"):

@@ -1,10 +1,10 @@
 """Where layers pull their weights from: by name, and only their own part.
 
-The unit of pull is a linear, so that a quantized format owns its packing (formats.py); plain tensors (norms,
-embeddings, biases) are pulled as tensors. Knows no model, no file and no format.
+The unit of pull is a linear, or a stack of them, so that a quantized format owns its packing (formats.py); plain tensors
+(norms, embeddings, biases) are pulled as tensors. Knows no model, no file and no format.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -110,6 +110,10 @@ class WeightSource(Protocol):
 
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
         """A part of the linear [out, in] called `name`, in its internal form; a format knows its tensors' names."""
+        ...
+
+    def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
+        """The same part of each linear of the stack [number, out, in] called `name` (experts), read one by one."""
         ...
 
     def has(self, name: str) -> bool:

@@ -36,7 +36,6 @@ NOT_YET_BY_KEYWORD = {
     "actorllm/server/route.py whole",
     "actorllm/testing/tiny.py logits_in_chunks",
     "actorllm/tokenizer/chat_template.py encode_chat",
-    "actorllm/weights/formats.py linear",
 }
 
 

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from actorllm.errors import UnsupportedConfig
-from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP, gated
+from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP, clamped_swiglu, gated
 from actorllm.layers.shard import Shard
 from actorllm.testing.recording import RecordingWeights
 from actorllm.testing.tiny import on_thread_ranks
+from actorllm.weights.checkpoint import Checkpoint
 from actorllm.weights.random import RandomWeights
 
 WEIGHTS = RandomWeights(3, std=0.5)
@@ -136,33 +138,49 @@ def test_ranks_sum_up_and_add_the_bias_once(num_ranks, bias):
         torch.testing.assert_close(got, moe_by_hand(route(2), bias=bias), atol=1e-5, rtol=1e-5)
 
 
-class FusedSource:
-    """The experts of `WEIGHTS` as two tensors (and their biases)."""
-
-    def has(self, name):
-        return "gate_up_proj" in name
-
-    def tensor(self, name, shape, *, rows=None):
-        assert rows is None
-        ending = "bias" if name.endswith("_bias") else "weight"
-        inner = (INNER, HIDDEN)[: len(shape) - 1]
+def fused_checkpoint(folder, *, is_interleaved: bool, is_transposed: bool) -> Checkpoint:
+    """The experts of `WEIGHTS` as two stacks and their biases."""
+    tensors = {}
+    for ending, inner in (("weight", (INNER, HIDDEN)), ("bias", (INNER,))):
         stacks = []
-        for index in range(NUM_EXPERTS):
-            parts = [("gate_proj", inner), ("up_proj", inner)] if "gate_up" in name else [("down_proj", (HIDDEN, INNER)[: len(shape) - 1])]
-            stacks.append(torch.cat([WEIGHTS.tensor(f"mlp.experts.{index}.{part}.{ending}", size) for part, size in parts]))
-        fused = torch.stack(stacks)
-        assert fused.shape == shape
-        return fused
+        for name, shape in zip(NAMES, (inner, inner, (HIDDEN, INNER)[: len(inner)]), strict=True):
+            parts = [WEIGHTS.tensor(f"mlp.experts.{index}.{name}.{ending}", shape) for index in range(NUM_EXPERTS)]
+            stacks.append(torch.stack(parts))
+        gate_up = torch.stack(stacks[:2], dim=2).flatten(1, 2) if is_interleaved else torch.cat(stacks[:2], dim=1)
+        for name, tensor in (("gate_up_proj", gate_up), ("down_proj", stacks[2])):
+            stored = tensor.transpose(1, 2) if is_transposed and ending == "weight" else tensor
+            tensors[f"mlp.experts.{name}" + "_bias" * (ending == "bias")] = stored.contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = Checkpoint.open(folder)
+    checkpoint.transpose(["*.experts.*_proj"] if is_transposed else [])
+    return checkpoint
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_fused_tensors_are_the_same_experts(num_ranks, bias):
-    def work(shard):
-        return loaded(Experts(SIZES, gated("silu"), shard=shard, bias=bias), "mlp.experts.", FusedSource())(X, *route(2))
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize(("is_interleaved", "is_transposed"), [(False, False), (True, True)])
+def test_stacks_are_the_same_experts(tmp_path, num_ranks, bias, is_interleaved, is_transposed):
+    with fused_checkpoint(tmp_path, is_interleaved=is_interleaved, is_transposed=is_transposed) as checkpoint:
 
-    for got in on_thread_ranks(num_ranks, work):
-        torch.testing.assert_close(got, moe_by_hand(route(2), bias=bias), atol=1e-5, rtol=1e-5)
+        def work(shard):
+            experts = Experts(SIZES, gated("silu"), shard=shard, bias=bias, is_interleaved=is_interleaved)
+            return loaded(experts, "mlp.experts.", checkpoint)(X, *route(2))
+
+        for got in on_thread_ranks(num_ranks, work):
+            torch.testing.assert_close(got, moe_by_hand(route(2), bias=bias), atol=1e-5, rtol=1e-5)
+        checkpoint.finish({} if bias else {"*_bias": "not asked for"})
+
+
+def test_stacks_that_no_checkpoint_takes_apart():
+    source = RecordingWeights(WEIGHTS)
+    loaded(Experts(SIZES, gated("silu"), shard=Shard(1, 2), names=None), "experts.", source)
+    assert source.pulled == {"experts.gate_up_proj": [(5, 10), (15, 20)], "experts.down_proj": [(0, HIDDEN)]}
+
+
+def test_the_clamped_inner_function():
+    gate, up = torch.tensor([-9.0, 0.5, 3.0]), torch.tensor([4.0, -4.0, 1.0])
+    wanted = [g * (1 / (1 + math.exp(-1.7 * g))) * (u + 1) for g, u in ((-9.0, 2.0), (0.5, -2.0), (2.0, 1.0))]
+    assert clamped_swiglu(2.0, 1.7)(gate, up).tolist() == pytest.approx(wanted)
 
 
 class CountingExperts(Experts):

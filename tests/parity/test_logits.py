@@ -9,21 +9,16 @@ import torch
 from actorllm.layers.shard import Shard
 from actorllm.models.catalog import find_model
 from actorllm.models.contract import CausalLM
-from actorllm.models.loading import load_weights
+from actorllm.testing.against_transformers import load_folder
 from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import logits_in_chunks, on_thread_ranks
-from actorllm.weights.checkpoint import Checkpoint
 
 TOLERANCE = 1e-4
 
 
 def load(directory: Path, shard: Shard) -> CausalLM:
-    config = json.loads((directory / "config.json").read_text())
-    cls = find_model(config["architectures"][0])
-    model = cls(cls.config_class.from_hf(config), shard)
-    with Checkpoint.open(directory) as checkpoint:
-        load_weights(model, checkpoint)
-    return model
+    [architecture] = json.loads((directory / "config.json").read_text())["architectures"]
+    return load_folder(find_model(architecture), directory, shard)
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

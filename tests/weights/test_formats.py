@@ -32,12 +32,12 @@ class Int8Weight(LinearWeight):
         return cls(torch.cat([part.codes for part in parts]), torch.cat([part.scale for part in parts]))
 
 
-class Int8Format:
+class Int8Format(PlainFormat):
     """`name.weight` of codes beside `name.weight_scale`; a linear without a scale is stored plainly."""
 
-    def linear(self, reader: TensorReader, name, shape, *, rows, cols) -> LinearWeight:
+    def linear(self, reader: TensorReader, name, *, shape, rows, cols) -> LinearWeight:
         if not reader.has(f"{name}.weight_scale"):
-            return PlainFormat().linear(reader, name, shape, rows=rows, cols=cols)
+            return super().linear(reader, name, shape=shape, rows=rows, cols=cols)
         codes = reader.read(f"{name}.weight", shape, rows=rows, cols=cols, dtype=torch.int8)
         return Int8Weight(codes, reader.read(f"{name}.weight_scale", (shape[0], 1), rows=rows))
 
