@@ -5,7 +5,7 @@ PROJECTS := kernels $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject
 PACKAGES := $(addprefix -e ,$(PROJECTS))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install install-dev serve test parity bench lint types imports readme clean
+.PHONY: install install-dev serve test parity fuzz bench lint types imports readme clean
 
 install: .venv/installed
 
@@ -33,6 +33,9 @@ test: install-dev
 
 parity: install-dev
 	PARITY_CONFIGS=20 $(BIN)/python -m pytest -q tests/parity
+
+fuzz: install-dev
+	FUZZ_SECONDS=60 $(BIN)/python -m pytest -q -s tests/server/chat/test_fuzz.py
 
 bench: install-dev
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -13,6 +13,14 @@ with, and each message says what is wrong, where, and what to change.
     │   ├── QueueFull                  429   too many requests wait already
     │   ├── QueueTimeout               503   the request waited longer than its deadline
     │   ├── RequestTimeout             504   the request ran longer than its deadline
+    │   ├── ChatError                        a message of a chat socket cannot be carried out
+    │   │   ├── MalformedFrame         400   the frame is no message of the protocol
+    │   │   ├── ForeignOrigin          403   a page of another site opened the socket
+    │   │   ├── UnknownConversation    404   this socket has no conversation of that name
+    │   │   ├── UnknownTurn            404   the conversation has no turn of that id
+    │   │   ├── AnswerRunning          409   the conversation's answer has to end first
+    │   │   ├── NoAnswerRunning        409   there is nothing to cancel
+    │   │   └── ChatTooLarge           413   the socket holds as much as it may
     │   ├── RequestAborted             499   the client left or called abort
     │   └── RequestFailed              500   this request could not be computed
     ├── ModelError                           the model cannot be served; raised while loading
@@ -93,6 +101,52 @@ class RequestTimeout(RequestError):
     """The request's deadline for running passed before it finished."""
 
     status = 504
+
+
+class ChatError(RequestError):
+    """A message of a chat socket cannot be carried out; the socket and its conversations are as before."""
+
+    status = 400
+
+
+class MalformedFrame(ChatError):
+    """The frame is no message of the protocol."""
+
+
+class ForeignOrigin(ChatError):
+    """A page of another site tried to open a chat socket."""
+
+    status = 403
+
+
+class UnknownConversation(ChatError):
+    """This socket has no conversation of that name."""
+
+    status = 404
+
+
+class UnknownTurn(ChatError):
+    """The conversation has no turn of that id."""
+
+    status = 404
+
+
+class AnswerRunning(ChatError):
+    """One answer runs in a conversation at a time; this has to wait for its end, or cancel it."""
+
+    status = 409
+
+
+class NoAnswerRunning(ChatError):
+    """There is no answer to cancel, or it is being cancelled already."""
+
+    status = 409
+
+
+class ChatTooLarge(ChatError):
+    """The socket holds as many conversations, turns or characters as it may."""
+
+    status = 413
 
 
 class RequestAborted(RequestError):

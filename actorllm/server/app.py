@@ -20,6 +20,7 @@ from actorllm.engine import Engine
 from actorllm.errors import ActorLLMError, InvalidRequest, UnknownModel
 from actorllm.models.catalog import Catalog
 from actorllm.server.api_types import DetokenizeBody, TokenizeBody, read_body
+from actorllm.server.chat.socket import ChatSocketRoute
 from actorllm.server.chat_completions import ChatRoute
 from actorllm.server.completions import CompletionRoute
 from actorllm.server.generation import Generation
@@ -111,6 +112,9 @@ def create_app(engine: Engine, settings: ServerSettings) -> web.Application:
     app.router.add_get("/version", server.version)
     app.router.add_post("/tokenize", server.tokenize)
     app.router.add_post("/detokenize", server.detokenize)
+    chat = ChatSocketRoute(engine, server.metrics, settings)
+    app.router.add_get("/v1/chat/ws", chat.handle)
+    app.on_shutdown.append(chat.close_all)
     app.cleanup_ctx.append(_watching_loop(server.metrics))
     return app
 

@@ -32,6 +32,7 @@ class Metrics:
         self.e2e_latency = self._histogram("e2e_request_latency_seconds", "From arrival to the end")
         self.queue_time = self._histogram("request_queue_time_seconds", "From arrival to the first step")
         self.loop_lag = self._histogram("loop_lag_seconds", "How late the event loop wakes a timer", LAG_SECONDS)
+        self.chat_sockets = Gauge("actorllm_chat_sockets", "Chat sockets that are open", registry=self._registry)
         engine.finished_listeners.append(self.queued)
         self._gauges = {
             name: Gauge(f"actorllm_{name}", text, registry=self._registry)

@@ -14,6 +14,7 @@ _encoder = msgspec.json.Encoder()
 DONE = b"data: [DONE]\n\n"
 RETRY_AFTER_SECONDS = "1"
 MAX_MESSAGE_LEN = 1000
+INTERNAL_ERROR = "an internal error; the server's log has more"
 _TYPES = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
 _PRIVATE = re.compile(r"0x[0-9a-fA-F]{6,}|(?<![\w/.])/(?:[\w.+-]+/)+[\w.+-]*")
 
@@ -32,12 +33,15 @@ def json_reply(value: Any, *, status: int = 200, headers: dict[str, str] | None 
     return web.Response(body=encode(value), status=status, content_type="application/json", headers=headers)
 
 
+def shown(message: str) -> str:
+    """What of an error's message may leave the server: no addresses and file paths, nothing at a client's full length."""
+    return _PRIVATE.sub("(hidden)", message[:MAX_MESSAGE_LEN])
+
+
 def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object; addresses and file paths never leave the server, and what a client wrote does not come back
-    at full length."""
+    """OpenAI's error object."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    shown = _PRIVATE.sub("(hidden)", message[:MAX_MESSAGE_LEN])
-    return {"error": {"message": shown, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": shown(message), "type": kind, "param": param, "code": code}}
 
 
 def error_of(error: ActorLLMError) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def error_of(error: ActorLLMError) -> dict[str, Any]:
 
 def internal_error() -> dict[str, Any]:
     """The error object of what is no error of ours; the log says the rest."""
-    return error_body("an internal error; the server's log has more", 500)
+    return error_body(INTERNAL_ERROR, 500)
 
 
 def error_reply(error: ActorLLMError) -> web.Response:

@@ -6,6 +6,7 @@ from typing import Any
 from actorllm.errors import ActorLLMError
 from actorllm.messages import Failure, SamplingParams, TokenEvent
 from actorllm.model_info import EngineStatistics, ModelInfo
+from actorllm.scheduling.request import FinishedRequest
 from actorllm.stream import RequestStream
 
 
@@ -59,12 +60,23 @@ class FakeEngine:
         """Give a stream one more token."""
         to = self.streams[stream]
         to.push(TokenEvent(to.request_id, choice, to._next_index[choice], 1, text, finish=finish))
+        if to.is_finished:
+            self._tell_finished(to)
 
     def fail(self, error: ActorLLMError, *, stream: int = 0, choice: int = 0) -> None:
         """End a choice with an error."""
         to = self.streams[stream]
         index = to._next_index[choice]
         to.push(TokenEvent(to.request_id, choice, index, -1, "", finish="error", failure=Failure.of(error)))
+        if to.is_finished:
+            self._tell_finished(to)
+
+    def _tell_finished(self, stream: RequestStream) -> None:
+        record = FinishedRequest(
+            request_id=stream.request_id, prompt_len=3, output_len=1, arrived=0.0, scheduled=0.0, finish=stream.finish_reasons[0]
+        )
+        for listener in self.finished_listeners:
+            listener(record)
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(

@@ -1,0 +1,177 @@
+"""GET /v1/chat/ws: a WebSocket that holds conversations. `messages.py` is the protocol, `session.py` its states.
+
+Frames come in one after the other; each is answered, a malformed one by an `error` frame. Answers run beside the reading, one
+task each, and all end with their socket. Close codes: 1001 the server stops, 1009 a frame beyond `chat_max_frame`, 1011 an
+internal error, 4408 nothing was said for `chat_idle_timeout`. A client that does not answer pings is dropped.
+"""
+
+import asyncio
+import logging
+import weakref
+from urllib.parse import urlsplit
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from actorllm.engine import Engine
+from actorllm.errors import ActorLLMError, ForeignOrigin
+from actorllm.server.chat.answer import Answers
+from actorllm.server.chat.frames import JSON_FRAMES, MSGPACK_FRAMES, trouble_of
+from actorllm.server.chat.messages import PROTOCOL, FromClient, Hello, Refused, Sampling
+from actorllm.server.chat.outbox import Outbox
+from actorllm.server.chat.session import ChatSession, StartAnswer, StopAnswer
+from actorllm.server.metrics import Metrics
+from actorllm.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+IDLE = 4408
+CLOSING_TIMEOUT = 2.0
+"""Seconds that a client may take to answer a close frame."""
+
+
+class ChatSocketRoute:
+    """The handler, and all sockets that are open."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, settings: ServerSettings) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._settings = settings
+        self._answers = Answers(engine, metrics)
+        self._open: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
+
+    async def handle(self, request: web.Request) -> web.WebSocketResponse:
+        """Serve one socket to its end. Raises `ForeignOrigin` for a page of another site."""
+        check_origin(request, self._settings.allowed_origins)
+        socket = web.WebSocketResponse(
+            heartbeat=self._settings.chat_ping_interval,
+            max_msg_size=self._settings.chat_max_frame,
+            timeout=CLOSING_TIMEOUT,
+            compress=False,  # a compressor takes more memory than all else of a socket, and inflates bombs
+        )
+        await socket.prepare(request)
+        self._open.add(socket)
+        with self._metrics.chat_sockets.track_inprogress():
+            await ChatSocket(socket, self._engine, answers=self._answers, settings=self._settings).run()
+        return socket
+
+    async def close_all(self, app: web.Application) -> None:
+        """Tell every client that the server stops."""
+        closing = [socket.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops") for socket in self._open]
+        await asyncio.gather(*closing, return_exceptions=True)
+
+
+class ChatSocket:
+    """One socket: reads frames, drives the session, runs answers, and counts idle time."""
+
+    def __init__(self, socket: web.WebSocketResponse, engine: Engine, *, answers: Answers, settings: ServerSettings) -> None:
+        self._socket = socket
+        self._engine = engine
+        self._answers = answers
+        self._settings = settings
+        self._session = ChatSession(engine.default_params)
+        self._outbox = Outbox(JSON_FRAMES)
+        self._cancels: dict[str, asyncio.Event] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.timeout(None)
+        self._is_reading = False
+
+    async def run(self) -> None:
+        """Until the client leaves, is idle for too long, or breaks the framing."""
+        writing = asyncio.create_task(self._outbox.write_to(self._socket))
+        try:
+            self._outbox.put(self._hello())
+            async with self._idle:
+                await self._read()
+        except TimeoutError:
+            await self._socket.close(code=IDLE, message=b"idle")
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:  # boundary: one socket
+            logger.exception("a chat socket failed")
+            await self._socket.close(code=WSCloseCode.INTERNAL_ERROR, message=b"internal error")
+        finally:
+            ending = {writing, *self._running}
+            for task in ending:
+                task.cancel()
+            await asyncio.wait(ending)
+
+    async def _read(self) -> None:
+        self._is_reading = True
+        try:
+            while True:
+                self._restart_idle_clock()
+                frame = await self._socket.receive()
+                if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    return
+                self._outbox.codec = MSGPACK_FRAMES if frame.type is WSMsgType.BINARY else JSON_FRAMES
+                self._handle(frame.data)
+                await self._outbox.wait_for_room()
+        finally:
+            self._is_reading = False
+
+    def _handle(self, frame: str | bytes) -> None:
+        message: FromClient | None = None
+        try:
+            message = self._outbox.codec.decode(frame)
+            effects = self._session.handle(message)
+        except ActorLLMError as error:
+            refused = Refused(error=trouble_of(error), conversation=getattr(message, "conversation", None))
+            if message is not None and message.ref is not None:
+                refused = Refused(error=refused.error, conversation=refused.conversation, ref=message.ref)
+            self._outbox.put(refused)
+            return
+        for effect in effects:
+            match effect:
+                case StartAnswer():
+                    cancel = self._cancels[effect.conversation] = asyncio.Event()
+                    task = asyncio.create_task(self._answer(effect, cancel))
+                    self._running.add(task)
+                    task.add_done_callback(self._running.discard)
+                case StopAnswer():
+                    self._cancels[effect.conversation].set()
+                case _:
+                    self._outbox.put(effect)
+
+    async def _answer(self, order: StartAnswer, cancel: asyncio.Event) -> None:
+        name, turn = order.conversation, order.turn
+
+        def say(text: str) -> None:
+            self._outbox.put(self._session.extend(name, turn, text))
+
+        end = await self._answers.generate(order, cancel=cancel, say=say)
+        self._outbox.put(
+            self._session.finish(name, turn, reason=end.reason, usage=end.usage, timings=end.timings, error=end.error)
+        )
+        self._restart_idle_clock()
+
+    def _restart_idle_clock(self) -> None:
+        """The clock stands still while an answer runs; one that ends with its socket finds it stopped."""
+        if not self._is_reading:
+            return
+        now = asyncio.get_running_loop().time()
+        self._idle.reschedule(None if self._session.is_answering else now + self._settings.chat_idle_timeout)
+
+    def _hello(self) -> Hello:
+        return Hello(
+            protocol=PROTOCOL,
+            model=self._engine.info.name,
+            context_len=self._engine.info.context_len,
+            max_frame=self._settings.chat_max_frame,
+            idle_timeout=self._settings.chat_idle_timeout,
+            defaults=Sampling.of(self._engine.default_params),
+        )
+
+
+def check_origin(request: web.Request, allowed: tuple[str, ...]) -> None:
+    """Browsers let any page open a socket anywhere, but say whose page it is: only our own and the allowed may. Raises
+    `ForeignOrigin`. A client that is no browser sends no Origin."""
+    origin = request.headers.get("Origin")
+    if origin is None or origin in allowed:
+        return
+    try:
+        is_own = urlsplit(origin).netloc.lower() == request.host.lower()
+    except ValueError:
+        is_own = False
+    if not is_own:
+        raise ForeignOrigin(
+            f"pages of {origin[:100]!r} may not open a chat here; add the site to allowed_origins in the [server] settings"
+        )

@@ -1,1 +1,0 @@
-"""Bloom for ActorLLM. Uses the public plugin API only."""

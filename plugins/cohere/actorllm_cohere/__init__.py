@@ -1,1 +1,0 @@
-"""Command R for ActorLLM. Uses the public plugin API and the Llama plugin."""

@@ -1,1 +1,0 @@
-"""Falcon for ActorLLM. Uses the public plugin API only."""

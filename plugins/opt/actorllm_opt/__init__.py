@@ -1,1 +1,0 @@
-"""OPT for ActorLLM. Uses the public plugin API only."""

@@ -1,1 +1,0 @@
-"""Phi-3 for ActorLLM. Uses the public plugin API and the Llama plugin."""

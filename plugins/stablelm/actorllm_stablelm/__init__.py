@@ -1,1 +1,0 @@
-"""StableLM for ActorLLM. Uses the public plugin API and the Llama plugin."""
