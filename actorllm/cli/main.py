@@ -11,7 +11,7 @@ from actorllm.errors import ActorLLMError
 
 COMMANDS = {
     "serve": "serve a model over HTTP",
-    "plugin": "list and check model plugins",
+    "plugin": "list, check and draft model plugins",
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130

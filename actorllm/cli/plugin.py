@@ -1,4 +1,4 @@
-"""`actorllm plugin list | check`: what is installed, and whether a plugin holds the contract.
+"""`actorllm plugin list | check | new`: what is installed, whether a plugin holds the contract, and a draft of a new one.
 
 `list` reads package metadata only and imports no plugin.
 """
@@ -17,7 +17,7 @@ CHECK_FAILED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`list [--json]` and `check ARCHITECTURE [--config FILE] [--checkpoint DIR]`."""
+    """`list [--json]`, `check ARCHITECTURE [--config FILE] [--checkpoint DIR]` and `new NAME --from DIR_OR_HUB_ID`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list installed architectures without importing any plugin")
     listing.add_argument("--json", action="store_true", help="print JSON")
@@ -25,13 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("architecture", metavar="ARCHITECTURE", help="as in config.json, for example LlamaForCausalLM")
     check.add_argument("--config", type=Path, metavar="FILE", help="a tiny config.json (default: the plugin's own)")
     check.add_argument("--checkpoint", type=Path, metavar="DIR", help="check with this model's weights too; they are all loaded")
+    new = actions.add_parser("new", help="write a plugin package, drafted from a model")
+    new.add_argument("name", metavar="NAME", help="the new distribution, for example actorllm-mine; also its folder")
+    new.add_argument(
+        "--from", dest="source", required=True, metavar="DIR_OR_HUB_ID", help="a model's folder, or its name on the hub"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the action; 1 if a check failed."""
     if arguments.action == "list":
         return _list(Catalog.discover().listing(), as_json=arguments.json)
-    return _check(arguments)
+    return _check(arguments) if arguments.action == "check" else _new(arguments.name, arguments.source)
 
 
 def _list(plugins: list[dict[str, Any]], *, as_json: bool) -> int:
@@ -72,6 +77,24 @@ def _check(arguments: argparse.Namespace) -> int:
     num_failed = sum(bool(result.reason) for result in results)
     print(f"{len(results) - num_failed} of {len(results)} checks passed for {architecture}")
     return CHECK_FAILED if num_failed else 0
+
+
+def _new(name: str, source: str) -> int:
+    from actorllm.cli.plugin_draft import PluginDraft
+    from actorllm.cli.plugin_source import read_model
+
+    draft, folder = PluginDraft(name, *read_model(source)), Path(name)
+    texts = draft.files()
+    if folder.exists():
+        raise SettingsError(f"{folder} exists already: choose another name, or remove it")
+    for path, text in texts.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+        print(folder / path)
+    if draft.unread():
+        print(f"keys of config.json that {draft.package}/model.py has to read yet: {', '.join(draft.unread())}")
+    print(f"next: pip install -e {folder} && actorllm plugin check {draft.architecture}")
+    return 0
 
 
 def _read_config(path: Path) -> dict[str, Any]:

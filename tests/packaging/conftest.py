@@ -30,6 +30,11 @@ class Installation:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def pip_install(self, *arguments: str) -> None:
+        """Install into the environment, from what is on this machine alone."""
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.bin / "python")]
+        subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", *arguments], check=True)
+
 
 def clean_environment() -> dict[str, str]:
     """The variables of this process without those that would lead back to the checkout."""
@@ -67,13 +72,15 @@ def wheels(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture(scope="session")
 def installation(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """A virtual environment with our wheels, and everybody else's packages as links."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+    return new_installation(wheels, tmp_path_factory.mktemp("elsewhere"))
+
+
+def new_installation(wheels: dict[str, Path], folder: Path) -> Installation:
+    """The same as `installation`, made anew in `folder`."""
     environment = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    python = environment / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", *map(str, wheels.values())], check=True)
-    site_packages = next(environment.glob("lib/python3.*/site-packages"))
+    done = Installation(environment / "bin", next(environment.glob("lib/python3.*/site-packages")), folder)
+    done.pip_install(*map(str, wheels.values()))
     link_third_party(folder / "third_party")
-    (site_packages / "third_party.pth").write_text(f"{folder / 'third_party'}\n")
-    return Installation(environment / "bin", site_packages, folder)
+    (done.site_packages / "third_party.pth").write_text(f"{folder / 'third_party'}\n")
+    return done
