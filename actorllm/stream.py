@@ -28,7 +28,7 @@ class RequestStream:
         self.num_output_tokens = 0
         self._next_index = [0] * num_choices
         self._events: list[TokenEvent] = []
-        self._arrival = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
         self._on_abort = on_abort
         self._is_aborted = False
 
@@ -60,7 +60,8 @@ class RequestStream:
         if event.finish is not None:
             self.finish_reasons[event.choice] = event.finish
         self._events.append(event)
-        self._arrival.set()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def fail(self, error: ActorLLMError) -> None:
         """Finish every open choice with "error"."""
@@ -74,8 +75,10 @@ class RequestStream:
         while not self._events:
             if self.is_finished:
                 raise StopAsyncIteration
-            self._arrival.clear()
-            await self._arrival.wait()
+            if self._reader is not None and not self._reader.done():
+                raise RuntimeError("a stream has one reader at a time")
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
         events, self._events = self._events, []
         return events
 

@@ -26,6 +26,7 @@ from actorllm.models.loading import load_weights
 from actorllm.settings import EngineSettings, ExecutionSettings
 from actorllm.weights.checkpoint import Checkpoint
 from actorllm.weights.source import WeightSource, load_module
+from actorllm_kernels import native
 
 GPU_KV_SHARE = 0.85
 """The part of a GPU's free memory that the KV cache may take: nothing else competes for it but activations."""
@@ -78,6 +79,8 @@ async def load_model(
     invalid_ids = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
 
     def build(model: CausalLM) -> ResidentRunner:
+        if device.type == "cpu":
+            native.library()  # compiled now rather than within the first request's step
         loader.load(model)
         return ResidentRunner(model, sizes, dtype=plan.dtype, device=device, invalid_ids=invalid_ids)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from actorllm.layers.batch import Batch
 from actorllm.layers.linear import HeadSplit
 from actorllm.weights.source import WeightSource
-from actorllm_kernels.attention import attend, row_keys
+from actorllm_kernels.attention import RaggedKeys, attend
 from actorllm_kernels.store_kv import store_kv
 
 
@@ -50,8 +50,8 @@ class Attention(nn.Module):
         store_kv(k_TKD, slots_T, k_pool)
         store_kv(v_TKD, slots_T, v_pool)
         if self.group not in batch.keys:
-            spans = [(span.row, span.query_len, span.seq_len) for span in batch.spans]
-            batch.keys[self.group] = row_keys(spans, batch.slot_tables[self.group], window=self.window)
+            spans = tuple((span.row, span.query_len, span.seq_len) for span in batch.spans)
+            batch.keys[self.group] = RaggedKeys(spans, batch.slot_tables[self.group], self.window)
         return attend(
             q_THD,
             k_pool,

@@ -63,13 +63,22 @@ class Head(nn.Module):
     """hidden [T, D] -> float32 logits [T, V]; each rank computes its part of the vocabulary, then all gather.
 
     With `tied`, the embedding's table is used and nothing is pulled. `soft_cap` limits logits to that size by a tanh
-    (arXiv 2408.00118).
+    (arXiv 2408.00118). `is_normalised` brings every token's row to length 1 (arXiv 2309.10305).
     """
 
     def __init__(
-        self, hidden_size: int, vocab_size: int, *, shard: Shard, tied: Embedding | None = None, soft_cap: float | None = None
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        *,
+        shard: Shard,
+        tied: Embedding | None = None,
+        soft_cap: float | None = None,
+        is_normalised: bool = False,
     ) -> None:
         super().__init__()
+        assert tied is None or not is_normalised, "the embedding's own rows are not normalised"
+        self.is_normalised = is_normalised
         self.soft_cap = soft_cap
         self.shape = (vocab_size, hidden_size)
         self.rows = shard.span(vocab_size)
@@ -79,7 +88,10 @@ class Head(nn.Module):
         self.weight: LinearWeight | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
-        if self._tied[0] is None:
+        if self.is_normalised:
+            rows_VD = source.tensor(f"{prefix}weight", self.shape, rows=self.rows)
+            self.weight = DenseWeight(nn.functional.normalize(rows_VD)).packed()
+        elif self._tied[0] is None:
             self.weight = source.linear(prefix.removesuffix("."), self.shape, rows=self.rows).packed()
 
     def unload(self) -> None:

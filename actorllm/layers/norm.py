@@ -1,9 +1,10 @@
-"""Normalisation layers. Replicated on every rank. Legend: T tokens, D the normalised size."""
+"""Normalisation layers. Legend: T tokens, H heads of this rank, D the normalised size."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from actorllm.layers.linear import sibling
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.rms_norm import rms_norm
 
@@ -59,3 +60,35 @@ class LayerNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         assert self.weight is not None or not self.has_weight, "the layer has no weights yet"
         return layer_norm(x_TD, (self.size,), self.weight, self.bias, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """[T, H, D] -> [T, H, D]: each head's values normalised as by a LayerNorm without bias, with a weight for each head.
+
+    A rank holds the weights of its `heads`. The checkpoint has one tensor [num_heads, D], or one tensor [D] for each head,
+    which `name_of_head` names with a `{}` for the head's number, beside this module.
+    """
+
+    def __init__(self, num_heads: int, size: int, *, heads: tuple[int, int], eps: float, name_of_head: str | None = None) -> None:
+        super().__init__()
+        self.shape = (num_heads, size)
+        self.heads = heads
+        self.eps = eps
+        self.name_of_head = name_of_head
+        self.weight_HD: Tensor | None = None
+
+    def load(self, source: WeightSource, prefix: str) -> None:
+        if self.name_of_head is None:
+            self.weight_HD = source.tensor(f"{prefix}weight", self.shape, rows=self.heads)
+            return
+        names = [sibling(prefix, self.name_of_head.format(head)) for head in range(self.shape[0])]
+        weights = [source.tensor(f"{name}.weight", self.shape[1:]) for name in names]  # of all heads: a rank claims every name
+        self.weight_HD = torch.stack(weights[slice(*self.heads)])
+
+    def unload(self) -> None:
+        self.weight_HD = None
+
+    def forward(self, x_THD: Tensor) -> Tensor:
+        assert self.weight_HD is not None, "the layer has no weights yet"
+        normed_THD = layer_norm(x_THD.to(torch.float32), self.shape[1:], eps=self.eps)
+        return (normed_THD * self.weight_HD).to(x_THD.dtype)

@@ -83,6 +83,8 @@ class Dynamic(RopeType):
 
     @classmethod
     def read(cls, left: dict[str, Any], *, context_len: int, num_frequencies: int) -> Self:
+        if num_frequencies < 2:
+            raise UnsupportedConfig("config.json: rope type 'dynamic' needs at least 4 rotated values in a head")
         # As in transformers, scaling starts from max_position_embeddings, whatever else is written.
         return cls(take_positive(left, "factor"), context_len)
 

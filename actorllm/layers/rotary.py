@@ -66,7 +66,7 @@ class Rotary:
         if share > 1 or (partial is None and share != 1):
             raise UnsupportedConfig(f"config.json: partial_rotary_factor {share} is not implemented for this architecture")
         rotary_dim = int(head_dim * share)
-        if rotary_dim % 2 or rotary_dim < 4:
+        if rotary_dim % 2 or rotary_dim == 0:
             raise UnsupportedConfig(f"config.json: {rotary_dim} values of a head (head_dim {head_dim}) cannot turn in pairs")
         theta = take_positive(left, "rope_theta", default=cls.theta)
         if theta <= 1:

@@ -117,6 +117,12 @@ class ConfigReader:
         """The number of layers."""
         return self.size(key, most=MAX_LAYERS)
 
+    def head_dim(self, hidden_size: int, num_heads: int) -> int:
+        """The size of a head where all heads together are as wide as the model; raises if they cannot be."""
+        if hidden_size % num_heads:
+            raise UnsupportedConfig(f"config.json: a hidden size of {hidden_size} cannot be split into {num_heads} heads")
+        return hidden_size // num_heads
+
     def number(self, key: str, default: float) -> float:
         """A finite number above zero."""
         value = self.take(key, default)

@@ -41,18 +41,25 @@ def randomize(model: Any, seed: int) -> None:
 
 
 def scale_logits(model: Any, factor: float) -> None:
-    """Multiply the logits of a model by `factor`, up to a soft cap, at its head, or at its last norm for a head that is tied."""
+    """Multiply the logits of a model by `factor`, up to a soft cap, at its head, or at its last norm for a head that is tied.
+
+    A model with a tied head and norms without weights stays as it is.
+    """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head.weight is not embedding.weight:
         head.weight.mul_(factor)
         if getattr(head, "bias", None) is not None:
             head.bias.mul_(factor)
         return
-    norms = {
-        name: module for name, module in model.named_modules() if ("norm" in name or "ln_f" in name) and hasattr(module, "weight")
-    }
-    after_layers = [module for name, module in norms.items() if not any(map(str.isdigit, name.split(".")))]
-    last = (after_layers or list(norms.values()))[-1]
+    norms = [
+        (name, module)
+        for name, module in model.named_modules()
+        if ("norm" in name or "ln_f" in name) and getattr(module, "weight", None) is not None
+    ]
+    after_layers = [(name, module) for name, module in norms if not any(map(str.isdigit, name.split(".")))]
+    if not norms:
+        return
+    last = (after_layers or norms)[-1][1]
     offset = 1.0 if torch.equal(type(last)(last.weight.shape[0]).weight, torch.zeros_like(last.weight)) else 0.0  # 1 + weight
     last.weight.copy_((last.weight + offset) * factor - offset)
     if getattr(last, "bias", None) is not None:

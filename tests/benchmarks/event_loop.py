@@ -1,7 +1,8 @@
 """What 64 streams cost the event loop: `python tests/benchmarks/event_loop.py [--threads 2] [--streams 64]`.
 
 The random 125M-parameter Llama of `decode.py` served over HTTP, one event a token; the client is a process of its own. Printed:
-the loop thread's processor time per device step, and how late a timer on the loop wakes (median, p99, worst).
+the loop thread's processor time per device step, over all and in the steady state (every stream decodes, none starts or
+ends), and how late a timer on the loop wakes (median, p99, worst).
 """
 
 import argparse
@@ -20,7 +21,7 @@ from actorllm.engine import Engine
 from actorllm.server.app import create_app, start_site
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings, ServerSettings
 
-TIMER_SECONDS = 0.005
+TIMER_SECONDS = 0.02
 
 
 async def client(address: str, num_streams: int, num_tokens: int) -> None:
@@ -46,6 +47,15 @@ async def watch_lag(lags: list[float]) -> None:
         lags.append(loop.time() - due)
 
 
+async def watch_steps(engine: Engine, costs: list[tuple[int, float]]) -> None:
+    """Record (steps so far, the loop's processor seconds so far) after each step."""
+    while True:
+        num_steps = engine.statistics().num_steps
+        if not costs or num_steps > costs[-1][0]:
+            costs.append((num_steps, time.thread_time()))
+        await asyncio.sleep(10 * TIMER_SECONDS)
+
+
 async def main(num_threads: int, num_streams: int, num_tokens: int) -> None:
     sys.setswitchinterval(5e-5)
     with tempfile.TemporaryDirectory() as name:
@@ -59,7 +69,8 @@ async def main(num_threads: int, num_streams: int, num_tokens: int) -> None:
             server = ServerSettings(port=0)
             runner, address = await start_site(create_app(engine, server), server)
             lags: list[float] = []
-            lag_task = asyncio.create_task(watch_lag(lags))
+            costs: list[tuple[int, float]] = []
+            watchers = [asyncio.create_task(watch_lag(lags)), asyncio.create_task(watch_steps(engine, costs))]
             steps, cpu = engine.statistics().num_steps, time.thread_time()
             child = await asyncio.create_subprocess_exec(
                 sys.executable, __file__, "--client", address, "--streams", str(num_streams), "--tokens", str(num_tokens),
@@ -67,16 +78,23 @@ async def main(num_threads: int, num_streams: int, num_tokens: int) -> None:
             )  # fmt: skip
             out, _ = await child.communicate()
             steps, cpu = engine.statistics().num_steps - steps, time.thread_time() - cpu
-            lag_task.cancel()
+            for watcher in watchers:
+                watcher.cancel()
             await runner.cleanup()
     lags.sort()
     print(f"client: {out.decode().strip()}")
     print(f"{num_streams} streams, {steps} steps, {num_threads} threads")
-    print(f"event-loop processor time per step: {cpu / steps * 1e3:.2f} ms")
+    print(f"event-loop processor time per step: {cpu / steps * 1e3:.2f} ms over all, {steady(costs) * 1e3:.2f} ms in the steady state")
     print(
         f"loop lag: median {statistics.median(lags) * 1e3:.2f} ms, "
         f"p99 {lags[int(len(lags) * 0.99)] * 1e3:.2f} ms, worst {lags[-1] * 1e3:.1f} ms"
     )
+
+
+def steady(costs: list[tuple[int, float]]) -> float:
+    """Processor seconds per step of the middle half."""
+    (first_steps, first_cpu), (last_steps, last_cpu) = costs[len(costs) // 4], costs[len(costs) * 3 // 4]
+    return (last_cpu - first_cpu) / (last_steps - first_steps)
 
 
 if __name__ == "__main__":

@@ -1,69 +1,14 @@
 """Attention over token slots against dense attention, written out."""
 
-import math
-import random
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actorllm_kernels import attention
-from actorllm_kernels.attention import attend, row_keys
+from actorllm_kernels.attention import reference
 from actorllm_kernels.store_kv import store_kv
-
-HEAD_DIM = 8
-NUM_SLOTS = 512
-
-
-def dense(q_QHD, k_LKD, v_LKD, *, window, scale, soft_cap=None, sinks_H=None, slopes_H=None):
-    """[Q, H, D] the formula itself, in float64; the queries are the last of the sequence."""
-    num_queries, num_keys = len(q_QHD), len(k_LKD)
-    repeats = q_QHD.shape[1] // k_LKD.shape[1]
-    k, v = (x.double().repeat_interleave(repeats, dim=1) for x in (k_LKD, v_LKD))
-    scores = torch.einsum("qhd,lhd->hql", q_QHD.double(), k) * scale
-    if soft_cap is not None:
-        scores = torch.tanh(scores / soft_cap) * soft_cap
-    for query in range(num_queries):
-        position = num_keys - num_queries + query
-        for key in range(num_keys):
-            if slopes_H is not None:
-                scores[:, query, key] -= slopes_H.double() * (position - key)
-            if key > position or (window is not None and key <= position - window):
-                scores[:, query, key] = -math.inf
-    weights = scores.exp()
-    total = weights.sum(-1, keepdim=True)
-    if sinks_H is not None:
-        total = total + sinks_H.double().exp().view(-1, 1, 1)
-    return torch.einsum("hql,lhd->qhd", weights / total, v)
-
-
-class Pool:
-    """A pool whose rows are stored at shuffled slots; everything else in it is NaN."""
-
-    def __init__(self, lens: list[tuple[int, int]], num_heads: int, num_kv_heads: int, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        slots = random.Random(seed).sample(range(NUM_SLOTS), NUM_SLOTS)
-        self.k, self.v = (torch.full((NUM_SLOTS, num_kv_heads, HEAD_DIM), torch.nan) for _ in range(2))
-        self.table = torch.zeros(len(lens), 128, dtype=torch.int32)
-        self.rows = []
-        self.spans = []
-        for row, (query_len, seq_len) in enumerate(lens):
-            taken = torch.tensor([slots.pop() for _ in range(seq_len)])
-            self.table[row, :seq_len] = taken
-            k, v = torch.randn(2, seq_len, num_kv_heads, HEAD_DIM, generator=generator)
-            store_kv(k, taken, self.k)
-            store_kv(v, taken, self.v)
-            self.rows.append((torch.randn(query_len, num_heads, HEAD_DIM, generator=generator), k, v))
-            self.spans.append((row, query_len, seq_len))
-
-    def attend(self, window: int | None = None, scale: float = 0.3, **extras) -> torch.Tensor:
-        keys = row_keys(self.spans, self.table, window=window)
-        return attend(torch.cat([q for q, _, _ in self.rows]), self.k, self.v, keys, scale=scale, **extras)
-
-    def expected(self, window: int | None = None, scale: float = 0.3, **extras) -> torch.Tensor:
-        return torch.cat([dense(q, k, v, window=window, scale=scale, **extras) for q, k, v in self.rows]).float()
+from tests.kernels.ragged_pool import HEAD_DIM, NUM_SLOTS, Pool
 
 
 class LargestResult(TorchDispatchMode):
@@ -90,7 +35,7 @@ lens = st.integers(1, 20).flatmap(lambda seq_len: st.tuples(st.integers(1, seq_l
 )
 def test_equals_dense_attention(rows, heads, window):
     pool = Pool(rows, *heads)
-    torch.testing.assert_close(pool.attend(window), pool.expected(window), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pool.attend(window=window), pool.expected(window), atol=1e-5, rtol=0)
 
 
 EXTRAS = {
@@ -111,8 +56,8 @@ EXTRAS = {
 def test_caps_sinks_and_slopes_equal_dense_attention(rows, num_kv_heads, window, extras, block_scores):
     pool = Pool(rows, 4, num_kv_heads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BLOCK_SCORES", block_scores)  # slices of one query, of some, and all at once
-        got = pool.attend(window, **extras)
+        patch.setattr(reference, "BLOCK_SCORES", block_scores)  # slices of one query, of some, and all at once
+        got = pool.attend(window=window, **extras)
     torch.testing.assert_close(got, pool.expected(window, **extras), atol=1e-5, rtol=0)
 
 
@@ -123,7 +68,7 @@ def test_each_extra_matters(extra):
 
 
 def test_scores_of_a_long_prompt_do_not_exist_at_once(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_SCORES", 2048)
+    monkeypatch.setattr(reference, "BLOCK_SCORES", 2048)
     pool = Pool([(100, 100)], 4, 4)
     with LargestResult() as mode:
         pool.attend(soft_cap=1.0)

@@ -221,6 +221,14 @@ def test_a_head_caps_its_logits(num_ranks):
         torch.testing.assert_close(capped, 1.5 * torch.tanh(plain / 1.5))
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_a_normalised_head_gives_cosines_times_the_hidden_length(num_ranks):
+    weight = WEIGHTS.tensor("lm_head.weight", (11, 12))
+    expected = X @ (weight / weight.norm(dim=1, keepdim=True)).T
+    for got in on_thread_ranks(num_ranks, lambda shard: loaded(Head(12, 11, shard=shard, is_normalised=True), "lm_head.")(X)):
+        torch.testing.assert_close(got, expected)
+
+
 def test_a_tied_head_pulls_nothing():
     reads = Reads()
     Head(12, 11, shard=Shard(), tied=Embedding(11, 12)).load(reads, "lm_head.")

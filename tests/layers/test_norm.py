@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from actorllm.layers.norm import LayerNorm, RMSNorm
+from actorllm.layers.norm import HeadNorm, LayerNorm, RMSNorm
 from actorllm.testing.recording import RecordingWeights
 from actorllm.weights.random import RandomWeights
 
@@ -40,3 +40,21 @@ def test_a_norm_pulls_only_what_it_has():
     for name, has_weight, has_bias in (("a", True, False), ("b", False, True), ("c", False, False)):
         LayerNorm(16, eps=0.1, has_weight=has_weight, has_bias=has_bias).load(source, f"{name}.")
     assert set(source.pulled) == {"a.weight", "b.bias"}
+
+
+@pytest.mark.parametrize("name_of_head", [None, "q_layernorm.norms.{}"])
+def test_heads_with_weights_of_their_own(name_of_head):
+    source = RecordingWeights(RandomWeights(std=0.5))
+    norm = HeadNorm(4, 8, heads=(1, 3), eps=0.1, name_of_head=name_of_head)
+    norm.load(source, "attn.q_norm.")
+    if name_of_head is None:
+        weight_HD = source.tensor("attn.q_norm.weight", (4, 8))
+    else:
+        weight_HD = torch.stack([source.tensor(f"attn.q_layernorm.norms.{head}.weight", (8,)) for head in range(4)])
+        assert set(source.pulled) == {f"attn.q_layernorm.norms.{head}.weight" for head in range(4)}
+    x = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    expected = x - x.mean(-1, keepdim=True)
+    expected = expected / (expected.pow(2).mean(-1, keepdim=True) + 0.1).sqrt() * weight_HD[1:3]
+    torch.testing.assert_close(norm(x), expected)
+    norm.unload()
+    assert norm.weight_HD is None

@@ -223,5 +223,8 @@ def test_the_config_decides_the_rotated_share():
     assert Rotary.from_hf(16, {"partial_rotary_factor": 0.25}, context_len=64, partial=0.5).rotary_dim == 4
     with pytest.raises(UnsupportedConfig, match="partial_rotary_factor"):
         Rotary.from_hf(16, {"partial_rotary_factor": 1.5}, context_len=64, partial=0.5)
-    with pytest.raises(UnsupportedConfig, match="head_dim 16"):
-        Rotary.from_hf(16, {}, context_len=64, partial=0.4375)
+    for partial in (0.4375, 0.05):
+        with pytest.raises(UnsupportedConfig, match="head_dim 16"):
+            Rotary.from_hf(16, {}, context_len=64, partial=partial)
+    with pytest.raises(UnsupportedConfig, match="dynamic"):
+        Rotary.from_hf(16, {"rope_type": "dynamic", "factor": 2.0}, context_len=64, partial=0.125)

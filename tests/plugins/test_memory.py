@@ -23,6 +23,8 @@ LENGTH = 48
 
 WINDOW = 9
 SMALL_WINDOWS: Mapping[str, Mapping[str, Any]] = {
+    "Gemma2ForCausalLM": {"sliding_window": WINDOW},
+    "Gemma3ForCausalLM": {"sliding_window": WINDOW, "sliding_window_pattern": 2},
     "MistralForCausalLM": {"sliding_window": WINDOW},
     "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "Qwen3ForCausalLM": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
@@ -47,7 +49,7 @@ class Memory:
 
     def __str__(self) -> str:
         saving = f"  {self.unsaved / self.taken:.1f}x less than {self.unsaved:.0f}" if self.taken < self.unsaved else ""
-        return f"{self.architecture:<22} {self.taken:>7.1f} B a token, defined {self.defined:>7.1f}{saving}"
+        return f"{self.architecture:<32} {self.taken:>7.1f} B a token, defined {self.defined:>7.1f}{saving}"
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Definition:
     @cached_property
     def theirs(self) -> Any:
         settings = {key: value for key, value in self.config.items() if key not in ("architectures", "model_type")}
-        return transformers.AutoConfig.for_model(self.config["model_type"], **settings)
+        return transformers.AutoConfig.for_model(self.config["model_type"], **settings).get_text_config()
 
     def values(self) -> list[int]:
         """Values of a token in each layer."""

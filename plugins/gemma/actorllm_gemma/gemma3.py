@@ -84,6 +84,30 @@ class Gemma3TextOfImagesConfig(Gemma3Config):
 
 class Gemma3ForConditionalGeneration(Gemma3ForCausalLM):
     config_class = Gemma3TextOfImagesConfig
+    example_config: ClassVar = {
+        "text_config": {
+            "model_type": "gemma3_text",
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 64,
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        "vision_config": {
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": 8,
+            "patch_size": 4,
+        },
+        "mm_tokens_per_image": 4,
+    }
     renamed_prefixes = {
         "language_model.model.": "model.",
         "language_model.lm_head.": "lm_head.",

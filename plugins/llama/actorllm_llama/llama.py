@@ -13,7 +13,6 @@ from actorllm.layers.batch import Batch
 from actorllm.layers.embedding import Embedding, Head
 from actorllm.layers.linear import HeadSplit, QKVLinear, RowLinear
 from actorllm.layers.mlp import GatedMLP
-from actorllm.layers.norm import RMSNorm
 from actorllm.layers.rotary import RotaryTables
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM, window_groups
@@ -21,15 +20,16 @@ from actorllm_llama.config import LlamaConfig
 
 
 class LlamaAttention(nn.Module):
+    qkv_names: ClassVar[tuple[str, str, str] | str] = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, config: LlamaConfig, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
         split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
         num_q = config.num_heads * config.head_dim
-        self.qkv_proj = QKVLinear(config.hidden_size, split, bias=config.has_qkv_bias)
+        self.qkv_proj = QKVLinear(config.hidden_size, split, bias=config.has_qkv_bias, names=self.qkv_names)
         self.o_proj = RowLinear(num_q, config.hidden_size, shard=shard, cols=split.q_rows, bias=config.has_output_bias)
         if config.has_qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.q_norm, self.k_norm = config.new_qk_norms(split)
         self.has_qk_norm = config.has_qk_norm
         self.attention = Attention(layer, group=group, scale=config.head_dim**-0.5, window=config.windows[layer])
 
@@ -42,13 +42,21 @@ class LlamaAttention(nn.Module):
 
 
 class LlamaLayer(nn.Module):
+    attention_class: ClassVar[type[LlamaAttention]] = LlamaAttention
+    mlp_names: ClassVar[tuple[tuple[str, str] | str, str]] = (("gate_proj", "up_proj"), "down_proj")
+
     def __init__(self, config: LlamaConfig, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.self_attn = LlamaAttention(config, layer, group=group, shard=shard)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.input_layernorm = config.new_norm()
+        self.self_attn = self.attention_class(config, layer, group=group, shard=shard)
+        self.post_attention_layernorm = config.new_norm()
         self.mlp: nn.Module = GatedMLP(
-            config.hidden_size, config.intermediate_size, activation_name=config.activation, shard=shard, bias=config.has_mlp_bias
+            config.hidden_size,
+            config.intermediate_size,
+            activation_name=config.activation,
+            shard=shard,
+            bias=config.has_mlp_bias,
+            names=self.mlp_names,
         )
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
@@ -59,9 +67,9 @@ class LlamaLayer(nn.Module):
 class LlamaModel(nn.Module):
     def __init__(self, config: LlamaConfig, layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale)
         self.layers = nn.ModuleList(layers)
-        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.norm = config.new_norm()
 
 
 class LlamaForCausalLM(CausalLM):

@@ -70,6 +70,11 @@ def random_rope(kind: str, draw: random.Random) -> dict[str, Any]:
             "low_freq_factor": 1.0, "high_freq_factor": draw.choice((2.0, 4.0)),
             "original_max_position_embeddings": ORIGINAL_CONTEXT,
         }  # fmt: skip
+    if kind == "yarn":
+        rope |= {
+            "beta_fast": draw.choice((1.0, 2.0)), "beta_slow": 0.25, "original_max_position_embeddings": ORIGINAL_CONTEXT,
+            "truncate": draw.random() < 0.5,
+        }  # fmt: skip
     if kind == "dynamic":
         return {"rope_parameters": rope, "max_position_embeddings": ORIGINAL_CONTEXT}
     return {"rope_parameters": rope}

@@ -51,8 +51,9 @@ def test_published_files_mean_what_transformers_takes(architecture):
     assert ours.windows == tuple(kinds)
     rope = theirs.rope_parameters
     full, local = (rope["full_attention"], rope["sliding_attention"]) if "full_attention" in rope else (rope, rope)
-    assert (ours.rotary.theta, ours.rotary.kind, ours.rotary.factor) == (full["rope_theta"], full["rope_type"], full.get("factor", 1.0))
-    assert (ours.local_rotary.theta, ours.local_rotary.kind) == (local["rope_theta"], local["rope_type"])
+    assert (ours.rotary.theta, ours.rotary.type.name) == (full["rope_theta"], full["rope_type"])
+    assert getattr(ours.rotary.type, "factor", None) == full.get("factor")
+    assert (ours.local_rotary.theta, ours.local_rotary.type.name) == (local["rope_theta"], local["rope_type"])
 
 
 def test_what_is_absent_and_what_is_null():
@@ -72,7 +73,7 @@ def test_both_ways_to_write_two_ropes():
     bare = {key: value for key, value in GEMMA3.items() if not key.startswith("rope_")} | {"architectures": ["Gemma3ForCausalLM"]}
     read_new, read_old = (Gemma3ForCausalLM.config_class.from_hf(bare | ropes) for ropes in ({"rope_parameters": new}, old))
     assert read_new == read_old
-    assert (read_new.rotary.factor, read_new.local_rotary.theta, read_new.context_len) == (8.0, 2e4, 32768)
+    assert (read_new.rotary.type.factor, read_new.local_rotary.theta, read_new.context_len) == (8.0, 2e4, 32768)
 
 
 @pytest.mark.parametrize(

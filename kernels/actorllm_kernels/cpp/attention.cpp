@@ -1,0 +1,403 @@
+// Attention over token slots for a flat batch of prefill chunks and decode rows; reference.py specifies it.
+//
+// A work item is some consecutive queries of one row with one key/value head and all query heads that share it. Its score
+// rows are written out whole while they fit the second-level cache, with one plain softmax (SlimAttention, arXiv
+// 2407.07304); longer rows go block by block with a running maximum (FlashAttention, arXiv 2205.14135). With fewer items
+// than keep the threads busy the keys are split too, and the parts are merged (flash-decoding).
+//
+// Legend: M score rows of an item (queries x heads of the group), D head_dim of keys, E head_dim of values.
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "simd.h"
+
+namespace {
+
+constexpr int TILE = 128;                // keys that are unpacked at once
+constexpr int MAX_ROWS = 32;             // score rows of an item, unless one query has more heads
+constexpr int SCORE_FLOATS = 48 * 1024;  // 192 KiB of scores leave room for keys and values in 512 KiB
+constexpr int FEW_ROWS = 8;              // below this, keys are read where they lie instead of being transposed first
+constexpr int MIN_SPLIT = 512;           // keys that are worth a part of their own
+constexpr float MINUS_INF = -INFINITY;
+
+struct Span {
+    int32_t row, query_len, seq_len;
+};
+
+template <class T>
+struct Pool {
+    const T* data;
+    int64_t token_stride, head_stride;
+    const T* at(int64_t slot, int head) const { return data + slot * token_stride + head * head_stride; }
+};
+
+template <class T>
+struct Problem {
+    const float* q;
+    int64_t q_token_stride, q_head_stride;
+    Pool<T> k, v;
+    const int32_t* table;
+    int64_t table_stride;
+    const Span* spans;
+    int num_spans, num_heads, num_kv_heads, D, E;
+    float scale, soft_cap;
+    const float *sinks, *slopes;
+    int window;
+    float* out;
+    int group() const { return num_heads / num_kv_heads; }
+};
+
+struct Item {
+    int span, kv_head;
+    int first_token;       // of the item's queries, in the flat batch
+    int first_query;       // its position in the sequence
+    int num_queries;
+    int key_begin, key_end;
+    bool has_sink;         // the first part of a row's keys counts the sink
+    float* partial;        // [M, E + 2] where the parts are merged later: sums, maximum, normalizer
+};
+
+struct Scratch {
+    std::vector<float> scores, keys, values, sums, maxima, normalizers;
+};
+
+// score[m][j] += q[m] . k[j] for few rows: every key is read once, where it lies.
+template <class T, int M>
+void scores_of_rows(const float* const* q, const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, float* scores, int stride) {
+    const int D = p.D, whole = D / VL * VL;
+    for (int j = 0; j < num_keys; j++) {
+        const T* k = p.k.at(slots[j], item.kv_head);
+        if (j + 4 < num_keys) {
+            const char* ahead = reinterpret_cast<const char*>(p.k.at(slots[j + 4], item.kv_head));
+            for (size_t byte = 0; byte < D * sizeof(T); byte += 64) __builtin_prefetch(ahead + byte);
+        }
+        vf acc[M] = {};
+        for (int d = 0; d < whole; d += VL) {
+            const vf key = load(k + d);
+            for (int m = 0; m < M; m++) acc[m] += load(q[m] + d) * key;
+        }
+        for (int m = 0; m < M; m++) {
+            float total = sum(acc[m]);
+            for (int d = whole; d < D; d++) total += q[m][d] * load_one(k + d);
+            scores[m * stride + j] = total;
+        }
+    }
+}
+
+// The same for many rows: the tile's keys are transposed once, so that a vector holds VL keys.
+template <int M>
+void scores_of_tile(const float* const* q, const float* keys_DL, int D, float* scores, int stride) {
+    for (int j = 0; j < TILE; j += 2 * VL) {
+        vf acc[M][2] = {};
+        for (int d = 0; d < D; d++) {
+            const vf first = load(keys_DL + d * TILE + j), second = load(keys_DL + d * TILE + j + VL);
+            for (int m = 0; m < M; m++) {
+                const vf x = splat(q[m][d]);
+                acc[m][0] += x * first;
+                acc[m][1] += x * second;
+            }
+        }
+        for (int m = 0; m < M; m++) {
+            store(scores + m * stride + j, acc[m][0]);
+            store(scores + m * stride + j + VL, acc[m][1]);
+        }
+    }
+}
+
+// sums[m] += weights[m] . values, M rows at a time; `value(j)` is where value j lies.
+template <int M, class T, class Value>
+void add_values(const float* weights, int stride, int num_keys, Value value, int E, float* sums) {
+    int e = 0;
+    for (; e + 2 * VL <= E; e += 2 * VL) {
+        vf acc[M][2];
+        for (int m = 0; m < M; m++) {
+            acc[m][0] = load(sums + m * E + e);
+            acc[m][1] = load(sums + m * E + e + VL);
+        }
+        for (int j = 0; j < num_keys; j++) {
+            const T* v = value(j) + e;
+            const vf first = load(v), second = load(v + VL);
+            for (int m = 0; m < M; m++) {
+                const vf x = splat(weights[m * stride + j]);
+                acc[m][0] += x * first;
+                acc[m][1] += x * second;
+            }
+        }
+        for (int m = 0; m < M; m++) {
+            store(sums + m * E + e, acc[m][0]);
+            store(sums + m * E + e + VL, acc[m][1]);
+        }
+    }
+    for (; e < E; e++)
+        for (int m = 0; m < M; m++) {
+            float total = sums[m * E + e];
+            for (int j = 0; j < num_keys; j++) total += weights[m * stride + j] * load_one(value(j) + e);
+            sums[m * E + e] = total;
+        }
+}
+
+// Calls f<M>(first row) for all rows, four at a time.
+template <template <int> class F, class... Args>
+void by_rows(int num_rows, Args&&... args) {
+    int m = 0;
+    for (; m + 4 <= num_rows; m += 4) F<4>::run(m, args...);
+    switch (num_rows - m) {
+        case 3: F<3>::run(m, args...); break;
+        case 2: F<2>::run(m, args...); break;
+        case 1: F<1>::run(m, args...); break;
+    }
+}
+
+template <int M>
+struct DirectScores {
+    template <class T>
+    static void run(int m, const float** q, const Problem<T>& p, const Item& item, const int32_t* slots, int n, float* scores, int stride) {
+        scores_of_rows<T, M>(q + m, p, item, slots, n, scores + m * stride, stride);
+    }
+};
+
+template <int M>
+struct TileScores {
+    static void run(int m, const float** q, const float* keys, int D, float* scores, int stride) {
+        scores_of_tile<M>(q + m, keys, D, scores + m * stride, stride);
+    }
+};
+
+template <int M>
+struct DirectValues {
+    template <class T>
+    static void run(int m, const Problem<T>& p, const Item& item, const int32_t* slots, int n, const float* weights, int stride, float* sums) {
+        add_values<M, T>(weights + m * stride, stride, n, [&](int j) { return p.v.at(slots[j], item.kv_head); }, p.E, sums + m * p.E);
+    }
+};
+
+template <int M>
+struct TileValues {
+    static void run(int m, const float* values, int n, const float* weights, int stride, int E, float* sums) {
+        add_values<M, float>(weights + m * stride, stride, n, [&](int j) { return values + j * E; }, E, sums + m * E);
+    }
+};
+
+// From products to capped, sloped and masked scores of one row, padded to whole vectors; returns their maximum.
+float finish_scores(float* scores, int num_keys, int first_key, int query, float scale, float soft_cap, float slope, int window) {
+    const int end = std::clamp(query + 1 - first_key, 0, num_keys), padded = (num_keys + VL - 1) / VL * VL;
+    const int begin = window ? std::clamp(query - window + 1 - first_key, 0, end) : 0;
+    vf distance;
+    for (int i = 0; i < VL; i++) distance[i] = float(first_key - query + i);
+    for (int j = 0; j < padded; j += VL) {
+        vf x = load(scores + j) * scale;
+        if (soft_cap > 0) x = soft_cap - 2 * soft_cap / (exp(x * (2 / soft_cap)) + 1);  // a tanh
+        store(scores + j, x + slope * (distance + float(j)));
+    }
+    std::fill(scores, scores + begin, MINUS_INF);
+    std::fill(scores + end, scores + padded, MINUS_INF);
+    vf best = splat(MINUS_INF);
+    for (int j = 0; j < padded; j += VL) best = max(best, load(scores + j));
+    return max(best);
+}
+
+// scores[j] = e^(scores[j] - best); returns the sum.
+float exponentiate(float* scores, int num_keys, float best) {
+    vf total = {};
+    for (int j = 0; j < num_keys; j += VL) {
+        const vf x = exp(load(scores + j) - best);
+        store(scores + j, x);
+        total += x;
+    }
+    return sum(total);
+}
+
+template <class T>
+void score_keys(const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, const float** q, int num_rows, Scratch& s, int stride) {
+    if (num_rows < FEW_ROWS) {
+        by_rows<DirectScores>(num_rows, q, p, item, slots, num_keys, s.scores.data(), stride);
+        return;
+    }
+    for (int begin = 0; begin < num_keys; begin += TILE) {
+        const int n = std::min(TILE, num_keys - begin);
+        for (int j = 0; j < TILE; j++) {
+            const T* k = p.k.at(slots[begin + std::min(j, n - 1)], item.kv_head);
+            for (int d = 0; d < p.D; d++) s.keys[d * TILE + j] = load_one(k + d);
+        }
+        by_rows<TileScores>(num_rows, q, s.keys.data(), p.D, s.scores.data() + begin, stride);
+    }
+}
+
+template <class T>
+void sum_values(const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, int num_rows, Scratch& s, int stride) {
+    if (num_rows < FEW_ROWS) {
+        by_rows<DirectValues>(num_rows, p, item, slots, num_keys, s.scores.data(), stride, s.sums.data());
+        return;
+    }
+    for (int begin = 0; begin < num_keys; begin += TILE) {
+        const int n = std::min(TILE, num_keys - begin);
+        for (int j = 0; j < n; j++) {
+            const T* v = p.v.at(slots[begin + j], item.kv_head);
+            for (int e = 0; e < p.E; e++) s.values[j * p.E + e] = load_one(v + e);
+        }
+        by_rows<TileValues>(num_rows, s.values.data(), n, s.scores.data() + begin, stride, p.E, s.sums.data());
+    }
+}
+
+template <class T>
+void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
+    const int group = p.group(), num_rows = item.num_queries * group, E = p.E;
+    const int32_t* slots = p.table + p.spans[item.span].row * p.table_stride;
+    const int fitting = std::max(TILE, SCORE_FLOATS / num_rows / TILE * TILE);
+    const int block = std::min(fitting, (item.key_end - item.key_begin + TILE - 1) / TILE * TILE);
+    s.scores.resize(size_t(num_rows) * block);
+    s.sums.assign(size_t(num_rows) * E, 0.0f);
+    s.maxima.assign(num_rows, MINUS_INF);
+    s.normalizers.assign(num_rows, 0.0f);
+    if (num_rows >= FEW_ROWS) {
+        s.keys.resize(size_t(p.D) * TILE);
+        s.values.resize(size_t(TILE) * E);
+    }
+    std::vector<const float*> q(num_rows);
+    for (int m = 0; m < num_rows; m++) {
+        const int head = item.kv_head * group + m % group;
+        q[m] = p.q + (item.first_token + m / group) * p.q_token_stride + head * p.q_head_stride;
+        if (p.sinks && item.has_sink) {
+            s.maxima[m] = p.sinks[head];
+            s.normalizers[m] = 1;
+        }
+    }
+    for (int key = item.key_begin; key < item.key_end; key += block) {
+        const int n = std::min(block, item.key_end - key);
+        score_keys(p, item, slots + key, n, q.data(), num_rows, s, block);
+        for (int m = 0; m < num_rows; m++) {
+            float* scores = s.scores.data() + size_t(m) * block;
+            const float slope = p.slopes ? p.slopes[item.kv_head * group + m % group] : 0;
+            const float best = finish_scores(scores, n, key, item.first_query + m / group, p.scale, p.soft_cap, slope, p.window);
+            const float maximum = std::max(best, s.maxima[m]);
+            if (maximum == MINUS_INF) {  // nothing to see yet
+                std::fill(scores, scores + n, 0.0f);
+                continue;
+            }
+            const float total = exponentiate(scores, n, maximum);
+            const float shrink = std::exp(s.maxima[m] - maximum);
+            if (shrink != 1)
+                for (int e = 0; e < E; e++) s.sums[m * E + e] *= shrink;
+            s.normalizers[m] = s.normalizers[m] * shrink + total;
+            s.maxima[m] = maximum;
+        }
+        sum_values(p, item, slots + key, n, num_rows, s, block);
+    }
+    for (int m = 0; m < num_rows; m++) {
+        const float* sums = s.sums.data() + size_t(m) * E;
+        if (item.partial) {
+            float* partial = item.partial + size_t(m) * (E + 2);
+            std::copy(sums, sums + E, partial);
+            partial[E] = s.maxima[m];
+            partial[E + 1] = s.normalizers[m];
+            continue;
+        }
+        float* out = p.out + (int64_t(item.first_token + m / group) * p.num_heads + item.kv_head * group + m % group) * E;
+        const float factor = 1 / s.normalizers[m];
+        for (int e = 0; e < E; e++) out[e] = sums[e] * factor;
+    }
+}
+
+// The parts of one item's keys, merged: each is weighted by how far its maximum lies below the best.
+template <class T>
+void merge(const Problem<T>& p, const Item* parts, int num_parts) {
+    const int group = p.group(), num_rows = parts[0].num_queries * group, E = p.E;
+    for (int m = 0; m < num_rows; m++) {
+        float best = MINUS_INF, normalizer = 0;
+        for (int i = 0; i < num_parts; i++) best = std::max(best, parts[i].partial[size_t(m) * (E + 2) + E]);
+        float* out = p.out + (int64_t(parts[0].first_token + m / group) * p.num_heads + parts[0].kv_head * group + m % group) * E;
+        std::fill(out, out + E, 0.0f);
+        for (int i = 0; i < num_parts; i++) {
+            const float* partial = parts[i].partial + size_t(m) * (E + 2);
+            const float weight = std::exp(partial[E] - best);
+            normalizer += weight * partial[E + 1];
+            for (int e = 0; e < E; e++) out[e] += weight * partial[e];
+        }
+        for (int e = 0; e < E; e++) out[e] /= normalizer;
+    }
+}
+
+template <class T>
+std::vector<Item> items_of(const Problem<T>& p) {
+    std::vector<Item> items;
+    const int block = std::max(1, MAX_ROWS / p.group());
+    int token = 0;
+    for (int b = 0; b < p.num_spans; b++) {
+        const Span& span = p.spans[b];
+        for (int begin = 0; begin < span.query_len; begin += block) {
+            const int n = std::min(block, span.query_len - begin), first = span.seq_len - span.query_len + begin;
+            const int key_begin = p.window ? std::max(0, first - p.window + 1) : 0;
+            for (int head = 0; head < p.num_kv_heads; head++)
+                items.push_back({b, head, token + begin, first, n, key_begin, first + n, true, nullptr});
+        }
+        token += span.query_len;
+    }
+    return items;
+}
+
+template <class T>
+void attend(const Problem<T>& p, int num_threads) {
+    std::vector<Item> whole = items_of(p), items;
+    const int wanted = (2 * num_threads + std::max<int>(whole.size(), 1) - 1) / std::max<int>(whole.size(), 1);
+    std::vector<int> ends;
+    size_t num_partial = 0;
+    for (const Item& item : whole) {
+        const int num_keys = item.key_end - item.key_begin;
+        const int parts = std::max(1, std::min(wanted, num_keys / MIN_SPLIT)), share = (num_keys + parts - 1) / parts;
+        for (int i = 0; i < parts; i++) {
+            Item part = item;
+            part.key_begin = item.key_begin + i * share;
+            part.key_end = std::min(item.key_end, part.key_begin + share);
+            part.has_sink = i == 0;
+            items.push_back(part);
+        }
+        if (parts > 1) num_partial += size_t(parts) * item.num_queries * p.group() * (p.E + 2);
+        ends.push_back(int(items.size()));
+    }
+    std::vector<float> partials(num_partial);
+    float* next = partials.data();
+    for (size_t w = 0, begin = 0; w < whole.size(); begin = ends[w++])
+        if (ends[w] - begin > 1)
+            for (size_t i = begin; i < size_t(ends[w]); i++, next += size_t(whole[w].num_queries) * p.group() * (p.E + 2))
+                items[i].partial = next;
+#pragma omp parallel num_threads(num_threads)
+    {
+        static thread_local Scratch scratch;
+#pragma omp for schedule(dynamic, 1)
+        for (int i = 0; i < int(items.size()); i++) run_item(p, items[i], scratch);
+        if (num_partial) {
+#pragma omp for schedule(dynamic, 1)
+            for (int w = 0; w < int(whole.size()); w++) {
+                const int begin = w ? ends[w - 1] : 0;
+                if (ends[w] - begin > 1) merge(p, &items[begin], ends[w] - begin);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// Strides count elements. `pools` are float32, or bfloat16 if `is_bf16`. `soft_cap` and `window` 0: none; `sinks` and
+// `slopes` null: none. `spans` is [num_spans, 3]: row of the slot table, query_len, seq_len. `out` is contiguous [T, H, E].
+extern "C" void actorllm_attend(
+    const float* q, int64_t q_token_stride, int64_t q_head_stride, int is_bf16,
+    const void* k, int64_t k_token_stride, int64_t k_head_stride,
+    const void* v, int64_t v_token_stride, int64_t v_head_stride,
+    const int32_t* table, int64_t table_stride, const int32_t* spans, int num_spans,
+    int num_heads, int num_kv_heads, int D, int E, float scale, float soft_cap,
+    const float* sinks, const float* slopes, int window, float* out, int num_threads) {
+    const auto run = [&](auto type) {
+        using T = decltype(type);
+        const Problem<T> problem{
+            q, q_token_stride, q_head_stride,
+            {static_cast<const T*>(k), k_token_stride, k_head_stride},
+            {static_cast<const T*>(v), v_token_stride, v_head_stride},
+            table, table_stride, reinterpret_cast<const Span*>(spans),
+            num_spans, num_heads, num_kv_heads, D, E, scale, soft_cap, sinks, slopes, window, out};
+        attend(problem, num_threads);
+    };
+    if (is_bf16) run(uint16_t{});
+    else run(float{});
+}

@@ -1,0 +1,82 @@
+// Vectors of floats by the compiler's vector extensions: one source for AVX-512, AVX2 and any other machine.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int VL = 16;  // floats in a vector
+#elif defined(__AVX2__)
+constexpr int VL = 8;
+#else
+constexpr int VL = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4)));
+typedef uint16_t vh __attribute__((vector_size(VL * 2)));
+
+static inline vf splat(float x) { return x - vf{}; }
+
+static inline vf load(const float* p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// bfloat16 is the upper half of a float32.
+static inline vf load(const uint16_t* p) {
+    vh h;
+    memcpy(&h, p, sizeof h);
+    vu u = __builtin_convertvector(h, vu) << 16;
+    vf v;
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
+
+static inline float load_one(const float* p) { return *p; }
+
+static inline float load_one(const uint16_t* p) {
+    uint32_t u = uint32_t(*p) << 16;
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
+
+static inline vf max(vf a, vf b) { return a > b ? a : b; }
+
+static inline float sum(vf v) {
+    float total = 0;
+    for (int i = 0; i < VL; i++) total += v[i];
+    return total;
+}
+
+static inline float max(vf v) {
+    float best = v[0];
+    for (int i = 1; i < VL; i++) best = v[i] > best ? v[i] : best;
+    return best;
+}
+
+// e^x within 2 units in the last place, and exactly 0 below the smallest normal float (Cody-Waite reduction, a polynomial).
+static inline vf exp(vf x) {
+    const vi is_zero = x < splat(-87.3f);
+    x = x < splat(-87.3f) ? splat(-87.3f) : x;
+    x = x > splat(88.0f) ? splat(88.0f) : x;
+    const vf shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const vf n = (x * 1.44269504f + shifter) - shifter;
+    const vf r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
+    vf power;
+    memcpy(&power, &bits, sizeof power);
+    return is_zero ? vf{} : p * power;
+}

@@ -1,0 +1,1 @@
+"""Bloom for ActorLLM. Uses the public plugin API only."""

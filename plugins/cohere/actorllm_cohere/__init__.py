@@ -1,0 +1,1 @@
+"""Command R for ActorLLM. Uses the public plugin API and the Llama plugin."""

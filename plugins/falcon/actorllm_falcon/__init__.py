@@ -1,0 +1,1 @@
+"""Falcon for ActorLLM. Uses the public plugin API only."""

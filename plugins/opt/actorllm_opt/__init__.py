@@ -1,0 +1,1 @@
+"""OPT for ActorLLM. Uses the public plugin API only."""

@@ -1,0 +1,1 @@
+"""Phi-3 for ActorLLM. Uses the public plugin API and the Llama plugin."""

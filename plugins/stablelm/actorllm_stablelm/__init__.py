@@ -1,0 +1,1 @@
+"""StableLM for ActorLLM. Uses the public plugin API and the Llama plugin."""
