@@ -252,6 +252,8 @@ class Engine:
         self._house.stop()
         with suppress(asyncio.CancelledError):
             await asyncio.wait({self._running})
+            if not self._running.cancelled():
+                self._running.exception()  # retrieved: who entered has been told, or has left
         await self._house.close()
 
 

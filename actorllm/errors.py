@@ -29,6 +29,12 @@ with, and each message says what is wrong, where, and what to change.
     │   │   ├── TensorMissing          400   the model needs a tensor that no file holds
     │   │   └── TensorLeftOver         400   a file holds a tensor that the model did not claim
     │   ├── TokenizerError             400   the tokenizer's files are missing or unreadable
+    │   ├── HubError                         a model of the hub could not be fetched
+    │   │   ├── HubUnreachable         503   no network, or offline, and the cache lacks the model
+    │   │   ├── HubModelNotFound       404   no model or revision of that name
+    │   │   ├── HubAccessDenied        403   the model is gated, or the token is not accepted
+    │   │   ├── DownloadInterrupted    503   the download broke off too often
+    │   │   └── DiskFull               507   the model does not fit the cache's disk
     │   └── NotEnoughMemory            507   weights or one context do not fit the memory given
     ├── PluginError                          a model plugin cannot be used
     │   ├── PluginMissing              400   no installed plugin serves the architecture
@@ -183,6 +189,40 @@ class TensorLeftOver(CheckpointError):
 
 class TokenizerError(ModelError):
     """The tokenizer's files are missing, unreadable, or of an unknown kind."""
+
+
+class HubError(ModelError):
+    """A model of the hub could not be fetched."""
+
+
+class HubUnreachable(HubError):
+    """The hub does not answer or may not be asked, and its cache does not hold the whole model."""
+
+    status = 503
+
+
+class HubModelNotFound(HubError):
+    """The hub has no model of that name, or not in that revision, that this user may see."""
+
+    status = 404
+
+
+class HubAccessDenied(HubError):
+    """The model is gated, or the token is not accepted."""
+
+    status = 403
+
+
+class DownloadInterrupted(HubError):
+    """The download broke off more often than it is begun again."""
+
+    status = 503
+
+
+class DiskFull(HubError):
+    """The model does not fit the disk of the hub's cache."""
+
+    status = 507
 
 
 class NotEnoughMemory(ModelError):

@@ -31,13 +31,14 @@ from actorllm.errors import (
 from actorllm.execution.load import LoadedModel, load_model
 from actorllm.messages import Abort, Accepted, Generate, Outputs, Prompt, SamplingParams, StopFound, TokenEvents, unpack
 from actorllm.model_info import EngineStatistics, ModelInfo
+from actorllm.models.hub import download, is_hub_id
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.observer import Observer
 from actorllm.runtime.ref import Ref
 from actorllm.runtime.supervisor import RestartsExhausted, Strategy, Supervisor
 from actorllm.scheduling.request import FinishedRequest, RequestTable
 from actorllm.scheduling.scheduler import Scheduler
-from actorllm.settings import EngineSettings
+from actorllm.settings import EngineSettings, ModelSettings
 from actorllm.tokenizer.chat_template import ChatTemplate
 from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generation_config
 
@@ -155,7 +156,7 @@ class House:
         )
 
     async def _load(self) -> GenerationDefaults:
-        directory = model_directory(self._settings.model.path)
+        directory = await self._find_model()
         self.tokenizer = await asyncio.to_thread(Tokenizer.load, directory)
         generation = load_generation_config(directory, tokenizer=self.tokenizer)
         loaded = await load_model(
@@ -167,7 +168,7 @@ class House:
         self._loaded = loaded
         self._template = ChatTemplate.of(self.tokenizer)
         self.default_params = generation.params()
-        names = self._settings.model.served_names or (directory.resolve().name if self._settings.model.path else BUNDLED_NAME,)
+        names = self._settings.model.served_names or (model_name(self._settings.model.path),)
         self.info = ModelInfo(
             names=names,
             architecture=loaded.architecture,
@@ -179,6 +180,19 @@ class House:
             created=int(time.time()),
         )
         return generation
+
+    async def _find_model(self) -> Path:
+        """The folder to serve; a download does not hold up whoever wants to stop."""
+        finding = asyncio.ensure_future(asyncio.to_thread(model_directory, self._settings.model))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({finding, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        if not finding.done():
+            finding.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits for it any more
+            raise EngineStopped("the engine was stopped before its model had been fetched")
+        return finding.result()
 
     async def _start(
         self, text: Supervisor, core: Supervisor, front: Supervisor, generation: GenerationDefaults
@@ -246,13 +260,32 @@ class LoadingLine:
             sys.stderr.flush()
 
 
-def model_directory(path: str | None) -> Path:
-    """The folder to serve; without a path the echo model's. Raises `SettingsError` or `PluginMissing`."""
-    if path is not None:
-        directory = Path(path)
-        if not directory.is_dir():
-            raise SettingsError(f"{path} is not a folder; give the path of a Hugging Face model folder")
-        return directory
+def model_directory(settings: ModelSettings) -> Path:
+    """The folder to serve: a local one, or else a model of the hub, downloaded; without a path the echo model's.
+
+    Blocks. Raises `SettingsError`, `HubError` or `PluginMissing`.
+    """
+    path = settings.path
+    is_folder = path is None or Path(path).is_dir()
+    if is_folder and settings.revision is not None:
+        raise SettingsError(f"--revision {settings.revision}: only a model of the hub has revisions, and {path or 'none'} is not one")
+    if path is None:
+        return _bundled_directory()
+    if is_folder:
+        return Path(path)
+    if is_hub_id(path):
+        return download(path, revision=settings.revision)
+    raise SettingsError(f"{path} is neither a folder nor a hub id: give a Hugging Face model folder, or ORG/NAME")
+
+
+def model_name(path: str | None) -> str:
+    """What a model is called that was given no name: its hub id, or its folder's name."""
+    if path is None:
+        return BUNDLED_NAME
+    return Path(path).resolve().name if Path(path).is_dir() else path
+
+
+def _bundled_directory() -> Path:
     try:
         bundled = import_module(BUNDLED_MODEL)
     except ImportError as error:

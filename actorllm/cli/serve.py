@@ -1,4 +1,4 @@
-"""`actorllm serve [PATH]`: an engine and its HTTP server until a signal or a failure.
+"""`actorllm serve [MODEL]`: an engine and its HTTP server until a signal or a failure.
 
 The first SIGINT or SIGTERM drains: no new requests, running ones finish. A second one stops at once. Exit codes: 0 after
 a stop that was asked for, 1 if the engine failed, 2 for a wrong flag, setting or model.
@@ -30,6 +30,7 @@ STOP_TIMEOUT = 10.0
 ENGINE_FAILED = 1
 FLAGS = {
     "path": "model",
+    "revision": "model",
     "served_names": "model",
     "dtype": "model",
     "context": "model",
@@ -44,7 +45,10 @@ FLAGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags; everything else is set by a file or by the environment."""
-    parser.add_argument("path", nargs="?", metavar="PATH", help="a Hugging Face model folder (default: the echo model)")
+    parser.add_argument(
+        "path", nargs="?", metavar="MODEL", help="a Hugging Face model folder, or ORG/NAME on the hub (default: the echo model)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default 8000)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="precision to compute in")
@@ -68,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
             flags.setdefault(part, {})[name] = value
     settings = load_settings(arguments.config, flags=flags)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the hub's client logs every request,
+    logging.getLogger("huggingface_hub").propagate = False  # and the hub's library prints what it logs itself
     sys.setswitchinterval(SWITCH_INTERVAL)
     return asyncio.run(serve(settings))
 
@@ -76,7 +82,7 @@ async def serve(settings: Settings) -> int:
     """Enter the engine, listen, and wait for a reason to stop."""
     stops = _Stops()
     if settings.model.path is None:
-        _say("no model was named: serving the echo model, which only repeats a sentence (give a model folder's path)")
+        _say("no model was named: serving the echo model, which only repeats a sentence (give a model's folder or ORG/NAME)")
     engine = Engine(settings.engine())
     loading = asyncio.ensure_future(engine.__aenter__())
     await stops.race(loading)
@@ -84,7 +90,7 @@ async def serve(settings: Settings) -> int:
         _say("stopping while the model is loaded")
         loading.cancel()
         await _end(asyncio.wait({loading}), stops, code=0)
-        return 0
+        _leave(0)  # what still reads or downloads cannot be interrupted
     loading.result()
     code = ENGINE_FAILED
     try:

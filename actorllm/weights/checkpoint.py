@@ -243,9 +243,15 @@ def _index_files(directory: Path, index: Path) -> dict[str, Path]:
 
 
 def _is_inside(path: Path, root: Path) -> bool:
-    """Whether a file is the folder's own. Hub caches link into a `blobs` folder beside `snapshots`."""
+    """Whether a file is the folder's own. The hub's cache links from `MODEL/snapshots/COMMIT/` into `MODEL/blobs/`, or into
+    `blobs/XX/` beside all models, where files are kept that several models share."""
     target = path.resolve()
-    return target.is_relative_to(root) or target.parent == root.parent.parent / "blobs"
+    if target.is_relative_to(root):
+        return True
+    if root.parent.name != "snapshots":
+        return False
+    model = root.parent.parent
+    return target.parent == model / "blobs" or target.parent.parent == model.parent / "blobs"
 
 
 def _open(path: Path, device: str) -> Any:

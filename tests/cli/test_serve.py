@@ -138,6 +138,7 @@ async def test_a_port_in_use() -> None:
     ("arguments", "said"),
     [
         (["no-such-folder"], "no-such-folder"),
+        (["--revision", "v1"], "--revision v1"),
         (["--config", "no-such-file.toml"], "no-such-file.toml"),
         (["--threads", "0"], "threads"),
         (["--context", "0"], "context"),

@@ -168,13 +168,20 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path, name):
         Checkpoint.open(directory)
 
 
-def test_the_hubs_cache_may_link_into_its_blobs(tmp_path):
-    snapshot = tmp_path / "snapshots" / "abc"
+@pytest.mark.parametrize("blob", ["models--acme--tiny/blobs/123", "blobs/12/123"], ids=["the model's own", "shared by models"])
+def test_the_hubs_cache_may_link_into_its_blobs(tmp_path, blob):
+    snapshot = tmp_path / "models--acme--tiny" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
-    (tmp_path / "blobs").mkdir()
-    save_file(TENSORS, tmp_path / "blobs" / "123")
-    (snapshot / "model.safetensors").symlink_to(Path("../../blobs/123"))
+    (tmp_path / blob).parent.mkdir(parents=True)
+    save_file(TENSORS, tmp_path / blob)
+    (snapshot / "model.safetensors").symlink_to(Path("../../..") / blob)
     assert set(tensor_files(snapshot)) == set(TENSORS)
+    elsewhere = tmp_path / "models--acme--tiny" / "elsewhere"
+    snapshot.rename(elsewhere)
+    (elsewhere / "model.safetensors").unlink()
+    (elsewhere / "model.safetensors").symlink_to(Path("../..") / blob)
+    with pytest.raises(CheckpointError, match="folder"):
+        tensor_files(elsewhere)
 
 
 def test_an_index_and_its_files_must_agree(tmp_path):
