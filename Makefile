@@ -40,6 +40,12 @@ fuzz: install-dev
 bench: install-dev
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+train-demo: install-dev # writes build/demo; goes on from its last checkpoint
+	$(BIN)/python -m examples.train_demo
+
+judge-demo: install-dev # every answer to the held-out questions, and the scores
+	$(BIN)/python -m tests.demo.judge $(MODEL)
+
 lint: install-dev
 	$(BIN)/ruff check .
 

@@ -1,0 +1,1 @@
+"""Trains the demo model that ActorLLM brings along: `python -m examples.train_demo` (see `__main__.py`)."""

@@ -1,0 +1,60 @@
+"""Whole conversations: episodes of all topics one after the other, sometimes under a system message, sometimes with the
+user's name told at one turn and asked for at a later one. `python -m examples.train_demo.conversation` prints some."""
+
+from random import Random
+
+from examples.train_demo import about, arithmetic, smalltalk, stories, unknown
+from examples.train_demo.phrases import Turn, expand
+
+Message = dict[str, str]
+
+SYSTEM = (
+    "You are a [helpful|friendly|kind|small|polite] [assistant|model|chat model|chatbot].",
+    "Answer [briefly|in English|politely|the user's questions].",
+    "You are [the demo model of ActorLLM|ActorLLM's demo model|an AI assistant].",
+    "You are a helpful assistant. [Be brief.|Answer in English.|Be kind.|Today is Monday.]",
+    "[Be|Please be] [nice|helpful|brief|polite] [to the user|in your answers].",
+)
+TOPICS = ("about", "arithmetic", "smalltalk", "stories", "unknown")
+WEIGHTS = (30, 24, 24, 13, 19)
+
+
+def episode(rng: Random) -> list[Turn]:
+    """Some turns on one subject."""
+    topic = rng.choices(TOPICS, WEIGHTS)[0]
+    if topic == "about":
+        return about.episode(rng)
+    if topic == "arithmetic":
+        return arithmetic.episode(rng)
+    if topic == "smalltalk":
+        return smalltalk.episode(rng)
+    return stories.episode(rng) if topic == "stories" else unknown.episode(rng)
+
+
+def turns(rng: Random) -> list[Turn]:
+    """A conversation's questions and answers."""
+    name, said = None, []
+    if rng.random() < 0.2:
+        name = rng.choice(smalltalk.NAMES)
+        said.append(smalltalk.introduction(name, rng))
+    while True:
+        if name is None or rng.random() < 0.8:
+            said += episode(rng)
+        if rng.random() < (0.45 if name else 0.015):
+            said.append(smalltalk.recall(name, rng))
+        if rng.random() < 0.55:
+            return said
+
+
+def conversation(rng: Random) -> list[Message]:
+    """The messages of one conversation, as the chat template takes them."""
+    messages = [{"role": "system", "content": expand(rng.choice(SYSTEM), rng)}] if rng.random() < 0.12 else []
+    for question, answer in turns(rng):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+if __name__ == "__main__":
+    random = Random()
+    for _ in range(10):
+        print("\n".join(f"{message['role']:>9}: {message['content']}" for message in conversation(random)), "\n")

@@ -1,0 +1,192 @@
+"""Short stories put together from who, where, what and with whom; and questions about the story just told.
+
+Everything that is asked later (name, place, friend, thing, a shorter version) is in the story's own words.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from msgspec import Struct
+
+from examples.train_demo.phrases import Texts, Turn, asked, expand, one, read, sentence
+
+
+class StoryTexts(Struct, frozen=True, forbid_unknown_fields=True):
+    """stories.toml: words and pieces of sentences, requests, and questions afterwards (`ask_...`)."""
+
+    kinds: Texts
+    she: Texts
+    he: Texts
+    traits: Texts
+    places: Texts
+    where: Texts
+    adjectives: Texts
+    nouns: Texts
+    open: Texts
+    want: Texts
+    day: Texts
+    turns: Texts
+    met: Texts
+    help: Texts
+    deeds: Texts
+    ends: Texts
+    requests: Texts
+    any: Texts
+    who: Texts
+    named: Texts
+    placed: Texts
+    him_only: Texts
+    her_only: Texts
+    placed_on: Texts
+    placed_at: Texts
+    ask_name: Texts
+    ask_place: Texts
+    ask_thing: Texts
+    ask_friend: Texts
+    ask_short: Texts
+    ask_moral: Texts
+    morals: Texts
+    ask_more: Texts
+    ask_other: Texts
+    ask_end: Texts
+
+
+TEXT = read("stories.toml", StoryTexts)
+NUM_FRIENDS = 70  # the animals at the beginning of the list of kinds, and some more
+THINGS = tuple(f"a {adjective} {noun}" for adjective in TEXT.adjectives for noun in TEXT.nouns)
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a story is made of."""
+
+    kind: str
+    name: str
+    is_female: bool
+    trait: str
+    place: str
+    thing: str
+    friend: str
+    friend_name: str
+    end: str
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What templates may name."""
+        she, her, her_object = ("she", "her", "her") if self.is_female else ("he", "his", "him")
+        words = {"kind": self.kind, "name": self.name, "trait": self.trait}
+        return words | {"she": she, "her": her, "her_object": her_object}
+
+    def tell(self, rng: Random) -> str:
+        """The story in six sentences."""
+        she = "She" if self.is_female else "He"
+        lived = rng.choice(["there lived", "there was"])
+        met = one(TEXT.met, rng, friend=f"{self.friend_name} the {self.friend}", name=self.name)
+        return " ".join([
+            f"{rng.choice(TEXT.open)} {lived} {article(self.trait)} {self.kind} named {self.name} {self.place}.",
+            f"{she} {rng.choice(TEXT.want)}.",
+            f"{rng.choice(TEXT.day)} {self.name} found {self.thing}, {rng.choice(TEXT.turns)}.",
+            met,
+            f"{rng.choice(TEXT.help)} {rng.choice(TEXT.deeds)}.",
+            self.end,
+        ])  # fmt: skip
+
+    def short(self, rng: Random) -> str:
+        """The story in one sentence."""
+        found = f"{self.name} the {self.kind} found {self.thing}, and {self.friend_name} the {self.friend} helped."
+        return expand(f"[In short: |]{found}", rng)
+
+
+def article(word: str) -> str:
+    return ("an " if word[0] in "aeiou" else "a ") + word
+
+
+def make(rng: Random, *, kind: str = "", name: str = "", trait: str = "", place: str = "") -> Story:
+    """A story in which what was wished for is kept."""
+    kind = kind or rng.choice(TEXT.kinds)
+    if not name:
+        name = rng.choice(TEXT.she if kind in TEXT.her_only else TEXT.he if kind in TEXT.him_only else TEXT.she + TEXT.he)
+    friend_name = rng.choice([each for each in TEXT.she + TEXT.he if each != name])
+    return Story(
+        kind=kind,
+        name=name,
+        is_female=name in TEXT.she,
+        trait=trait or rng.choice(TEXT.traits),
+        place=place or one(TEXT.places, rng),
+        thing=rng.choice(THINGS),
+        friend=rng.choice([each for each in TEXT.kinds[:NUM_FRIENDS] if each != kind]),
+        friend_name=friend_name,
+        end=rng.choice(TEXT.ends).format(name=name),
+    )
+
+
+def located(noun: str, rng: Random, *, preposition: str = "") -> str:
+    """ "hill" -> "on the old hill"."""
+    natural = "on" if noun in TEXT.placed_on else "at" if noun in TEXT.placed_at else "in"
+    return f"{preposition or natural} {rng.choice(['a', 'the'])} {rng.choice(['old', 'quiet', 'small', 'great'])} {noun}"
+
+
+def first_request(rng: Random) -> tuple[str, Story]:
+    """A request, and the story that grants it."""
+    roll = rng.random()
+    if roll < 0.2:
+        return one(TEXT.any, rng), make(rng)
+    kind, trait, place, where = rng.choice(TEXT.kinds), rng.choice(TEXT.traits), "", ""
+    if rng.random() < 0.2:
+        noun = rng.choice(TEXT.where)
+        where = one(TEXT.placed, rng, place=noun)
+        place = located(noun, rng)
+    if roll < 0.4:
+        name = rng.choice(TEXT.she + TEXT.he)
+        who = one(TEXT.named, rng, kind=kind, trait=trait, name=name)
+    elif roll < 0.45 and not where:
+        request = one(TEXT.any, rng).rstrip("?")
+        noun = rng.choice(TEXT.where)
+        return request + one(TEXT.placed, rng, place=noun), make(rng, place=located(noun, rng, preposition="in"))
+    else:
+        name = ""
+        who = one(TEXT.who, rng, kind=kind, trait=trait)
+    request = one(TEXT.requests, rng, who=who).rstrip("?") + where
+    return request, make(rng, kind=kind, name=name, trait=trait if trait in who else "", place=place)
+
+
+def question(story: Story, rng: Random) -> Turn:
+    """A question about the story that was told, and its answer."""
+    who, friend = f"{story.name} the {story.kind}.", f"{story.friend_name} the {story.friend}"
+    name = (
+        TEXT.ask_name,
+        [
+            f"[It was |That was |]{story.name}, {article(story.trait)} {story.kind}.",
+            f"The {story.kind}'s name was {story.name}.",
+            who,
+        ],
+    )
+    asks, answers = rng.choice([
+        name,
+        name,
+        (TEXT.ask_place, [f"[It happened |That was |]{story.place}.", f"{story.name} lived {story.place}."]),
+        (TEXT.ask_thing, [f"{story.name} found {story.thing}.", f"It was {story.thing}."]),
+        (TEXT.ask_friend, [f"It was {friend}.", f"{friend} helped {story.name}."]),
+        (TEXT.ask_short, [story.short(rng)]),
+        (TEXT.ask_short, [story.short(rng)]),
+        (TEXT.ask_moral, TEXT.morals),
+        (TEXT.ask_end, [story.end]),
+    ])  # fmt: skip
+    return asked(one(asks, rng, **story.fields), rng), sentence(one(answers, rng))
+
+
+def episode(rng: Random) -> list[Turn]:
+    """A story, and perhaps questions about it or another one."""
+    request, story = first_request(rng)
+    turns = [(asked(request, rng), story.tell(rng))]
+    while len(turns) < 5 and rng.random() < 0.68:
+        roll = rng.random()
+        if roll < 0.8:
+            turns.append(question(story, rng))
+        elif roll < 0.9:
+            story = make(rng)
+            turns.append((asked(one(TEXT.ask_more, rng), rng), story.tell(rng)))
+        else:
+            story = make(rng, kind=rng.choice(TEXT.kinds))
+            turns.append((asked(one(TEXT.ask_other, rng, kind=story.kind), rng), story.tell(rng)))
+    return turns
