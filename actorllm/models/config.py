@@ -25,6 +25,7 @@ NEUTRAL_KEYS = {
     "_flash_attn_2_enabled": "a choice of kernels",
     "torch_dtype": "read by the loader",
     "dtype": "read by the loader",
+    "quantization_config": "read by the loader",
     "use_cache": "there is always a cache",
     "cache_implementation": "there is always a cache",
     "initializer_range": "training",

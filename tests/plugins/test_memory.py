@@ -25,6 +25,7 @@ WINDOW = 9
 SMALL_WINDOWS: Mapping[str, Mapping[str, Any]] = {
     "Gemma2ForCausalLM": {"sliding_window": WINDOW},
     "Gemma3ForCausalLM": {"sliding_window": WINDOW, "sliding_window_pattern": 2},
+    "GptOssForCausalLM": {"sliding_window": WINDOW},
     "MistralForCausalLM": {"sliding_window": WINDOW},
     "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "Qwen3ForCausalLM": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},

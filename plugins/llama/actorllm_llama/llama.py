@@ -51,13 +51,9 @@ class LlamaLayer(nn.Module):
         self.self_attn = self.attention_class(config, layer, group=group, shard=shard)
         self.post_attention_layernorm = config.new_norm()
         self.mlp: nn.Module = GatedMLP(
-            config.hidden_size,
-            config.intermediate_size,
-            activation_name=config.activation,
-            shard=shard,
-            bias=config.has_mlp_bias,
-            names=self.mlp_names,
-        )
+            config.hidden_size, config.intermediate_size, activation_name=config.activation, shard=shard,
+            bias=config.has_mlp_bias, names=self.mlp_names,
+        )  # fmt: skip
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), batch)

@@ -1,0 +1,1 @@
+"""gpt-oss for ActorLLM. Uses the public plugin API and the Llama plugin."""
