@@ -33,9 +33,23 @@ SMALL_WINDOWS: Mapping[str, Mapping[str, Any]] = {
 """Settings that make windows shorter than the sequence."""
 
 NOT_IN_TRANSFORMERS = {
+    "BaiChuanForCausalLM": lambda config: [2 * config["hidden_size"]] * config["num_hidden_layers"],
+    "BaichuanForCausalLM": lambda config: [2 * config["hidden_size"]] * config["num_hidden_layers"],
+    "ChatGLMForConditionalGeneration": lambda config: [_chatglm_values(config)] * config["num_layers"],
+    "ChatGLMModel": lambda config: [_chatglm_values(config)] * config["num_layers"],
     "EchoForCausalLM": lambda config: [3] * config["num_hidden_layers"],
+    "InternLM2ForCausalLM": lambda config: [_grouped_values(config)] * config["num_hidden_layers"],
+    "MiniCPMForCausalLM": lambda config: [_grouped_values(config)] * config["num_hidden_layers"],
 }
 """Values of a token in each layer, by the config's own keys."""
+
+
+def _grouped_values(config: Mapping[str, Any]) -> int:
+    return 2 * config["num_key_value_heads"] * config["hidden_size"] // config["num_attention_heads"]
+
+
+def _chatglm_values(config: Mapping[str, Any]) -> int:
+    return 2 * config["multi_query_group_num"] * config["kv_channels"]
 
 
 @dataclass(frozen=True)

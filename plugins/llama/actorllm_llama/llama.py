@@ -3,7 +3,6 @@
 Legend: T tokens, D hidden size.
 """
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -61,10 +60,10 @@ class LlamaLayer(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    def __init__(self, config: LlamaConfig, layers: Iterable[nn.Module]) -> None:
+    def __init__(self, config: LlamaConfig, layers: nn.ModuleList) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale)
-        self.layers = nn.ModuleList(layers)
+        self.layers = layers
         self.norm = config.new_norm()
 
 
@@ -78,7 +77,7 @@ class LlamaForCausalLM(CausalLM):
         split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
         per_token = (split.num_local_kv_heads, config.head_dim)
         self._groups, layer_groups = window_groups(config.windows, (CacheBuffer("k", per_token), CacheBuffer("v", per_token)))
-        layers = (self.layer_class(config, layer, group=group, shard=shard) for layer, group in enumerate(layer_groups))
+        layers = nn.ModuleList(self.layer_class(config, i, group=group, shard=shard) for i, group in enumerate(layer_groups))
         self.model = LlamaModel(config, layers)
         tied = self.model.embed_tokens if config.is_tied else None
         self.lm_head = Head(config.hidden_size, config.vocab_size, shard=shard, tied=tied)

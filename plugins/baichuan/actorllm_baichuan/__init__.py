@@ -1,0 +1,1 @@
+"""Baichuan and Baichuan 2 for ActorLLM. Uses the public plugin API and the Llama plugin."""

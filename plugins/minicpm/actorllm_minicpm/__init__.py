@@ -1,0 +1,1 @@
+"""MiniCPM for ActorLLM. Uses the public plugin API and the Llama plugin."""
