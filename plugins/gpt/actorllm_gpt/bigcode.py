@@ -8,16 +8,11 @@ from actorllm.models.contract import ConfigReader
 from actorllm_gpt.config import GPTConfig
 from actorllm_gpt.gpt2 import GPT2LMHeadModel
 
-NEUTRAL = {
-    "attention_softmax_in_fp32": "the softmax is in float32",
-    "scale_attention_softmax_in_fp32": "the softmax is in float32",
-    "inference_runner": "settings of another engine",
-    "max_batch_size": "settings of another engine",
-    "max_sequence_length": "settings of another engine",
-    "pad_key_length": "settings of another engine",
-    "pre_allocate_kv_cache": "settings of another engine",
-    "validate_runner_input": "settings of another engine",
-}
+SOFTMAX_KEYS = ("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32")
+ENGINE_KEYS = (
+    "inference_runner", "max_batch_size", "max_sequence_length", "pad_key_length", "pre_allocate_kv_cache",
+    "validate_runner_input",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,8 @@ class GPTBigCodeConfig(GPTConfig):
         is_multi_query = reader.flag("multi_query", True)
         num_kv_heads = 1 if is_multi_query else values["num_kv_heads"]
         reader.expect("num_key_value_heads", [num_kv_heads], "multi_query decides")
-        for key, reason in NEUTRAL.items():
-            reader.neutral(key, reason)
+        for key in SOFTMAX_KEYS + ENGINE_KEYS:
+            reader.neutral(key, "softmax is in float32, and other engines' settings decide nothing")
         return {"num_kv_heads": num_kv_heads, "has_packed_qkv": not is_multi_query}
 
 
