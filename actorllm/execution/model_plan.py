@@ -19,7 +19,8 @@ from actorllm.models.catalog import find_model
 from actorllm.models.contract import CacheGroup, CausalLM, ModelConfig
 from actorllm.settings import EngineSettings
 from actorllm.weights.checkpoint import num_bytes, num_values
-from actorllm.weights.formats import Format, stored_format
+from actorllm.weights.formats import Format
+from actorllm.weights.stored import stored_format
 
 MAX_CONFIG_BYTES = 16 * 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from actorllm.layers.batch import GivenEmbeddings
 from actorllm.layers.shard import Shard
-from actorllm.weights.source import DenseWeight, LinearWeight, WeightSource
+from actorllm.weights.linear_weight import DenseWeight, LinearWeight
+from actorllm.weights.source import WeightSource
 
 
 class Embedding(nn.Module):

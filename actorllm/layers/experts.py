@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.activation import activation
 from actorllm.layers.shard import Shard
-from actorllm.weights.source import LinearWeight, WeightSource, join_weights
+from actorllm.weights.linear_weight import LinearWeight, join_weights
+from actorllm.weights.source import WeightSource
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """An expert's inner function: (gate [N, I], up [N, I]) -> [N, I]."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.shard import Shard
-from actorllm.weights.source import LinearWeight, WeightSource, join_weights
+from actorllm.weights.linear_weight import LinearWeight, join_weights
+from actorllm.weights.source import WeightSource
 
 
 @dataclass(frozen=True)

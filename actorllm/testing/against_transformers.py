@@ -23,7 +23,7 @@ from actorllm.models.loading import load_weights
 from actorllm.testing.reference import randomize, reference_logits
 from actorllm.testing.tiny import logits_in_chunks
 from actorllm.weights.checkpoint import Checkpoint
-from actorllm.weights.formats import stored_format
+from actorllm.weights.stored import stored_format
 
 # A setting, and a value that changes the logits visibly; applied where the config has the key.
 VARIED = (

@@ -25,7 +25,7 @@ from actorllm.testing.model_checks import CheckFailed, CheckResult, expect_equal
 from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import logits_in_chunks
 from actorllm.weights.checkpoint import Checkpoint, tensor_shapes
-from actorllm.weights.formats import stored_format
+from actorllm.weights.stored import stored_format
 
 NUM_TOKENS = 24
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from actorllm.weights.source import LinearWeight, Part, WeightSource
+from actorllm.weights.linear_weight import LinearWeight
+from actorllm.weights.source import Part, WeightSource
 
 
 class RecordingWeights:

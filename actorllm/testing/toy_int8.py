@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from actorllm.models.contract import CausalLM
-from actorllm.weights.source import DenseWeight, LinearWeight, Part, WeightSource, load_module, unload_module
+from actorllm.weights.linear_weight import DenseWeight, LinearWeight
+from actorllm.weights.source import Part, WeightSource, load_module, unload_module
 
 
 class Int8Weight(LinearWeight):
@@ -27,6 +28,11 @@ class Int8Weight(LinearWeight):
         """Symmetric, one scale a row, rounded to nearest."""
         scale_O1 = weight_OI.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         return cls((weight_OI / scale_O1).round().to(torch.int8), scale_O1)
+
+    @classmethod
+    def join(cls, parts: list[LinearWeight]) -> "Int8Weight":
+        quantized = [part for part in parts if isinstance(part, Int8Weight)]
+        return cls(torch.cat([part.codes_OI for part in quantized]), torch.cat([part.scale_O1 for part in quantized]))
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.codes_OI.to(x.dtype)) * self.scale_O1.T

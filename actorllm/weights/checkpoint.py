@@ -17,7 +17,8 @@ from torch import Tensor
 
 from actorllm.errors import CheckpointError, TensorLeftOver, TensorMissing
 from actorllm.weights.formats import Format, PlainFormat
-from actorllm.weights.source import MAX_SHOWN, LinearWeight, Part
+from actorllm.weights.linear_weight import LinearWeight
+from actorllm.weights.source import MAX_SHOWN, Part
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from actorllm.weights.formats import Format, PlainFormat
-from actorllm.weights.source import LinearWeight, Part
+from actorllm.weights.linear_weight import LinearWeight
+from actorllm.weights.source import Part
 
 
 class RandomWeights:

@@ -7,95 +7,13 @@ The unit of pull is a linear, or a stack of them, so that a quantized format own
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from actorllm.errors import TensorMissing
+from actorllm.weights.linear_weight import LinearWeight
 
 Part = tuple[int, int] | None
 MAX_SHOWN = 10
-MAX_TRANSPOSED_ROWS = 64
-"""Up to so many rows a CPU computes `(W @ x.T).T` faster than `x @ W.T`, in torch 2.13 by 1.1x to 2.8x."""
-
-PACKED_FOR_ROWS = 64
-"""The number of rows that oneDNN lays a packed weight out for; measured, this layout is the best or near it for 1 to 256."""
-
-
-class LinearWeight(nn.Module):
-    """The internal form of a linear's weight: `forward(x)` gives `x @ W.T` for x [..., in], W [out, in].
-
-    Subclasses hold a format's tensors. `join` puts siblings of one class side by side (a fused layer).
-    """
-
-    out_features: int
-
-    def packed(self) -> "LinearWeight":
-        """The form that computes fastest on its device, once nothing more will be joined to it."""
-        return self
-
-    @classmethod
-    def join(cls, parts: "list[LinearWeight]") -> "LinearWeight | None":
-        """One weight with all rows of `parts`, or None if this format keeps siblings apart."""
-        return None
-
-
-class DenseWeight(LinearWeight):
-    """W [out, in] as it is."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.out_features = weight.shape[0]
-
-    def packed(self) -> LinearWeight:
-        return OneDNNWeight(self.weight) if OneDNNWeight.suits(self.weight) else self
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.ndim == 2 and 1 < x.shape[0] <= MAX_TRANSPOSED_ROWS:
-            return torch.mm(self.weight, x.t()).t().contiguous()
-        return nn.functional.linear(x, self.weight)
-
-    @classmethod
-    def join(cls, parts: list[LinearWeight]) -> "DenseWeight":
-        return cls(torch.cat([part.weight for part in parts if isinstance(part, DenseWeight)]))
-
-
-class OneDNNWeight(LinearWeight):
-    """A float32 weight in oneDNN's own layout, for CPUs: a product need not rearrange it first, which for few rows costs
-    more than the product."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS)
-        self.out_features = weight.shape[0]
-
-    @staticmethod
-    def suits(weight: Tensor) -> bool:
-        """Whether this machine's torch has oneDNN and gains by it."""
-        return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-
-
-class JoinedWeight(LinearWeight):
-    """Siblings that could not be fused (other formats): computed apart, results joined."""
-
-    def __init__(self, parts: list[LinearWeight]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.out_features = sum(part.out_features for part in parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([part(x) for part in self.parts], dim=-1)
-
-
-def join_weights(parts: list[LinearWeight]) -> LinearWeight:
-    """Siblings as one linear, packed; fused where all have one format that can be fused."""
-    if len(parts) == 1:
-        return parts[0].packed()
-    joined = type(parts[0]).join(parts) if len({type(part) for part in parts}) == 1 else None
-    return joined.packed() if joined is not None else JoinedWeight([part.packed() for part in parts])
 
 
 class WeightSource(Protocol):

@@ -3,33 +3,17 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
 
 from actorllm.errors import TensorLeftOver
 from actorllm.layers.linear import GateUpLinear, HeadSplit, QKVLinear, RowLinear
 from actorllm.layers.shard import Shard
+from actorllm.testing.toy_int8 import Int8Weight
 from actorllm.weights.checkpoint import Checkpoint
-from actorllm.weights.formats import DenseWeight, PlainFormat, TensorReader
+from actorllm.weights.formats import PlainFormat, TensorReader
+from actorllm.weights.linear_weight import DenseWeight, JoinedWeight, LinearWeight, join_weights
 from actorllm.weights.random import RandomWeights
-from actorllm.weights.source import JoinedWeight, LinearWeight, join_weights
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(5))
-
-
-class Int8Weight(LinearWeight):
-    """Codes [out, in] and a scale for each row."""
-
-    def __init__(self, codes: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.codes, self.scale, self.out_features = codes, scale, codes.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.codes.to(x.dtype)) * self.scale.T
-
-    @classmethod
-    def join(cls, parts: list[LinearWeight]) -> "Int8Weight":
-        return cls(torch.cat([part.codes for part in parts]), torch.cat([part.scale for part in parts]))
 
 
 class Int8Format(PlainFormat):
@@ -74,8 +58,8 @@ def test_siblings_of_one_format_are_fused_and_stay_int8(pair, rank):
     split = HeadSplit.of(4, 2, 2, shard=Shard(rank, 2))
     layer, (plain, coded) = outputs(lambda: QKVLinear(8, split), "attn.qkv_proj.", pair)
     torch.testing.assert_close(coded, plain)
-    assert isinstance(layer.weight, Int8Weight) and layer.weight.codes.dtype == torch.int8
-    assert layer.weight.codes.shape == (8, 8)
+    assert isinstance(layer.weight, Int8Weight) and layer.weight.codes_OI.dtype == torch.int8
+    assert layer.weight.codes_OI.shape == (8, 8)
 
 
 def test_siblings_of_different_formats_stay_apart(pair):

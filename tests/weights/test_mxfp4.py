@@ -7,7 +7,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from actorllm.errors import CheckpointError, TensorLeftOver, UnsupportedConfig
 from actorllm.weights.checkpoint import Checkpoint, num_values
-from actorllm.weights.formats import Mxfp4Format, PlainFormat, stored_format
+from actorllm.weights.formats import PlainFormat
+from actorllm.weights.mxfp4 import Mxfp4Format
+from actorllm.weights.stored import stored_format
 from tests.weights.mxfp4 import float4, random_mxfp4
 
 SHAPE = (3, 6, 96)

@@ -6,7 +6,7 @@ import pytest
 
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.shard import Shard
-from actorllm.weights.formats import stored_format
+from actorllm.weights.stored import stored_format
 from actorllm_llama.llama import LlamaForCausalLM
 from actorllm_llama.mistral import MistralForCausalLM
 from actorllm_llama.qwen2 import Qwen2ForCausalLM
