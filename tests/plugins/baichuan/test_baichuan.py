@@ -55,7 +55,6 @@ def test_published_files(name):
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"attention_bias": True}, "attention_bias"),
         ({"model_max_length": "long"}, "model_max_length"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )
 def test_what_is_not_implemented_is_refused(changes, named):
