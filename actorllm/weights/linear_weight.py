@@ -6,6 +6,8 @@ A format (formats.py) makes one, a layer calls it and may put siblings side by s
 import torch
 from torch import Tensor, nn
 
+from actorllm.errors import CheckpointError
+
 MAX_TRANSPOSED_ROWS = 64
 """Up to so many rows a CPU computes `(W @ x.T).T` faster than `x @ W.T`, in torch 2.13 by 1.1x to 2.8x."""
 
@@ -25,6 +27,13 @@ class LinearWeight(nn.Module):
         """The form that computes fastest on its device, once nothing more will be joined to it."""
         return self
 
+    def dense(self) -> Tensor:
+        """W in floating point, for layers that fold it into another product; asked before it is packed."""
+        raise CheckpointError(
+            f"this model needs the values of a linear that is stored as {type(self).__name__}, which does not give them: "
+            "choose a checkpoint in float32, float16 or bfloat16"
+        )
+
     @classmethod
     def join(cls, parts: "list[LinearWeight]") -> "LinearWeight | None":
         """One weight with all rows of `parts`, or None if this format keeps siblings apart."""
@@ -41,6 +50,9 @@ class DenseWeight(LinearWeight):
 
     def packed(self) -> LinearWeight:
         return OneDNNWeight(self.weight) if OneDNNWeight.suits(self.weight) else self
+
+    def dense(self) -> Tensor:
+        return self.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.ndim == 2 and 1 < x.shape[0] <= MAX_TRANSPOSED_ROWS:

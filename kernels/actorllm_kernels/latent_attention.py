@@ -1,0 +1,42 @@
+"""Latent attention over token slots: every head reads one shared latent per token instead of keys and values of its own.
+
+After DeepSeek-V2 (arXiv 2405.04434, section 2.1): a token is kept as its compressed latent and one rotated key. With a head's
+key projection folded into its query, scores are products with the latent itself, and the result is a mixture of latents
+that the head's value projection turns into its value. So it is attention of many query heads with one key/value
+head whose values are the first part of its keys.
+
+Legend: T tokens of the batch, H query heads, N slots of the pool, R size of a latent, C = R + size of the rotated key.
+"""
+
+import torch
+from torch import Tensor
+
+from actorllm_kernels.attention import RaggedKeys, cpu, reference
+
+
+def attend_latent(q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_size: int, scale: float) -> Tensor:
+    """[T, H, R]: for every query the mixture of its row's latents by the softmax of `scale * q.k`; the fastest way there is here.
+
+    A slot holds the latent, then the rotated key; so does a query hold its folded part, then its rotated one.
+    """
+    k_N1C = pool_NC.unsqueeze(1)
+    v_N1R = k_N1C[..., :latent_size]
+    if cpu.suits(q_THC, k_N1C, v_N1R):
+        return cpu.attend(q_THC, k_N1C, v_N1R, keys, scale=scale)
+    return attend_latent_reference(q_THC, pool_NC, keys, latent_size=latent_size, scale=scale)
+
+
+def attend_latent_reference(q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_size: int, scale: float) -> Tensor:
+    """The same in plain torch: a row's heads are the rows of one product with its latents. The pool has the queries' dtype."""
+    queries = q_THC.transpose(0, 1).split([query_len for _, query_len, _ in keys.spans], dim=1)
+    out: list[Tensor] = []
+    for block in keys.blocks:
+        for row, keys_LC in zip(block.rows, pool_NC.index_select(0, block.slots).split(block.key_lens), strict=True):
+            k_1LC = keys_LC.unsqueeze(0)
+            v_1LR = k_1LC[..., :latent_size]
+            out.append(
+                reference.attend_row(
+                    queries[len(out)], k_1LC, v_1LR, row, scale=scale, soft_cap=None, sinks_H=None, slopes_H=None
+                )
+            )
+    return torch.cat(out, dim=1).transpose(0, 1)
