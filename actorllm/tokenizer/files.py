@@ -1,8 +1,8 @@
 """Reads the tokenizer's files of a Hugging Face directory into the `tokenizers` library.
 
-tokenizer.json as it is, or GPT-2's pair vocab.json + merges.txt with the pre-tokenizer that the tokenizer's class stands for;
-added tokens that only tokenizer_config.json lists are added at the ids it gives them. Every failure is a `TokenizerError` that
-names the file. Knows nothing of prompts or BOS.
+tokenizer.json as it is; or GPT-2's pair vocab.json + merges.txt with the pre-tokenizer that the tokenizer's class stands for; or
+tokenizer.model or *.tiktoken (modules of their own). Added tokens that only tokenizer_config.json lists are added at the ids it
+gives them. Every failure is a `TokenizerError` that names the file. Knows nothing of prompts.
 """
 
 import json
@@ -14,9 +14,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Library
 
 from actorllm.errors import TokenizerError
-
-QWEN2_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""How Qwen2 splits text into words; source: `transformers`' Qwen2Tokenizer."""
+from actorllm.tokenizer.sentencepiece_file import read_sentencepiece
+from actorllm.tokenizer.tiktoken_file import QWEN_WORDS, is_tiktoken, read_tiktoken
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer")
@@ -39,18 +38,29 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_library(directory: Path, config: Mapping[str, Any]) -> Library:
-    """The library's tokenizer of `directory`; `config` is its tokenizer_config.json."""
+def read_library(directory: Path, config: Mapping[str, Any]) -> tuple[Library, dict[str, Any]]:
+    """The library's tokenizer of `directory`, and its tokenizer_config.json `config` with what the other files say for it."""
+    lists = [*sorted(directory.glob("*.tiktoken")), *directory.glob("tokenizer.model")]
+    added, defaults = _listed_tokens(directory, config), {}
     if (directory / "tokenizer.json").exists():
         library = _from_tokenizer_json(directory / "tokenizer.json")
     elif (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
         library = _from_vocab_and_merges(directory, config)
+        if "tokenizer_class" not in config:  # a bare GPT-2 directory names no special tokens: this is the one it has
+            defaults = {"bos_token": GPT2_END, "eos_token": GPT2_END}
+    elif lists:
+        read = read_tiktoken if is_tiktoken(lists[0]) else read_sentencepiece
+        library, defaults = read(lists[0], config, added=added)
     else:
-        raise TokenizerError(_nothing_readable(directory))
-    _add_tokens(library, directory, config)
+        raise TokenizerError(
+            "there is no tokenizer.json (nor vocab.json + merges.txt, tokenizer.model or *.tiktoken); download the checkpoint's "
+            "tokenizer files too"
+        )
+    completed = {**defaults, **config}
+    _add_tokens(library, added, completed)
     library.no_truncation()  # a checkpoint may carry the settings of its training
     library.no_padding()
-    return library
+    return library, completed
 
 
 def token_content(value: Any, *, name: str) -> str | None:
@@ -87,7 +97,7 @@ def _from_vocab_and_merges(directory: Path, config: Mapping[str, Any]) -> Librar
         library.normalizer = normalizers.NFC()
         library.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated"),
+                pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=has_prefix_space, use_regex=False),
             ]
         )
@@ -104,28 +114,22 @@ def _class_by_model(directory: Path) -> str:
     return "Qwen2Tokenizer" if model_type.startswith(("qwen2", "qwen3")) else "GPT2Tokenizer"
 
 
-def _nothing_readable(directory: Path) -> str:
-    others = [path.name for pattern in ("*.model", "*.tiktoken") for path in sorted(directory.glob(pattern))]
-    if others:
-        return (
-            f"the tokenizer is only there as {', '.join(others)}, and this version reads tokenizer.json or vocab.json + "
-            "merges.txt (a later version reads SentencePiece); save it as tokenizer.json with transformers' save_pretrained"
-        )
-    return "there is no tokenizer.json (or vocab.json + merges.txt); download the checkpoint's tokenizer files too"
-
-
-def _add_tokens(library: Library, directory: Path, config: Mapping[str, Any]) -> None:
-    """Add the tokens that the configuration lists and the library does not have as added tokens, at their ids."""
-    listed = config.get("added_tokens_decoder") or {}
+def _listed_tokens(directory: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """The added tokens that the configuration lists, by their ids."""
     older = read_object(directory / "added_tokens.json")
     try:
-        wanted = {int(token_id): _added_token(token) for token_id, token in listed.items()}
+        listed = {int(token_id): _added_token(token) for token_id, token in (config.get("added_tokens_decoder") or {}).items()}
         for content, token_id in older.items():
-            wanted.setdefault(int(token_id), AddedToken(content, normalized=False, special=False))
+            listed.setdefault(int(token_id), AddedToken(content, normalized=False, special=False))
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise TokenizerError(f"tokenizer_config.json: added_tokens_decoder is malformed: {error}") from error
+    return listed
+
+
+def _add_tokens(library: Library, listed: Mapping[int, AddedToken], config: Mapping[str, Any]) -> None:
+    """Add the listed tokens that the library does not have as added tokens, at their ids, and mark the special ones."""
     present = {token.content for token in library.get_added_tokens_decoder().values()}
-    for token_id, token in sorted(wanted.items()):
+    for token_id, token in sorted(listed.items()):
         if token.content in present:
             continue
         library.add_tokens([token])
@@ -135,7 +139,6 @@ def _add_tokens(library: Library, directory: Path, config: Mapping[str, Any]) ->
                 f"tokenizer_config.json puts {token.content!r} at id {token_id}, the vocabulary at {found}: "
                 "the files do not belong together"
             )
-
     named = {token_content(config.get(name), name=name) for name in NAMED_TOKENS} - present
     library.add_special_tokens([token for token in named if token is not None and library.token_to_id(token) is not None])
 

@@ -57,10 +57,7 @@ class Tokenizer:
         config = read_object(directory / "special_tokens_map.json") | {
             name: value for name, value in read_object(directory / "tokenizer_config.json").items() if value is not None
         }
-        library = read_library(directory, config)
-        if "tokenizer_class" not in config and not (directory / "tokenizer.json").exists():
-            end = "<|endoftext|>"  # a bare GPT-2 directory names no special tokens: this is the one it has
-            config = {"bos_token": end, "eos_token": end} | config
+        library, config = read_library(directory, config)
         return cls(library, config, chat_template=_read_chat_templates(directory, config))
 
     # --- text to ids ---

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from actorllm.tokenizer import load
 from actorllm.tokenizer.pieces import byte_level_alphabet
 
-REAL = ("tokenizers/gpt2", "tokenizers/qwen2-0.5b", "tokenizers/phi-3-mini", "models/stories260K")
+REAL = ("tokenizers/gpt2", "tokenizers/qwen2-0.5b", "tokenizers/phi-3-mini", "tokenizers/internlm-20b", "models/stories260K")
 
 
 @pytest.fixture(scope="session", params=REAL, ids=lambda name: name.split("/")[1])

@@ -215,11 +215,6 @@ def test_a_truncated_real_file(data_dir: Path, tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_sentencepiece_alone_is_refused(data_dir: Path) -> None:
-    with pytest.raises(TokenizerError, match="later version reads SentencePiece"):
-        Tokenizer.load(data_dir / "tokenizers" / "internlm-20b")
-
-
 def test_text_that_is_not_unicode(tiny_bytes: Library) -> None:
     with pytest.raises(InvalidRequest, match="surrogate"):
         ids_of(Tokenizer(tiny_bytes, {}, chat_template={}), "a\ud800b")
