@@ -22,6 +22,7 @@ from actorllm.models.catalog import Catalog
 from actorllm.server.api_types import DetokenizeBody, TokenizeBody, read_body
 from actorllm.server.chat.socket import ChatSocketRoute
 from actorllm.server.chat_completions import ChatRoute
+from actorllm.server.chat_page import ChatPage
 from actorllm.server.completions import CompletionRoute
 from actorllm.server.generation import Generation
 from actorllm.server.keys import ERROR, GENERATION, REQUEST_ID
@@ -112,6 +113,9 @@ def create_app(engine: Engine, settings: ServerSettings) -> web.Application:
     app.router.add_get("/version", server.version)
     app.router.add_post("/tokenize", server.tokenize)
     app.router.add_post("/detokenize", server.detokenize)
+    page = ChatPage()
+    app.router.add_get("/", page.index)
+    app.router.add_get("/page/{name}", page.file)
     chat = ChatSocketRoute(engine, server.metrics, settings)
     app.router.add_get("/v1/chat/ws", chat.handle)
     app.on_shutdown.append(chat.close_all)

@@ -12,6 +12,7 @@ import pytest
 from actorllm.engine import Engine
 from actorllm.server.app import create_app, start_site
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings, ServerSettings
+from tests.server.fake_server import Fake, fake_serving
 
 
 @dataclass
@@ -60,4 +61,10 @@ async def echo() -> AsyncIterator[Served]:
 @pytest.fixture
 async def stories(stories_dir: Path) -> AsyncIterator[Served]:
     async with serving(stories_dir) as served:
+        yield served
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[Fake]:
+    async with fake_serving() as served:
         yield served

@@ -3,57 +3,15 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import pytest
 
 from actorllm.errors import DeviceLost, QueueFull, QueueTimeout, RequestTimeout
-from actorllm.server.app import create_app, start_site
-from actorllm.settings import ServerSettings
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_server import Fake, until
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-@dataclass
-class Fake:
-    engine: FakeEngine
-    address: str
-    client: aiohttp.ClientSession
-
-    def post(self, body: dict, path: str = COMPLETIONS) -> "asyncio.Task[aiohttp.ClientResponse]":
-        """Send a request and read no more of its answer than the head."""
-
-        async def send() -> aiohttp.ClientResponse:
-            return await self.client.post(self.address + path, json=body)
-
-        return asyncio.create_task(send())
-
-    async def answer(self, body: dict, path: str = COMPLETIONS) -> tuple[int, dict]:
-        response = await self.post(body, path)
-        return response.status, await response.json()
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[Fake]:
-    engine: Any = FakeEngine()
-    settings = ServerSettings(port=0)
-    runner, address = await start_site(create_app(engine, settings), settings)
-    try:
-        async with aiohttp.ClientSession() as client:
-            yield Fake(engine, address, client)
-    finally:
-        await runner.cleanup()
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 (what is awaited lives in the server, without an event of its own)
-            await asyncio.sleep(0.005)
 
 
 # --- clients that leave ---

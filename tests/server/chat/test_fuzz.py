@@ -17,7 +17,7 @@ from actorllm.server.chat.socket import ChatSocket
 from actorllm.settings import ServerSettings
 from tests.server.chat.chat_client import chatting
 from tests.server.conftest import Served
-from tests.server.test_handlers import until
+from tests.server.fake_server import until
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "2"))
 NUM_FUZZERS = 6

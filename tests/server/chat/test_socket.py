@@ -1,8 +1,6 @@
 """Chat over real sockets: conversations, refusals, limits, and what one client can do to another (nothing)."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -14,27 +12,9 @@ from actorllm.settings import ServerSettings
 from tests.server.chat.chat_client import chatting
 from tests.server.conftest import Served
 from tests.server.fake_engine import FakeEngine
-from tests.server.test_handlers import Fake, until
+from tests.server.fake_server import Fake, fake_serving, until
 
 NAME = {"conversation": "a"}
-
-
-@asynccontextmanager
-async def fake_serving(**settings: Any) -> AsyncIterator[Fake]:
-    engine: Any = FakeEngine()
-    server = ServerSettings(port=0, **settings)
-    runner, address = await start_site(create_app(engine, server), server)
-    try:
-        async with aiohttp.ClientSession() as client:
-            yield Fake(engine, address, client)
-    finally:
-        await runner.cleanup()
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[Fake]:
-    async with fake_serving() as served:
-        yield served
 
 
 # --- conversations ---
@@ -293,24 +273,3 @@ async def test_a_client_that_asks_without_reading_is_held_back(fake: Fake) -> No
         transport.resume_reading()
         for _ in range(200):
             assert len((await chat.receive())["system"]) == 500_000
-
-
-async def test_a_snapshot_and_the_deltas_around_it_tell_the_text_once(fake: Fake) -> None:
-    async with chatting(fake.client, fake.address) as chat:
-        await chat.ask("open", **NAME, system="x" * 500_000)
-        await chat.send("send", **NAME, text="hi")
-        await until(lambda: fake.engine.streams)
-        chat.socket._response.connection.transport.pause_reading()  # type: ignore[union-attr]
-        for number in range(4):
-            await chat.send("pick", **NAME)
-            await asyncio.sleep(0.05)
-            fake.engine.push(f"<{number}>")
-        fake.engine.push("end", finish="stop")
-        await asyncio.sleep(0.05)
-        chat.socket._response.connection.transport.resume_reading()  # type: ignore[union-attr]
-        text = ""
-        for message in await chat.until("finished"):
-            if message["type"] == "conversation":
-                assert message["turns"][1]["text"] == text
-            text += message["text"] if message["type"] == "delta" else ""
-        assert text == "<0><1><2><3>end"

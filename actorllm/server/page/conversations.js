@@ -1,0 +1,122 @@
+/**
+ * Conversations as this page keeps them: trees of turns, stored in the browser. The server has them only as long as a socket lives.
+ *
+ * A turn is {id, parent, role, text, finish} as in the protocol, and for answers {usage, timings, error} beside it. Knows no DOM.
+ */
+
+const PREFIX = "actorllm.conversation.";
+const LOST = { code: "ConnectionLost", message: "the connection ended before the answer did" };
+
+export class Conversation {
+  constructor({ name = newName(), system = null, sampling = {}, turns = [], leaf = null, changed = Date.now() } = {}) {
+    this.name = name;
+    this.system = system;
+    this.sampling = sampling;
+    this.turns = new Map(turns.map((turn) => [turn.id, turn]));
+    this.leaf = leaf;
+    this.changed = changed;
+    this.answering = null;
+  }
+
+  get title() {
+    const [first] = this.turns.values();
+    return first ? first.text.trim().replace(/\s+/g, " ").slice(0, 60) : "New chat";
+  }
+
+  /** The turns of the branch on show, from its root on. */
+  get path() {
+    const path = [];
+    for (let id = this.leaf; id !== null && id !== undefined; id = path[0].parent) path.unshift(this.turns.get(id));
+    return path;
+  }
+
+  /** The turns that stand in the place of this one, itself among them. */
+  siblings(turn) {
+    return [...this.turns.values()].filter((each) => (each.parent ?? null) === (turn.parent ?? null));
+  }
+
+  add(turn) {
+    this.turns.set(turn.id, turn);
+    this.leaf = turn.id;
+    this.changed = Date.now();
+  }
+
+  /** The answer that was under way will not go on. */
+  interrupt() {
+    this.answering = null;
+    for (const turn of this.turns.values()) {
+      if (turn.role === "assistant" && !turn.finish) Object.assign(turn, { finish: "error", error: LOST });
+    }
+  }
+
+  /** The `open` message that brings it to a new socket. */
+  asOpen() {
+    const turns = [...this.turns.values()].map(({ id, parent, role, text, finish }) => ({ id, parent: parent ?? null, role, text, finish }));
+    return { type: "open", conversation: this.name, system: this.system, sampling: this.sampling, turns, leaf: this.leaf };
+  }
+
+  asStored() {
+    const { name, system, sampling, leaf, changed } = this;
+    return JSON.stringify({ name, system, sampling, turns: [...this.turns.values()], leaf, changed });
+  }
+}
+
+/** Names only have to differ; `crypto.randomUUID` is there on secure pages alone. */
+function newName() {
+  const bytes = crypto.getRandomValues(new Uint8Array(12));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** All conversations of this browser. */
+export class Library {
+  constructor() {
+    this.conversations = new Map();
+    for (const key of Object.keys(localStorage).filter((each) => each.startsWith(PREFIX))) this.reload(key.slice(PREFIX.length));
+  }
+
+  /** Those in which something was said. */
+  get newestFirst() {
+    return [...this.conversations.values()].filter((each) => each.turns.size).sort((one, other) => other.changed - one.changed);
+  }
+
+  /** Writes one down; false if the browser has no room. One without turns is not worth keeping. */
+  save(conversation) {
+    this.conversations.set(conversation.name, conversation);
+    if (!conversation.turns.size) return true;
+    try {
+      localStorage.setItem(PREFIX + conversation.name, conversation.asStored());
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  /** Reads one again, as it is stored now. */
+  reload(name) {
+    this.conversations.delete(name);
+    const stored = readJson(PREFIX + name);
+    if (!Array.isArray(stored?.turns)) return;
+    const conversation = new Conversation(stored);
+    conversation.interrupt();
+    this.conversations.set(name, conversation);
+  }
+
+  remove(name) {
+    this.conversations.delete(name);
+    localStorage.removeItem(PREFIX + name);
+  }
+
+  /** Calls back with a conversation's name when another tab has written or removed it. */
+  onChangeElsewhere(callback) {
+    addEventListener("storage", ({ key }) => key?.startsWith(PREFIX) && callback(key.slice(PREFIX.length)));
+  }
+}
+
+/** A value of the browser's storage; null if there is none that can be read. */
+export function readJson(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key));
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,298 @@
+/** Joins the connection, the conversations of this browser, and what is seen of them. */
+
+import { Composer } from "./composer.js";
+import { Connection } from "./connection.js";
+import { Conversation, Library, readJson } from "./conversations.js";
+import { element, tell } from "./dom.js";
+import { Settings } from "./settings.js";
+import { Sidebar } from "./sidebar.js";
+import { Transcript } from "./transcript.js";
+import { endOf, wordsFor } from "./words.js";
+
+const CURRENT = "actorllm.current";
+const LAST_SETTINGS = "actorllm.settings";
+const SUGGESTIONS = ["What is ActorLLM?", "What is 17 plus 25?", "Tell me a short story."];
+const byId = (id) => document.getElementById(id);
+
+class Chat {
+  #library = new Library();
+  #opened = new Set(); // names that this socket has
+  #pending = new Map(); // ref -> what to do if the message is refused
+  #numSent = 0;
+  #hello = null;
+  #selecting = null; // the version that was asked for, whose button keeps the focus
+
+  constructor() {
+    const actions = {
+      edit: (turn, text) => this.#edit(turn, text),
+      regenerate: (turn) => this.#regenerate(turn),
+      select: (turn, direction) => this.#select(turn, direction),
+    };
+    this.transcript = new Transcript(byId("turns"), { scroller: byId("scroller"), jump: byId("jump"), actions });
+    this.composer = new Composer(byId("composer"), {
+      onSend: (text) => this.#say({ type: "send", text }, () => this.composer.giveBack(text)),
+      onStop: () => this.#stop(),
+      onEditLast: () => this.#editLast(),
+    });
+    this.sidebar = new Sidebar(byId("sidebar"), {
+      toggle: byId("toggle-sidebar"),
+      scrim: byId("scrim"),
+      actions: { pick: (name) => this.#pick(name), remove: (name) => this.#remove(name), start: () => this.#start() },
+    });
+    this.settings = new Settings(byId("settings"), { onSave: (settings) => this.#configure(settings) });
+    this.connection = new Connection({ onMessage: (message) => this.#receive(message), onState: (state) => this.#showState(state) });
+    this.#listen();
+    this.current = this.#library.conversations.get(readJson(CURRENT)) ?? this.#fresh();
+    this.#show();
+    this.connection.connect();
+  }
+
+  #listen() {
+    byId("open-settings").addEventListener("click", () => this.settings.open(this.current, this.#hello?.defaults ?? {}));
+    byId("try-now").addEventListener("click", () => this.connection.retryNow());
+    byId("close-notice").addEventListener("click", () => this.#notice(""));
+    byId("suggestions").append(
+      ...SUGGESTIONS.map((text) =>
+        element("button", { type: "button", onclick: () => this.#say({ type: "send", text }) && this.composer.focus() }, text),
+      ),
+    );
+    addEventListener("keydown", (event) => {
+      this.connection.wake();
+      if (event.key === "Escape" && !document.querySelector("dialog[open]")) this.#stop();
+    });
+    addEventListener("pointerdown", () => this.connection.wake(), { passive: true });
+    addEventListener("pagehide", () => this.#library.save(this.current));
+    this.#library.onChangeElsewhere((name) => this.#takeOver(name));
+  }
+
+  // --- what the user does ---
+
+  /** A turn of the user's; false if it cannot be sent now. */
+  #say(message, onRefused = () => {}) {
+    if (!this.#canAct()) return false;
+    this.#ensureOpen();
+    const isSent = this.#send(message, onRefused);
+    if (isSent) this.transcript.follow();
+    this.#show();
+    return isSent;
+  }
+
+  #edit(turn, text) {
+    const isSent = this.#say({ type: "edit", turn: turn.id, text }, () => this.transcript.edit(turn, text));
+    if (isSent) this.composer.focus();
+    return isSent;
+  }
+
+  #editLast() {
+    const last = this.current.path.findLast((turn) => turn.role === "user");
+    if (last && this.#canAct()) this.transcript.edit(last);
+  }
+
+  #regenerate(turn) {
+    this.#say({ type: "regenerate", turn: turn.id });
+    this.composer.focus();
+  }
+
+  #select(turn, direction) {
+    this.#ensureOpen();
+    this.#send({ type: "select", turn: turn.id });
+    this.#selecting = { turn, direction };
+  }
+
+  #stop() {
+    if (this.current.answering !== null) this.#send({ type: "cancel" });
+  }
+
+  #configure({ system, sampling }) {
+    const before = { system: this.current.system, sampling: this.current.sampling };
+    Object.assign(this.current, { system, sampling });
+    if (this.#opened.has(this.current.name)) {
+      this.#send({ type: "configure", system, sampling }, (conversation) => Object.assign(conversation, before));
+    }
+    localStorage.setItem(LAST_SETTINGS, JSON.stringify({ system, sampling }));
+    this.#save(this.current);
+  }
+
+  #pick(name) {
+    this.#bringToFront(this.#library.conversations.get(name));
+  }
+
+  #start() {
+    this.#bringToFront(this.#fresh());
+  }
+
+  #remove(name) {
+    this.#forget(name);
+    this.#library.remove(name);
+    if (this.current.name === name) this.#start();
+    else this.#show();
+  }
+
+  #bringToFront(conversation) {
+    if (this.current.answering === null) this.#forget(this.current.name);
+    this.current = conversation;
+    this.transcript.clear();
+    this.#show();
+    this.composer.focus();
+  }
+
+  /** Another tab has written or removed a conversation. */
+  #takeOver(name) {
+    if (this.#isBusy(name)) return; // what this tab is doing is newer
+    this.#forget(name);
+    this.#library.reload(name);
+    if (this.current.name === name) this.#bringToFront(this.#library.conversations.get(name) ?? this.#fresh());
+    else this.#show();
+  }
+
+  // --- to the server ---
+
+  #canAct() {
+    return this.connection.isOpen && this.current.answering === null && !this.#pending.size;
+  }
+
+  #isBusy(name) {
+    return (this.#library.conversations.get(name)?.answering ?? null) !== null;
+  }
+
+  /** The conversation in front is one that this socket has. */
+  #ensureOpen() {
+    const { name } = this.current;
+    if (this.#opened.has(name)) return;
+    this.#opened.add(name);
+    this.#library.save(this.current);
+    this.#send(this.current.asOpen(), () => this.#opened.delete(name));
+  }
+
+  /** Sends about the conversation in front; `onRefused(conversation)` is called if the server does not do it. */
+  #send(message, onRefused = () => {}) {
+    const ref = String((this.#numSent += 1));
+    const conversation = this.current;
+    const isSent = this.connection.send({ ...message, conversation: conversation.name, ref });
+    if (isSent) this.#pending.set(ref, () => onRefused(conversation));
+    else this.#notice("This could not be sent: there is no connection, or it is longer than the server takes.");
+    return isSent;
+  }
+
+  /** The socket need not hold it any longer; an answer under way is cancelled, and its end closes the conversation. */
+  #forget(name) {
+    if (this.#opened.delete(name)) this.connection.send({ type: this.#isBusy(name) ? "cancel" : "close", conversation: name });
+  }
+
+  // --- from the server ---
+
+  #receive(message) {
+    const onRefused = this.#pending.get(message.ref);
+    this.#pending.delete(message.ref);
+    if (message.type === "hello") return this.#greet(message);
+    if (message.type === "error") {
+      this.#notice(wordsFor(message.error));
+      onRefused?.();
+    }
+    const conversation = this.#library.conversations.get(message.conversation);
+    if (conversation) this.#apply(message, conversation);
+    if (message.type === "finished" && conversation !== this.current) {
+      this.#opened.delete(message.conversation);
+      this.connection.send({ type: "close", conversation: message.conversation });
+    }
+    if (message.type !== "delta") this.#show();
+    if (message.type === "selected") this.#restoreFocus();
+  }
+
+  #apply(message, conversation) {
+    switch (message.type) {
+      case "turn":
+        conversation.add(message.turn);
+        break;
+      case "started":
+        conversation.add({ id: message.turn, parent: message.parent, role: "assistant", text: "" });
+        conversation.answering = message.turn;
+        if (conversation === this.current) tell("Answering");
+        break;
+      case "delta":
+        return this.#grow(conversation, message);
+      case "finished":
+        this.#finish(conversation, message);
+        break;
+      case "selected":
+        conversation.leaf = message.leaf;
+        break;
+      default:
+        return;
+    }
+    this.#save(conversation);
+  }
+
+  /** A new socket knows nothing: what ran on the last one is over. */
+  #greet(hello) {
+    this.#hello = hello;
+    this.#opened.clear();
+    this.#pending.clear();
+    byId("model").textContent = hello.model;
+    document.title = `${hello.model} – ActorLLM`;
+    this.#notice("");
+    this.#show();
+  }
+
+  #grow(conversation, { turn: id, text }) {
+    const turn = conversation.turns.get(id);
+    if (!turn) return;
+    turn.text += text;
+    if (conversation === this.current) this.transcript.grow(turn);
+  }
+
+  #finish(conversation, { turn: id, reason, usage, timings, error }) {
+    const turn = conversation.turns.get(id);
+    conversation.answering = null;
+    Object.assign(turn, { finish: reason, usage, timings, ...(error ? { error } : {}) });
+    if (conversation === this.current) tell(`${turn.text} ${endOf(turn)}`);
+  }
+
+  // --- what is seen ---
+
+  #fresh() {
+    return new Conversation(readJson(LAST_SETTINGS) ?? {});
+  }
+
+  #save(conversation) {
+    if (!this.#library.save(conversation)) {
+      this.#notice("The browser has no more room to keep chats. Delete old ones, or this one is lost when the page is closed.");
+    }
+  }
+
+  #show() {
+    const busy = new Set(this.#library.newestFirst.filter((each) => each.answering !== null).map((each) => each.name));
+    const canAct = this.#canAct();
+    byId("empty").hidden = this.current.turns.size > 0;
+    for (const button of byId("suggestions").children) button.disabled = !canAct;
+    this.transcript.show(this.current, { canAct });
+    this.composer.show({ isAnswering: this.current.answering !== null, canSend: canAct });
+    this.sidebar.show(this.#library.newestFirst, { current: this.current, busy });
+    localStorage.setItem(CURRENT, JSON.stringify(this.current.name));
+  }
+
+  #restoreFocus() {
+    if (this.#selecting) this.transcript.focusBranch(this.#selecting.turn, this.#selecting.direction);
+    this.#selecting = null;
+  }
+
+  #showState(state) {
+    const words = { connecting: "Connecting", open: "Connected", lost: "No connection", resting: "Resting" };
+    byId("state").textContent = words[state];
+    byId("state").dataset.state = state;
+    byId("lost").hidden = state !== "lost";
+    if (state !== "open") {
+      for (const conversation of [this.current, ...this.#library.newestFirst]) conversation.interrupt();
+      this.#pending.forEach((onRefused) => onRefused());
+      this.#pending.clear();
+    }
+    this.#show();
+  }
+
+  #notice(text) {
+    byId("notice-text").textContent = text;
+    byId("notice").hidden = !text;
+  }
+}
+
+new Chat();

@@ -1,0 +1,243 @@
+"""A conversation on the page: sending, streaming, stopping, branches, reloading, lost servers, errors in words."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from playwright.async_api import expect
+
+from actorllm.errors import DeviceLost, QueueFull
+from tests.server.fake_server import fake_serving, until
+from tests.server.page.conftest import ChatPage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+Opener = Callable[..., Awaitable[ChatPage]]
+
+
+async def test_an_answer_streams(chat: ChatPage) -> None:
+    await expect(chat.page.locator("#model")).to_have_text("fake")
+    await chat.write("hello")
+    await expect(chat.message).to_have_value("")
+    chat.say("First", finish=None)
+    await expect(chat.answer.locator(".text")).to_have_text("First")
+    await expect(chat.answer).to_have_attribute("aria-busy", "true")
+    chat.say(", then second.", finish=None)
+    await expect(chat.answer.locator(".text")).to_have_text("First, then second.")
+    chat.say("")
+    await chat.finished()
+    assert await chat.texts() == ["hello", "First, then second."]
+    assert "3 tokens" in await chat.answer.locator(".figures").inner_text()
+    assert "first token after" in await chat.answer.locator(".figures").inner_text()
+    assert "tokens/s" in await chat.answer.locator(".figures").inner_text()
+    await expect(chat.page.locator("#announcements")).to_have_text("First, then second.")
+    await expect(chat.message).to_be_focused()
+
+
+async def test_the_whole_conversation_is_the_next_prompt(chat: ChatPage) -> None:
+    await chat.ask("one", "1")
+    await chat.ask("two", "2")
+    await chat.write("three")
+    assert [message["content"] for message in chat.asked()] == ["one", "1", "two", "2", "three"]
+
+
+@pytest.mark.parametrize("how", ["button", "key"])
+async def test_stop(chat: ChatPage, how: str) -> None:
+    await chat.write("tell me everything")
+    chat.say("Well", finish=None)
+    await expect(chat.answer.locator(".text")).to_have_text("Well")
+    await (chat.button("Stop").click() if how == "button" else chat.page.keyboard.press("Escape"))
+    await expect(chat.answer.locator(".note")).to_have_text("You stopped this answer.")
+    assert len(chat.engine.aborted) == 1
+    await chat.ask("thanks", "Bye")
+
+
+async def test_regenerated_answers_are_versions(chat: ChatPage) -> None:
+    await chat.ask("hello", "first")
+    await chat.button("Answer again", chat.answer).click()
+    await until(lambda: len(chat.engine.streams) == 2)
+    assert [message["content"] for message in chat.asked()] == ["hello"]
+    chat.say("second")
+    await chat.finished()
+    assert await chat.texts() == ["hello", "second"]
+    await expect(chat.answer.locator(".branch")).to_contain_text("2 / 2")
+    await chat.button("Previous version", chat.answer).click()
+    await expect(chat.answer.locator(".text")).to_have_text("first")
+    await expect(chat.button("Next version", chat.answer)).to_be_focused()  # the other one cannot be pressed any more
+    await chat.write("and?")
+    assert [message["content"] for message in chat.asked()] == ["hello", "first", "and?"]
+
+
+async def test_an_edited_message_is_a_branch(chat: ChatPage) -> None:
+    await chat.ask("helo", "What?")
+    await chat.ask("hm", "Hm.")
+    await chat.page.locator(".turn.user").first.hover()
+    await chat.button("Edit", chat.turns.first).click()
+    editor = chat.page.get_by_label("Edit your message")
+    await expect(editor).to_have_value("helo")
+    await editor.fill("hello")
+    await editor.press("Enter")
+    await until(lambda: len(chat.engine.streams) == 3)
+    assert [message["content"] for message in chat.asked()] == ["hello"]
+    chat.say("Hi!")
+    await chat.finished()
+    assert await chat.texts() == ["hello", "Hi!"]
+    await chat.button("Previous version", chat.turns.first).click()
+    await expect(chat.turns).to_have_count(4)
+    assert await chat.texts() == ["helo", "What?", "hm", "Hm."]
+
+
+async def test_reload(chat: ChatPage) -> None:
+    await chat.ask("hello", "Hi!")
+    await chat.write("a story")
+    chat.say("Once upon", finish=None)
+    await expect(chat.answer.locator(".text")).to_have_text("Once upon")
+    await chat.page.reload()
+    await chat.ready()
+    assert await chat.texts() == ["hello", "Hi!", "a story", "Once upon"]
+    await until(lambda: len(chat.engine.aborted) == 1)
+    await expect(chat.answer.locator(".note")).to_contain_text("connection was lost")
+    await chat.button("Try again").click()
+    await until(lambda: len(chat.engine.streams) == 3)
+    assert [message["content"] for message in chat.asked()] == ["hello", "Hi!", "a story"]
+    chat.say("Once upon a time.")
+    await chat.finished()
+    assert (await chat.texts())[-1] == "Once upon a time."
+
+
+async def test_a_server_that_is_lost_and_returns(open_chat: Opener) -> None:
+    async with fake_serving() as first:
+        chat = await open_chat(served=first)
+        port = int(first.address.rpartition(":")[2])
+        await chat.ask("hello", "Hi!")
+        await chat.write("a story")
+        chat.say("Once", finish=None)
+        await expect(chat.answer.locator(".text")).to_have_text("Once")
+    await expect(chat.state).to_have_text("No connection")
+    await expect(chat.page.get_by_text("The server does not answer")).to_be_visible()
+    await expect(chat.answer.locator(".note")).to_contain_text("connection was lost")
+    await chat.message.fill("still there?")
+    await expect(chat.button("Send")).to_be_disabled()
+    async with fake_serving(port=port) as second:
+        chat.engine = second.engine
+        await chat.ready()
+        await expect(chat.page.get_by_text("The server does not answer")).to_be_hidden()
+        await chat.button("Send").click()
+        await until(lambda: second.engine.streams)
+        assert [message["content"] for message in chat.asked()] == ["hello", "Hi!", "a story", "Once", "still there?"]
+    assert all("ERR_CONNECTION_REFUSED" in problem for problem in chat.problems)
+    chat.problems.clear()
+
+
+async def test_a_quiet_page_rests_and_wakes(open_chat: Opener) -> None:
+    async with fake_serving(chat_idle_timeout=0.5) as quiet:
+        chat = await open_chat(served=quiet)
+        await expect(chat.state).to_have_text("Resting")
+        await asyncio.sleep(0.5)
+        await expect(chat.state).to_have_text("Resting")
+        await chat.message.press("h")
+        await chat.ready()
+
+
+async def test_errors_are_told_in_words_with_what_to_do(chat: ChatPage) -> None:
+    chat.engine.refusal = QueueFull("too many requests wait")
+    await chat.message.fill("hello")
+    await chat.message.press("Enter")
+    await expect(chat.answer.locator(".note")).to_contain_text("Wait a moment, then try again.")
+    chat.engine.refusal = None
+    await chat.button("Try again").click()
+    await until(lambda: chat.engine.streams)
+    chat.say("half", finish=None)
+    chat.engine.fail(DeviceLost("the device is gone"))
+    await expect(chat.answer.locator(".note")).to_contain_text("Once it is restarted, this page goes on by itself.")
+    await expect(chat.answer.locator(".text")).to_have_text("half")
+    await chat.page.get_by_role("button", name="Settings").click()
+    await chat.page.get_by_label("Seed").fill("99999999999999999999")
+    await chat.button("Save").click()
+    await expect(chat.notice).to_contain_text("seed must be between")
+    await chat.button("Close").click()
+    await expect(chat.notice).to_be_hidden()
+
+
+async def test_settings_go_to_the_engine(chat: ChatPage) -> None:
+    await chat.page.get_by_role("button", name="Settings").click()
+    temperature = chat.page.get_by_label("Temperature")
+    await expect(temperature).to_have_value("0.7")
+    await expect(chat.page.get_by_text("Default: 0.7.")).to_be_visible()
+    await temperature.fill("0.2")
+    await chat.page.get_by_label("Longest answer").fill("33")
+    await chat.page.get_by_label("Stop at").fill("###\nEnd.")
+    await chat.page.get_by_label("Instructions").fill("Be brief.")
+    await chat.button("Save").click()
+    await chat.write("hello")
+    params = chat.engine.submitted[-1][1]
+    assert (params.temperature, params.max_tokens, params.stop, params.top_k) == (0.2, 33, ("###", "End."), 5)
+    assert chat.asked()[0] == {"role": "system", "content": "Be brief."}
+    chat.say("Hi!", finish="length")
+    await expect(chat.answer.locator(".note")).to_contain_text("Cut off")
+    await chat.page.get_by_role("button", name="Settings").click()
+    await expect(chat.page.get_by_label("Longest answer")).to_have_value("33")
+    await chat.button("To the defaults").click()
+    await chat.button("Save").click()
+    await chat.button("Answer again").click()
+    await until(lambda: len(chat.engine.streams) == 2)
+    assert chat.engine.submitted[-1][1] == chat.engine.default_params
+
+
+async def test_several_chats(chat: ChatPage) -> None:
+    await chat.ask("about cats", "Cats purr.")
+    await chat.button("New chat").click()
+    await expect(chat.turns).to_have_count(0)
+    await chat.write("about dogs")
+    chat.say("Dogs", finish=None)
+    await expect(chat.answer.locator(".text")).to_have_text("Dogs")
+    await chat.button("about cats").click()
+    await expect(chat.turns).to_have_count(2)
+    chat.say(" bark.")
+    await expect(chat.page.get_by_role("img", name="answering")).to_have_count(0)
+    assert await chat.texts() == ["about cats", "Cats purr."]
+    await chat.ask("more", "Cats sleep.")
+    await chat.button("about dogs").click()
+    await expect(chat.turns).to_have_count(2)
+    assert await chat.texts() == ["about dogs", "Dogs bark."]
+    chat.page.once("dialog", lambda dialog: asyncio.ensure_future(dialog.accept()))
+    await chat.button("Delete chat: about dogs").click()
+    await expect(chat.turns).to_have_count(0)
+    await expect(chat.button("about dogs")).to_have_count(0)
+    await chat.page.reload()
+    await chat.ready()
+    await expect(chat.button("about cats")).to_be_visible()
+    await expect(chat.button("about dogs")).to_have_count(0)
+
+
+async def test_a_chat_that_is_deleted_while_it_answers(chat: ChatPage) -> None:
+    await chat.write("about cats")
+    chat.page.once("dialog", lambda dialog: asyncio.ensure_future(dialog.accept()))
+    await chat.button("Delete chat: about cats").click()
+    await until(lambda: len(chat.engine.aborted) == 1)
+    await expect(chat.turns).to_have_count(0)
+    await chat.ask("about dogs", "Dogs bark.")
+
+
+async def test_two_tabs_see_the_same_chats(chat: ChatPage, open_chat: Opener) -> None:
+    await chat.ask("about cats", "Cats purr.")
+    other = await open_chat(context=chat.page.context)
+    await expect(other.turns).to_have_count(2)
+    await other.ask("more", "Cats sleep.")
+    await expect(chat.turns).to_have_count(4)
+    await chat.ask("and?", "Cats play.")
+    assert [message["content"] for message in chat.asked()] == ["about cats", "Cats purr.", "more", "Cats sleep.", "and?"]
+
+
+async def test_the_end_is_followed_unless_the_reader_has_gone_up(chat: ChatPage) -> None:
+    scroller = chat.page.locator("#scroller")
+    await chat.write("a long story")
+    chat.say("word\n\n" * 100, finish=None)
+    await expect(chat.answer.locator(".text p")).to_have_count(100)
+    assert await scroller.evaluate("(box) => box.scrollHeight - box.scrollTop - box.clientHeight") < 5
+    await scroller.evaluate("(box) => { box.scrollTop = 0; }")
+    await expect(chat.button("To the end")).to_be_visible()
+    chat.say("word\n\n" * 100)
+    await chat.finished()
+    assert await scroller.evaluate("(box) => box.scrollTop") == 0
+    await chat.button("To the end").click()
+    assert await scroller.evaluate("(box) => box.scrollHeight - box.scrollTop - box.clientHeight") < 5
