@@ -102,7 +102,6 @@ def test_absent_and_null_say_different_things_of_the_query():
         ({"qk_rope_head_dim": 5}, "pairs"),
         ({"n_shared_experts": "absent"}, "n_shared_experts"),
         ({"num_nextn_predict_layers": 1}, "num_nextn_predict_layers"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
     ],
 )
 def test_what_is_not_implemented_is_refused(changes, named):
