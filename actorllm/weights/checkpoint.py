@@ -23,7 +23,7 @@ from actorllm.weights.source import MAX_SHOWN, Part
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
-STORED = {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32", torch.float32: "F32"}
+STORED = {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32", torch.int64: "I64"}
 """Names in a safetensors header of what formats pull as it is stored."""
 
 
@@ -146,7 +146,7 @@ class Checkpoint:
         stacked, shape = (shape[:1], shape[1:]) if index is not None else ((), shape)
         if is_transposed:
             shape, rows, cols = shape[::-1], cols, rows
-        whole = self._slice(name, stacked + shape, FLOATS if dtype is None else (STORED[dtype],))
+        whole = self._slice(name, stacked + shape, FLOATS if dtype is None or dtype.is_floating_point else (STORED[dtype],))
         if self._is_survey:
             sizes = [end - start for start, end in (rows or (0, shape[0]), *([cols] if cols else []))]
             part = torch.empty(*sizes, *shape[len(sizes) :], dtype=dtype or self._dtype, device="meta")
@@ -182,7 +182,7 @@ class Checkpoint:
         if whole.get_dtype() not in stored:
             raise CheckpointError(
                 f"tensor {home_name!r} is stored as {whole.get_dtype()}, where {' or '.join(stored)} is needed: "
-                "this version does not serve quantized checkpoints, choose one in float32, float16 or bfloat16"
+                "config.json does not say that it is quantized, or says another way; choose another copy of the model"
             )
         return whole
 

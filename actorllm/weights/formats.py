@@ -41,8 +41,8 @@ class TensorReader(Protocol):
     ) -> Tensor:
         """A part of a tensor on the model's device; `shape` is the whole tensor's. With `index`, of a stack just this one.
 
-        It is stored in floating point and comes in the model's dtype; with `dtype`, it is stored in just that and comes
-        as it is (codes). Raises `TensorMissing` or `CheckpointError`.
+        It is stored in floating point and comes in the model's dtype, or in `dtype`; with an integer `dtype`, it is stored
+        in just that (codes). Raises `TensorMissing` or `CheckpointError`.
         """
         ...
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from actorllm.errors import UnsupportedConfig
+from actorllm.weights.compressed import METHOD, read_compressed
 from actorllm.weights.formats import Format, PlainFormat
 from actorllm.weights.mxfp4 import Mxfp4Format
 
@@ -16,9 +17,12 @@ def stored_format(config: Mapping[str, Any]) -> Format:
     if not isinstance(settings, Mapping):
         raise UnsupportedConfig(f"config.json: quantization_config is {settings!r}, but must be an object")
     method = settings.get("quant_method")
+    if method == METHOD:
+        return read_compressed(settings)
     if method != "mxfp4":
         raise UnsupportedConfig(
-            f"config.json: weights quantized by {method!r} are not served yet, only by 'mxfp4'; take the unquantized model"
+            f"config.json: weights quantized by {method!r} are not served yet, only by '{METHOD}' and 'mxfp4'; "
+            "take the unquantized model"
         )
     # Which linears are plain is told by the tensors' names, how the others are computed is ours to choose.
     if unknown := sorted(settings.keys() - {"quant_method", "modules_to_not_convert", "dequantize"}):
