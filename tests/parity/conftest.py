@@ -14,7 +14,8 @@ import torch
 from tests.parity.families import CASES
 from tests.parity.families.case import VOCAB_SIZE
 
-NUM_CONFIGS = int(os.environ.get("PARITY_CONFIGS", "2"))
+FEW_CONFIGS = 2
+NUM_CONFIGS = int(os.environ.get("PARITY_CONFIGS", str(FEW_CONFIGS)))
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,16 @@ class ParityCase:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "parity_case" in metafunc.fixturenames:
-        names = [(architecture, seed) for architecture in CASES for seed in range(NUM_CONFIGS)]
-        metafunc.parametrize("parity_case", names, indirect=True, ids=[f"{name}-{seed}" for name, seed in names], scope="session")
+    if "parity_case" not in metafunc.fixturenames:
+        return
+    cases = [(architecture, seed) for architecture in CASES for seed in range(NUM_CONFIGS)]
+    if "num_ranks" in metafunc.fixturenames:  # few configurations take turns on one rank and two, many are run on both
+        runs = [(case, ranks) for case in cases for ranks in ((1, 2) if NUM_CONFIGS > FEW_CONFIGS else (1 + case[1] % 2,))]
+        names = [f"{case[0]}-{case[1]}-{ranks}" for case, ranks in runs]
+        metafunc.parametrize(("parity_case", "num_ranks"), runs, indirect=["parity_case"], ids=names, scope="session")
+    else:
+        names = [f"{architecture}-{seed}" for architecture, seed in cases]
+        metafunc.parametrize("parity_case", cases, indirect=True, ids=names, scope="session")
 
 
 @pytest.fixture(scope="session")
