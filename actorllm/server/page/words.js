@@ -31,7 +31,7 @@ export function endOf(turn) {
 
 /** Tokens, speed and times of an answer. */
 export function figuresOf({ usage, timings }) {
-  if (!usage || !timings) return "";
+  if (!usage?.completion_tokens || !timings) return "";
   const figures = [`${usage.completion_tokens} ${usage.completion_tokens === 1 ? "token" : "tokens"}`];
   if (timings.tokens_per_second) figures.push(`${timings.tokens_per_second.toFixed(1)} tokens/s`);
   if (timings.ttft_seconds !== null) figures.push(`first token after ${duration(timings.ttft_seconds)}`);

@@ -38,7 +38,7 @@ class ChatPage:
         """Send a message; the engine's newest stream is its answer."""
         num_streams = len(self.engine.streams)
         await self.message.fill(text)
-        await self.message.press("Enter")
+        await self.button("Send").click()
         await until(lambda: len(self.engine.streams) > num_streams)
 
     async def ask(self, text: str, answer: str) -> None:

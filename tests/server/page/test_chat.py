@@ -176,7 +176,7 @@ async def test_settings_go_to_the_engine(chat: ChatPage) -> None:
     await expect(chat.answer.locator(".note")).to_contain_text("Cut off")
     await chat.page.get_by_role("button", name="Settings").click()
     await expect(chat.page.get_by_label("Longest answer")).to_have_value("33")
-    await chat.button("To the defaults").click()
+    await chat.button("Defaults").click()
     await chat.button("Save").click()
     await chat.button("Answer again").click()
     await until(lambda: len(chat.engine.streams) == 2)
