@@ -4,6 +4,8 @@
 """
 
 import os
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ NUM_CONFIGS = int(os.environ.get("PARITY_CONFIGS", str(FEW_CONFIGS)))
 class ParityCase:
     """A reference model in float32, and the directory it was saved to with a tokenizer."""
 
+    architecture: str
     model: Any
     directory: Path
 
@@ -56,10 +59,34 @@ def parity_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """Each architecture and seed in turn."""
     architecture, seed = request.param
     directory = tmp_path_factory.mktemp(f"{architecture}-{seed}")
-    return ParityCase(CASES[architecture](seed, directory), directory)
+    return ParityCase(architecture, CASES[architecture](seed, directory), directory)
 
 
 @pytest.fixture
 def prompt() -> list[int]:
     """Token ids longer than every window and every original context."""
     return torch.randint(VOCAB_SIZE, (48,), generator=torch.Generator().manual_seed(7)).tolist()
+
+
+@pytest.fixture
+def figure(parity_case: ParityCase, record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """Notes a figure of the case for the table that `make parity` ends with."""
+    return lambda name, value: record_property(f"{parity_case.architecture} {name}", value)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if NUM_CONFIGS <= FEW_CONFIGS:
+        return
+    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            architecture, _, name = name.partition(" ")
+            figures[architecture][name].append(value)
+    rows = ["architecture | configurations | largest difference of logits / spread: whole, in chunks, two ranks"]
+    rows[0] += " | served tokens, clear ones (all equal) | pauses"
+    for architecture, noted in figures.items():
+        differences = ", ".join(f"{max(noted[name], default=float('nan')):.1e}" for name in ("whole", "chunks", "two ranks"))
+        tokens = f"{sum(noted['tokens'])}, {sum(noted['clear tokens'])}"
+        rows.append(f"{architecture} | {len(noted['whole'])} | {differences} | {tokens} | {sum(noted['pauses'])}")
+    terminalreporter.section("parity")
+    terminalreporter.write("\n".join(rows) + "\n")

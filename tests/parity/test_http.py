@@ -41,7 +41,7 @@ def context_and_few_slots(directory: Path) -> tuple[int, int]:
     return context, max(slots_needed(context, group.window, STEP_TOKENS) for group in plan.build(Shard()).cache_groups)
 
 
-async def test_greedy_tokens_over_http(parity_case, num_ranks) -> None:
+async def test_greedy_tokens_over_http(parity_case, num_ranks, figure) -> None:
     context, num_slots = context_and_few_slots(parity_case.directory)
     settings = EngineSettings(
         model=ModelSettings(path=str(parity_case.directory), context=context),
@@ -60,9 +60,13 @@ async def test_greedy_tokens_over_http(parity_case, num_ranks) -> None:
                 outputs = [await requests[0], *await asyncio.gather(*requests[1:])]
         finally:
             await runner.cleanup()
-        assert engine.statistics().num_pauses > 0
+        num_pauses = engine.statistics().num_pauses
+        assert num_pauses > 0
     prompts.insert(0, prompts[-1])
     num_decided = sum(check(parity_case, prompt, output) for prompt, output in zip(prompts, outputs, strict=True))
+    figure("tokens", sum(map(len, outputs)))
+    figure("clear tokens", num_decided)
+    figure("pauses", num_pauses)
     assert num_decided > 8 * NUM_REQUESTS  # the comparison means something
 
 
