@@ -13,7 +13,6 @@ NEUTRAL = {
     "masked_softmax_fusion": "a choice of kernels",
     "skip_bias_add": "a choice of kernels",
     "skip_bias_add_qkv": "a choice of kernels",
-    "slow_but_exact": "splits a sum, which only changes its rounding",
     "offset_alibi": "a note of the writer: a shift of all biases changes nothing",
 }
 TRAINED_LEN = 2048
@@ -41,6 +40,7 @@ class BloomConfig:
         reader = ConfigReader(config, aliases=ALIASES)
         hidden_size, num_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
         reader.expect("n_inner", [4 * hidden_size], "the feed-forward block of Bloom is four times as wide as the model")
+        reader.expect("slow_but_exact", [False], "with it, transformers leaves out the biases behind attention and feed-forward block")
         for key, reason in NEUTRAL.items():
             reader.neutral(key, reason)
         read = cls(

@@ -21,7 +21,6 @@ def config(seed: int) -> dict[str, Any]:
         "apply_residual_connection_post_layernorm": seed % 2 == 1,
         "tie_word_embeddings": seed % 3 != 1,
         "pretraining_tp": draw.choice((1, 2)),
-        "slow_but_exact": seed % 4 == 3,
         "bos_token_id": None,
         "eos_token_id": None,
     }

@@ -58,6 +58,7 @@ def test_the_context_is_the_one_of_the_file():
         ({"apply_residual_connection_post_layernorm": 1}, "apply_residual_connection_post_layernorm"),
         ({"layer_norm_epsilon": 0}, "layer_norm_epsilon"),
         ({"activation_function": "relu"}, "activation_function"),
+        ({"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_by_name(changes, named):
