@@ -11,7 +11,7 @@ Legend: T tokens of the batch, H query heads, N slots of the pool, R size of a l
 import torch
 from torch import Tensor
 
-from actorllm_kernels.attention import RaggedKeys, cpu, reference
+from actorllm_kernels.attention import RaggedKeys, kernels_for, reference
 
 
 def attend_latent(q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_size: int, scale: float) -> Tensor:
@@ -21,8 +21,8 @@ def attend_latent(q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_si
     """
     k_N1C = pool_NC.unsqueeze(1)
     v_N1R = k_N1C[..., :latent_size]
-    if cpu.suits(q_THC, k_N1C, v_N1R):
-        return cpu.attend(q_THC, k_N1C, v_N1R, keys, scale=scale)
+    if kernels := kernels_for(q_THC, k_N1C, v_N1R):
+        return kernels.attend(q_THC, k_N1C, v_N1R, keys, scale=scale)
     return attend_latent_reference(q_THC, pool_NC, keys, latent_size=latent_size, scale=scale)
 
 

@@ -57,6 +57,15 @@ class Pool:
             self.rows.append((torch.randn(query_len, num_heads, head_dim, generator=generator), k, v))
             self.spans.append((row, query_len, seq_len))
 
+    def share_prefix(self, num_keys: int) -> None:
+        """Every row reads its first keys from the slots of row 0, as after a hit in a prefix tree."""
+        _, k0, v0 = self.rows[0]
+        for row, (q, k, v) in enumerate(self.rows):
+            shared = min(num_keys, len(k0), len(k))
+            self.table[row, :shared] = self.table[0, :shared]
+            k[:shared], v[:shared] = k0[:shared], v0[:shared]
+            self.rows[row] = (q, k, v)
+
     def attend(self, operator: ModuleType = reference, window: int | None = None, scale: float = 0.3, **extras) -> torch.Tensor:
         keys = RaggedKeys(tuple(self.spans), self.table, window)
         return operator.attend(torch.cat([q for q, _, _ in self.rows]), self.k, self.v, keys, scale=scale, **extras)

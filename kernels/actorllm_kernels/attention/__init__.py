@@ -1,8 +1,12 @@
 """Attention over token slots: a flat, unpadded batch of prefill chunks and decode rows.
 
-`reference` specifies it; `cpu` is the C++ kernel. Legend: T tokens of the batch, H query heads, K key/value heads,
-D head_dim, E head_dim of values, N slots of the pool.
+`reference` specifies it; `cpu` is the C++ kernel, `triton` are those for GPUs. Legend: T tokens of the batch, H query heads,
+K key/value heads, D head_dim, E head_dim of values, N slots of the pool.
 """
+
+import functools
+import importlib.util
+from types import ModuleType
 
 from torch import Tensor
 
@@ -22,7 +26,28 @@ def attend(
     soft_cap: float | None = None,
     sinks_H: Tensor | None = None,
     slopes_H: Tensor | None = None,
+    k_scales_NK: Tensor | None = None,
+    v_scales_NK: Tensor | None = None,
 ) -> Tensor:
     """[T, H, E] attention of every row over its own keys, see `reference.attend`; the fastest way there is here."""
-    operator = cpu if cpu.suits(q_THD, k_NKD, v_NKE) else reference
-    return operator.attend(q_THD, k_NKD, v_NKE, keys, scale=scale, soft_cap=soft_cap, sinks_H=sinks_H, slopes_H=slopes_H)
+    extras = {"scale": scale, "soft_cap": soft_cap, "sinks_H": sinks_H, "slopes_H": slopes_H}
+    if k_scales_NK is not None:
+        extras |= {"k_scales_NK": k_scales_NK, "v_scales_NK": v_scales_NK}
+    return (kernels_for(q_THD, k_NKD, v_NKE) or reference).attend(q_THD, k_NKD, v_NKE, keys, **extras)
+
+
+def kernels_for(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor) -> ModuleType | None:
+    """The module of the kernels that can compute this here, if there are any."""
+    if cpu.suits(q_THD, k_NKD, v_NKE):
+        return cpu
+    if q_THD.is_cuda and is_triton_here():
+        from actorllm_kernels.attention import triton  # takes a second, and is not there without a GPU
+
+        return triton if triton.suits(q_THD, k_NKD, v_NKE) else None
+    return None
+
+
+@functools.cache
+def is_triton_here() -> bool:
+    """Whether the package is installed: torch brings it where it is made for GPUs."""
+    return importlib.util.find_spec("triton") is not None

@@ -5,6 +5,7 @@ a result. Legend: B rows of the batch, Q queries and L keys of one row, R rows a
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,14 @@ class RaggedKeys:
     def spans_B3(self) -> Tensor:
         """The spans as int32 on the host, for the C++ kernel."""
         return torch.tensor(self.spans, dtype=torch.int32)
+
+    @functools.cached_property
+    def device_spans_B4(self) -> Tensor:
+        """(row, start in the flat batch, query_len, seq_len) of each span as int32 beside the slot table, for the Triton kernels."""
+        starts = itertools.accumulate((query_len for _, query_len, _ in self.spans), initial=0)
+        entries = [(row, start, query_len, seq_len) for (row, query_len, seq_len), start in zip(self.spans, starts, strict=False)]
+        device = self.slot_table.device
+        return torch.tensor(entries, dtype=torch.int32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
     @functools.cached_property
     def blocks(self) -> "tuple[KeyBlock, ...]":

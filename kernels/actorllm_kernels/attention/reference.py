@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from actorllm_kernels.attention.keys import RaggedKeys, RowKeys
+from actorllm_kernels.attention.keys import KeyBlock, RaggedKeys, RowKeys
+from actorllm_kernels.quantize import dequantize
 
 BLOCK_SCORES = 2**22
 """Scores of queries with keys that exist at once where they are written out: 16 MiB, and a long prompt needs no more."""
@@ -27,8 +28,12 @@ def attend(
     soft_cap: float | None = None,
     sinks_H: Tensor | None = None,
     slopes_H: Tensor | None = None,
+    k_scales_NK: Tensor | None = None,
+    v_scales_NK: Tensor | None = None,
 ) -> Tensor:
     """[T, H, D] attention of every row over its own keys; H must be a multiple of K, the pools have q's dtype.
+
+    Pools of int8 or float8_e4m3fn have a factor for each token and head (`quantize`), which makes keys and values of them.
 
     The softmax is over `scale * q.k`, capped to `soft_cap * tanh(score / soft_cap)`; then a head's slope times the key's
     position less the query's is added. A head's sink is one more score in the sum that normalizes, without a value.
@@ -39,8 +44,8 @@ def attend(
     out: list[Tensor] = []
     # Few operators a row: at one token a row their number, not their work, is the cost of a step.
     for block in keys.blocks:
-        k_blocks = k_NKD.index_select(0, block.slots).transpose(0, 1).unsqueeze(0).split(block.key_lens, dim=2)
-        v_blocks = v_NKD.index_select(0, block.slots).transpose(0, 1).unsqueeze(0).split(block.key_lens, dim=2)
+        k_blocks = _gathered(k_NKD, k_scales_NK, block, dtype=q_THD.dtype)
+        v_blocks = _gathered(v_NKD, v_scales_NK, block, dtype=q_THD.dtype)
         for row, k_1KLD, v_1KLD in zip(block.rows, k_blocks, v_blocks, strict=True):
             q_1HQD = queries[len(out)]
             if is_plain:
@@ -64,6 +69,15 @@ def attend(
     return torch.cat(out, dim=2)[0].transpose(0, 1)
 
 
+def _gathered(pool_NKD: Tensor, scales_NK: Tensor | None, block: KeyBlock, *, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """[1, K, L, D] each of the block's rows, in the dtype that is computed with."""
+    if scales_NK is None:
+        gathered = pool_NKD.index_select(0, block.slots)
+    else:
+        gathered = dequantize(pool_NKD[block.slots], scales_NK[block.slots]).to(dtype)
+    return gathered.transpose(0, 1).unsqueeze(0).split(block.key_lens, dim=2)
+
+
 def attend_row(
     q_HQD: Tensor,
     k_KLD: Tensor,
@@ -77,6 +91,8 @@ def attend_row(
 ) -> Tensor:
     """[H, Q, D] attention of one row with the scores written out in float32, a slice of its queries at a time."""
     num_heads, num_kv_heads = len(q_HQD), len(k_KLD)
+    if row.query_len == 0:
+        return q_HQD.new_empty(num_heads, 0, v_KLD.shape[2])
     k_KDL = k_KLD.to(torch.float32).transpose(1, 2)
     key_L = torch.arange(row.num_keys, device=k_KLD.device)
     out: list[Tensor] = []

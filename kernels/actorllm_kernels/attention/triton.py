@@ -1,0 +1,197 @@
+"""Attention by the Triton kernels: for GPUs, and for any tensors under Triton's interpreter.
+
+Decode rows (one query) go over their keys in parallel parts whose results are merged; the chunks of prefill go in tiles of
+queries. Both are launched over the whole batch and each leaves the other's rows alone. What is launched depends on the
+number of rows and tokens, the table's width and the shapes, on no length; nothing waits for the GPU.
+
+Legend: T tokens of the batch, B its rows, H query heads, K key/value heads, D head_dim, E head_dim of values, N slots.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from actorllm_kernels.attention import triton_kernels as kernels
+from actorllm_kernels.attention.keys import RaggedKeys
+from actorllm_kernels.device import chosen_for, num_processors
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+
+FORMS = {torch.int8: kernels.INT8, torch.float8_e4m3fn: kernels.FP8}
+LEAST_M = 16
+"""The fewest rows of a tile that matrix units take."""
+MOST_PARTS = 64
+TILES_PER_PART = 4
+"""A part of fewer tiles of keys would cost more to merge than it saves."""
+PROGRAMS_PER_PROCESSOR = 4
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How scores are made of products, see `reference.attend`."""
+
+    scale: float
+    soft_cap: float | None = None
+    sinks_H: Tensor | None = None
+    slopes_H: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pools:
+    """A layer's keys and values; of int8 or float8_e4m3fn they have a factor for each token and head."""
+
+    k_NKD: Tensor
+    v_NKE: Tensor
+    k_scales_NK: Tensor | None = None
+    v_scales_NK: Tensor | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether values are the beginning of keys, as with latents: then they are read once."""
+        return self.k_NKD.data_ptr() == self.v_NKE.data_ptr() and self.k_NKD.shape[1] == 1
+
+
+def suits(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor) -> bool:
+    """Whether the kernels can compute this."""
+    if not (q_THD.is_cuda or INTERPRETED) or q_THD.dtype not in LANGUAGE_TYPES or k_NKD.dtype != v_NKE.dtype:
+        return False
+    return (k_NKD.dtype == q_THD.dtype or k_NKD.dtype in FORMS) and k_NKD.stride(2) == 1 and v_NKE.stride(2) == 1
+
+
+def attend(
+    q_THD: Tensor,
+    k_NKD: Tensor,
+    v_NKE: Tensor,
+    keys: RaggedKeys,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    sinks_H: Tensor | None = None,
+    slopes_H: Tensor | None = None,
+    k_scales_NK: Tensor | None = None,
+    v_scales_NK: Tensor | None = None,
+) -> Tensor:
+    """[T, H, E] in q's dtype; scores and sums in float32."""
+    q = q_THD if q_THD.stride(2) == 1 else q_THD.contiguous()
+    out_THE = torch.empty(*q.shape[:2], v_NKE.shape[2], dtype=q.dtype, device=q.device)
+    scores = Scores(scale, soft_cap, sinks_H, slopes_H)
+    for launch in launches(q, Pools(k_NKD, v_NKE, k_scales_NK, v_scales_NK), keys, scores=scores, out_THE=out_THE):
+        launch.run()
+    return out_THE
+
+
+def launches(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> list[Launch]:
+    """The kernels to run, in order."""
+    query_lens = {query_len for _, query_len, _ in keys.spans}
+    found = decode(q_THD, pools, keys, scores=scores, out_THE=out_THE) if 1 in query_lens else []
+    if max(query_lens, default=0) > 1:
+        found.append(prefill(q_THD, pools, keys, scores=scores, out_THE=out_THE))
+    return found
+
+
+def decode(
+    q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor, num_parts: int | None = None
+) -> list[Launch]:
+    """The launches for the rows of one query. `num_parts` of the key axis, or what fills the GPU."""
+    shape = _shape(q_THD, pools)
+    chosen = chosen_for("attend_decode", shape, q_THD.device)
+    num_rows, num_heads, group, size = len(keys.spans), q_THD.shape[1], shape["group"], pools.v_NKE.shape[2]
+    block_m, block_n = min(max(triton.next_power_of_2(group), LEAST_M), chosen.block("m")), chosen.block("n")
+    num_tiles = pools.k_NKD.shape[1] * triton.cdiv(group, block_m)
+    if num_parts is None:
+        free = triton.next_power_of_2(triton.cdiv(num_processors(q_THD.device) * PROGRAMS_PER_PROCESSOR, num_rows * num_tiles))
+        most = triton.next_power_of_2(triton.cdiv(keys.slot_table.shape[1], block_n * TILES_PER_PART))
+        num_parts = min(free, most, MOST_PARTS)
+    part, log = None, None
+    if num_parts > 1:
+        part = torch.empty(num_rows, num_heads, num_parts, size, dtype=torch.float32, device=q_THD.device)
+        log = torch.empty(num_rows, num_heads, num_parts, dtype=torch.float32, device=q_THD.device)
+    given, constants = (
+        _arguments(q_THD, pools, keys, scores=scores, out_THE=out_THE),
+        _constants(q_THD, pools, keys, scores=scores),
+    )
+    found = [
+        Launch(
+            kernels.decode_kernel,
+            (num_rows, num_tiles, num_parts),
+            given | {"part_ptr": part, "log_ptr": log, "num_heads": num_heads},
+            constants | {"BLOCK_M": block_m, "BLOCK_N": block_n, "PARTS": num_parts},
+            chosen.num_warps,
+            chosen.num_stages,
+        )
+    ]
+    if num_parts > 1:
+        names = ("out_ptr", "span_ptr", "sink_ptr", "out_stride_t", "window")
+        used = {name: constants[name] for name in ("HAS_SINKS", "HAS_WINDOW", "E", "E_BLOCK")}
+        arguments = {name: given[name] for name in names} | {"part_ptr": part, "log_ptr": log, "num_heads": num_heads}
+        found.append(
+            Launch(kernels.merge_kernel, (num_rows, num_heads), arguments, used | {"BLOCK_N": block_n, "PARTS": num_parts})
+        )
+    return found
+
+
+def prefill(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> Launch:
+    """The launch for the rows of several queries."""
+    shape = _shape(q_THD, pools)
+    chosen = chosen_for("attend_prefill", shape, q_THD.device)
+    num_rows, num_tokens = len(keys.spans), len(q_THD)
+    block_h = min(triton.next_power_of_2(shape["group"]), chosen.block("m"))
+    block_q = chosen.block("m") // block_h
+    num_tiles = triton.cdiv(num_tokens, block_q) + num_rows  # the most there can be: each row may end in a broken tile
+    constants = {
+        "BLOCK_H": block_h,
+        "BLOCK_Q": block_q,
+        "BLOCK_N": chosen.block("n"),
+        "BLOCK_B": triton.next_power_of_2(num_rows),
+    }
+    return Launch(
+        kernels.prefill_kernel,
+        (num_tiles, pools.k_NKD.shape[1] * triton.cdiv(shape["group"], block_h)),
+        _arguments(q_THD, pools, keys, scores=scores, out_THE=out_THE) | {"num_rows": num_rows},
+        _constants(q_THD, pools, keys, scores=scores) | constants,
+        chosen.num_warps,
+        chosen.num_stages,
+    )
+
+
+def _shape(q_THD: Tensor, pools: Pools) -> dict[str, int]:
+    """What configurations are chosen by."""
+    return {"bytes": pools.k_NKD.element_size(), "group": q_THD.shape[1] // pools.k_NKD.shape[1], "head_dim": q_THD.shape[2]}
+
+
+def _arguments(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> dict[str, object]:
+    k, v = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in (pools.k_NKD, pools.v_NKE))
+    k_scales, v_scales = pools.k_scales_NK, pools.k_scales_NK if pools.is_shared else pools.v_scales_NK
+    if k.dtype != q_THD.dtype and (k_scales is None or v_scales is None or k_scales.stride() != v_scales.stride()):
+        raise ValueError(f"pools of {pools.k_NKD.dtype} need factors of one layout for keys and for values")
+    return {
+        "q_ptr": q_THD, "k_ptr": k, "v_ptr": v, "out_ptr": out_THE, "span_ptr": keys.device_spans_B4, "table_ptr": keys.slot_table,
+        "k_scale_ptr": k_scales, "v_scale_ptr": v_scales, "sink_ptr": scores.sinks_H, "slope_ptr": scores.slopes_H,
+        "q_stride_t": q_THD.stride(0), "q_stride_h": q_THD.stride(1),
+        "k_stride": k.stride(0), "k_stride_h": k.stride(1), "v_stride": v.stride(0), "v_stride_h": v.stride(1),
+        "out_stride_t": out_THE.stride(0), "table_stride": keys.slot_table.stride(0),
+        "scale_stride": 0 if k_scales is None else k_scales.stride(0),
+        "scale": float(scores.scale), "cap": float(scores.soft_cap or 0), "window": keys.window or 0,
+    }  # fmt: skip
+
+
+def _constants(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores) -> dict[str, object]:
+    head_dim, size = q_THD.shape[2], pools.v_NKE.shape[2]
+    first, second = split_size(head_dim)
+    return {
+        "GROUP": q_THD.shape[1] // pools.k_NKD.shape[1],
+        "HAS_CAP": scores.soft_cap is not None, "HAS_SLOPES": scores.slopes_H is not None, "HAS_SINKS": scores.sinks_H is not None,
+        "HAS_WINDOW": keys.window is not None, "FORM": FORMS.get(pools.k_NKD.dtype, kernels.PLAIN).value,
+        "V_IN_K": pools.is_shared and size == first,
+        "D": head_dim, "D1": first, "D2": second, "E": size, "E_BLOCK": max(triton.next_power_of_2(size), LEAST_M),
+        "DTYPE": LANGUAGE_TYPES[torch.float32 if INTERPRETED else q_THD.dtype],  # the interpreter has no products of bfloat16
+    }  # fmt: skip
+
+
+def split_size(head_dim: int) -> tuple[int, int]:
+    """Two powers of two (the second may be 0) that cover `head_dim` with the least beyond it: 80 = 64 + 16, 576 = 512 + 64."""
+    whole = max(triton.next_power_of_2(head_dim), LEAST_M)
+    half = whole // 2
+    rest = max(triton.next_power_of_2(head_dim - half), LEAST_M) if head_dim > half >= LEAST_M else whole
+    return (half, rest) if half + rest < whole else (whole, 0)

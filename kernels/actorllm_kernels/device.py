@@ -1,0 +1,33 @@
+"""What the launches of Triton kernels ask of a device: its kind and its number of processors."""
+
+import functools
+from collections.abc import Mapping
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]
+
+from actorllm_kernels.configurations import Configuration, Key, configuration
+
+ASSUMED_GPU = "sm_80"
+ASSUMED_PROCESSORS = 8
+"""For tensors that are on no GPU: under the interpreter, or compiled for a GPU that is elsewhere."""
+
+
+def chosen_for(kernel: str, shape: Mapping[str, int], device: torch.device) -> Configuration:
+    """How to cut `kernel` for tensors of `shape` on this device."""
+    return configuration(Key(kernel, tuple(sorted(shape.items())), gpu(device), triton.__version__))
+
+
+@functools.cache
+def gpu(device: torch.device) -> str:
+    """Its compute capability, as in "sm_90"."""
+    if device.type != "cuda":
+        return ASSUMED_GPU
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@functools.cache
+def num_processors(device: torch.device) -> int:
+    """Its multiprocessors."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else ASSUMED_PROCESSORS

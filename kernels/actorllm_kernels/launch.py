@@ -1,0 +1,96 @@
+"""One call of a Triton kernel as a value: it can be run, or compiled for a GPU that is not here.
+
+What is compiled ahead of time is thereby exactly what would be launched. Knows no kernel.
+"""
+
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+# pyright: reportMissingImports=false
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton import language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+INTERPRETED = knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), which needs no GPU. Read once: so does Triton."""
+ALIGNMENT = 16
+"""Bytes and counts that are multiples of this let Triton use wide loads."""
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+LANGUAGE_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+"""The dtypes that kernels compute with, by their names in Triton's language."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes: registers per thread, bytes of spills per thread, bytes of shared memory per program."""
+
+    num_registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its grid, arguments (tensors, numbers, None), compile-time constants and compiler options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def name(self) -> str:
+        """The kernel's."""
+        return self.kernel.fn.__name__
+
+    def run(self) -> None:
+        """On the current device and stream; does not wait."""
+        options = {} if INTERPRETED else {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        self.kernel[self.grid](**self.arguments, **self.constants, **options)
+
+    def compiled(self, capability: int) -> Any:
+        """Triton's compiled kernel for an NVIDIA GPU of compute capability `capability` (80, 90), specialised as a call would be."""
+        signature, constants, attributes = {}, {}, {}
+        for index, name in enumerate(self.kernel.arg_names):
+            value = self.constants[name] if name in self.constants else self.arguments[name]
+            is_specialised = name not in self.constants and name not in self.kernel.do_not_specialize
+            if name in self.constants or value is None or (is_specialised and isinstance(value, int) and value == 1):
+                signature[name], constants[(index,)] = "constexpr", value
+                continue
+            signature[name] = TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
+            if isinstance(value, Tensor) or (is_specialised and isinstance(value, int) and value % ALIGNMENT == 0):
+                attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+    def resources(self, capability: int) -> Resources:
+        """What the kernel takes on such a GPU, as NVIDIA's tool reads it from the code. Raises `subprocess.CalledProcessError`."""
+        kernel = self.compiled(capability)
+        with TemporaryDirectory() as name:
+            path = Path(name) / "kernel.cubin"
+            path.write_bytes(kernel.asm["cubin"])
+            command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+            report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+        return Resources(found["REG"], found["STACK"] + found["LOCAL"], kernel.metadata.shared)

@@ -1,0 +1,90 @@
+"""Compiles Triton kernels for GPUs that are not here, and prints what each takes as one line of JSON.
+
+Run as `python -m tests.kernels.compile_ahead [--all]`: a process of its own, because a process that interprets kernels cannot
+compile them. What is compiled are launches over tensors without memory, of the sizes of real models.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from unittest.mock import patch
+
+import torch
+
+from actorllm_kernels import device
+from actorllm_kernels.attention import RaggedKeys, triton
+from actorllm_kernels.launch import Launch
+
+GPUS = {80: (163 * 1024, 108), 90: (227 * 1024, 132)}
+"""By compute capability: bytes of shared memory a program may have, and multiprocessors."""
+meta = partial(torch.empty, device="meta")
+
+
+def attention(
+    query_len: int,
+    heads: tuple[int, int],
+    head_dim: int,
+    *,
+    form: torch.dtype = torch.bfloat16,
+    value_dim: int | None = None,
+    extras: bool = False,
+) -> list[Launch]:
+    """Attention of 64 rows; with `extras`, all that a model may add."""
+    num_rows, (num_heads, num_kv_heads) = 64, heads
+    dtype = torch.bfloat16 if form.itemsize == 1 else form
+    q = meta(num_rows * query_len, num_heads, head_dim, dtype=dtype)
+    k, v = (meta(100_000, num_kv_heads, head_dim, dtype=form) for _ in range(2))
+    factors = None if form == dtype else meta(100_000, num_kv_heads, dtype=torch.float32)
+    pools = triton.Pools(k, k[:, :, :value_dim] if value_dim else v, factors, factors)
+    table = meta(num_rows, 8192, dtype=torch.int32)
+    keys = RaggedKeys(tuple((row, query_len, 4096) for row in range(num_rows)), table, 1024 if extras else None)
+    scores = triton.Scores(0.1)
+    if extras:
+        scores = triton.Scores(0.1, 30.0, meta(num_heads, dtype=dtype), meta(num_heads, dtype=torch.float32))
+    out = meta(len(q), num_heads, value_dim or head_dim, dtype=dtype)
+    return triton.launches(q, pools, keys, scores=scores, out_THE=out)
+
+
+def few() -> Iterator[tuple[str, list[Launch]]]:
+    """The usual shapes."""
+    for query_len in (1, 512):
+        yield "GQA 8:1, 128", attention(query_len, (64, 8), 128)
+        yield "GQA 8:1, 128, int8", attention(query_len, (64, 8), 128, form=torch.int8)
+        yield "latent 512+64", attention(query_len, (16, 1), 576, value_dim=512)
+    yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
+
+
+def every() -> Iterator[tuple[str, list[Launch]]]:
+    """Every head size, form and group, plain and with all extras."""
+    for query_len in (1, 512):
+        for form in (torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn, torch.float32):
+            for head_dim in (64, 80, 96, 128, 256):
+                for heads in ((64, 8), (48, 1), (32, 32)):
+                    for extras in (False, True):
+                        name = f"{heads[0]}:{heads[1]} heads, {head_dim}, {form}{', all extras' if extras else ''}"
+                        yield name, attention(query_len, heads, head_dim, form=form, extras=extras)
+            for num_heads in (16, 128):
+                name = f"latent, {num_heads} heads, {form}"
+                yield name, attention(query_len, (num_heads, 1), 576, form=form, value_dim=512)
+
+
+def main(cases: Iterator[tuple[str, list[Launch]]], capability: int) -> None:
+    """Compile all kernels of the cases for one GPU."""
+    limit, processors = GPUS[capability]
+    with (
+        patch.object(device, "gpu", return_value=f"sm_{capability}"),
+        patch.object(triton, "num_processors", return_value=processors),
+    ):
+        for name, launches in cases:
+            for launch in launches:
+                taken = vars(launch.resources(capability))
+                print(
+                    json.dumps({"gpu": f"sm_{capability}", "kernel": launch.name, "case": name, "limit": limit, **taken}),
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    for target in GPUS:
+        main(every() if "--all" in sys.argv else few(), target)
