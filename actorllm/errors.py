@@ -42,6 +42,7 @@ with, and each message says what is wrong, where, and what to change.
     │   ├── PluginAmbiguous            500   two distributions serve the same architecture
     │   ├── PluginOutdated             500   the plugin speaks another version of the contract
     │   └── PluginInvalid              500   the entry point is not what the contract asks for
+    ├── RemoteError                    502   a server that is talked to cannot be reached, or fails
     ├── SettingsError                  400   a flag, variable or file of settings is wrong
     └── EngineError                          the engine itself
         ├── DeviceError                503   a device step raised
@@ -255,6 +256,12 @@ class PluginOutdated(PluginError):
 
 class PluginInvalid(PluginError):
     """The entry point does not lead to what the contract asks for."""
+
+
+class RemoteError(ActorLLMError):
+    """A server that `actorllm chat --url` talks to cannot be reached, fails, or does not speak OpenAI's API."""
+
+    status = 502
 
 
 class SettingsError(ActorLLMError):

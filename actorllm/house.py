@@ -163,7 +163,7 @@ class House:
             directory,
             self._settings,
             find_invalid=self.tokenizer.invalid_ids,
-            on_progress=LoadingLine() if sys.stderr.isatty() else None,
+            on_progress=LoadingBar() if sys.stderr.isatty() else None,
         )
         self._loaded = loaded
         self._template = ChatTemplate.of(self.tokenizer)
@@ -244,19 +244,19 @@ class House:
             self._schedule.post(done)
 
 
-class LoadingLine:
-    """A line on a terminal that tells how far loading is; called on device threads."""
+class LoadingBar:
+    """A line on a terminal that shows how far loading is; called on device threads."""
 
     def __init__(self) -> None:
         self._last = 0.0
 
     def __call__(self, num_read: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._last > 0.1 or num_read >= total:
+        if total > 0 and (now - self._last > 0.1 or num_read >= total):
             self._last = now
+            share = min(num_read / total, 1.0)
             end = "\n" if num_read >= total else ""
-            share = num_read / max(total, 1)
-            sys.stderr.write(f"\rloading weights: {num_read / 2**20:.0f} MiB ({min(share, 1.0):.0%}){end}")
+            sys.stderr.write(f"\rloading weights {share:4.0%} |{'#' * int(share * 40):40}| of {total / 2**20:,.0f} MiB{end}")
             sys.stderr.flush()
 
 

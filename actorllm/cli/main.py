@@ -11,6 +11,7 @@ from actorllm.errors import ActorLLMError
 
 COMMANDS = {
     "serve": "serve a model over HTTP",
+    "chat": "talk with a model, in this process or on a server",
     "plugin": "list, check and draft model plugins",
 }
 USAGE_ERROR = 2

@@ -11,14 +11,13 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any, NoReturn
 
-from actorllm.cli.sizes import byte_count
+from actorllm.cli.engine_flags import add_engine_flags, read_settings
 from actorllm.engine import Engine
 from actorllm.errors import SettingsError
 from actorllm.server.app import create_app, start_site
-from actorllm.settings import Settings, load_settings
+from actorllm.settings import Settings
 
 SWITCH_INTERVAL = 5e-5
 """Seconds a thread may keep the GIL while another waits. With Python's default of 5 ms the device thread, which takes the
@@ -28,49 +27,25 @@ STOP_TIMEOUT = 10.0
 """Seconds that the engine may take to end."""
 
 ENGINE_FAILED = 1
-FLAGS = {
-    "path": "model",
-    "revision": "model",
-    "served_names": "model",
-    "dtype": "model",
-    "context": "model",
-    "threads": "execution",
-    "kv_memory": "execution",
-    "tensor_parallel": "execution",
-    "max_waiting": "scheduling",
-    "host": "server",
-    "port": "server",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags; everything else is set by a file or by the environment."""
+    """The model, what all commands with a model share, and the server's own flags."""
     parser.add_argument(
         "path", nargs="?", metavar="MODEL", help="a Hugging Face model folder, or ORG/NAME on the hub (default: the echo model)"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default 8000)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="precision to compute in")
-    parser.add_argument("--threads", type=int, help="threads of a device step (default: the processors it may use)")
-    parser.add_argument("--context", type=int, help="longest prompt plus output in tokens (default: the model's)")
-    parser.add_argument("--kv-memory", type=byte_count, metavar="BYTES", help="memory for the KV cache, as 2GiB or 512MB")
     parser.add_argument("--max-waiting", type=int, help="requests that may wait before others are refused")
     parser.add_argument(
         "--served-model-name", dest="served_names", nargs="+", metavar="NAME", help="names that clients may ask for"
     )
-    parser.add_argument("--tensor-parallel", type=int, metavar="RANKS", help="ranks that share the model")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")
+    add_engine_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped; returns the exit code."""
-    flags: dict[str, dict[str, Any]] = {}
-    for name, part in FLAGS.items():
-        value = getattr(arguments, name)
-        if value is not None:
-            flags.setdefault(part, {})[name] = value
-    settings = load_settings(arguments.config, flags=flags)
+    settings = read_settings(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the hub's client logs every request,
     logging.getLogger("huggingface_hub").propagate = False  # and the hub's library prints what it logs itself

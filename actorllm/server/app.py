@@ -35,6 +35,8 @@ logger = logging.getLogger("actorllm.requests")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_HEADER = 16 * 1024
+CLIENT_LEFT = 499
+"""The status that stands in the log for a client that did not wait for its answer."""
 
 
 class Server:
@@ -159,13 +161,13 @@ def _watching_loop(metrics: Metrics) -> Callable[[web.Application], AsyncIterato
 
 
 def _observed(server: Server) -> Any:
-    """Gives the request its id, and writes one log line when it is over; status 499 is a client that left."""
+    """Gives the request its id, and writes one log line when it is over."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("X-Request-Id", "")
         request[REQUEST_ID] = given if SAFE_ID.fullmatch(given) else uuid.uuid4().hex
-        began, status = time.monotonic(), 499
+        began, status = time.monotonic(), CLIENT_LEFT
         try:
             response = await handler(request)
             status = response.status
@@ -209,7 +211,9 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
         message = f"{request.method}: {error.reason}"
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return json_reply(error_body(message, error.status), status=error.status, headers=headers)
-    except (ConnectionError, asyncio.CancelledError):
+    except ConnectionError:
+        return web.Response(status=CLIENT_LEFT)  # nobody reads it, and aiohttp would log this as an error of ours
+    except asyncio.CancelledError:
         raise
     except Exception:  # boundary: HTTP handler
         request[ERROR] = "internal"

@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 import actorllm.errors as errors
-from actorllm.cli import serve
+from actorllm.cli import chat, serve
 from tests.house.architecture_table import with_table
 
 TOP_FOLDERS = {"actorllm", "kernels", "plugins", "tests", "examples"}
@@ -46,9 +49,10 @@ def test_the_readme_tree_is_the_real_tree(repository: Path) -> None:
     assert not [name for folder, names in tree.items() for name in names if not (repository / folder / name).exists()]
 
 
-def test_the_readme_names_every_flag_of_serve(repository: Path) -> None:
+@pytest.mark.parametrize("command", [serve, chat], ids=["serve", "chat"])
+def test_the_readme_names_every_flag(repository: Path, command: ModuleType) -> None:
     parser = argparse.ArgumentParser()
-    serve.add_arguments(parser)
+    command.add_arguments(parser)
     flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - {"--help"}
     text = (repository / "README.md").read_text()
     assert not [flag for flag in flags if flag not in text]

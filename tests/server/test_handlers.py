@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from actorllm.errors import DeviceLost, QueueFull, QueueTimeout, RequestTimeout
 from tests.server.fake_server import Fake, until
@@ -33,6 +34,22 @@ async def test_a_client_that_leaves_aborts_its_request(fake: Fake, *, moment: st
     request.cancel()
     await until(lambda: fake.engine.aborted)
     assert len(fake.engine.aborted) == 1
+
+
+async def test_a_write_to_a_client_that_has_left_is_no_error_of_the_server(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def write(self: web.StreamResponse, data: bytes) -> None:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.StreamResponse, "write", write)
+    caplog.set_level("INFO")
+    request = fake.post({"prompt": "a", "stream": True})
+    await until(lambda: fake.engine.streams)
+    fake.engine.push("one")
+    await until(lambda: fake.engine.aborted and "status=499" in caplog.text)
+    request.cancel()
+    assert "Traceback" not in caplog.text
 
 
 async def test_every_prompt_of_a_request_is_aborted(fake: Fake) -> None:
