@@ -1,28 +1,40 @@
-"""Activation functions by the names that config.json uses."""
+"""Activation functions by the names that config.json uses, alone and as the gated product. Legend: T tokens, I inner size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from actorllm.errors import UnsupportedConfig
+from actorllm_kernels.gated import ACTIVATIONS
+from actorllm_kernels.gated import gated as gated_product
 
 Activation = Callable[[Tensor], Tensor]
-_TANH_GELU = partial(F.gelu, approximate="tanh")
-_BY_NAME: dict[str, Activation] = {
-    "silu": F.silu,
-    "swish": F.silu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": _TANH_GELU,
-    "gelu_fast": _TANH_GELU,
-    "gelu_pytorch_tanh": _TANH_GELU,
+GatedActivation = Callable[[Tensor, Tensor], Tensor]
+"""(gate [T, I], up [T, I]) -> [T, I]."""
+
+_KERNEL_NAMES: Mapping[str, str] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 
 
 def activation(name: str) -> Activation:
     """The function called `name`; raises `UnsupportedConfig` for an unknown one."""
-    if name not in _BY_NAME:
-        raise UnsupportedConfig(f"activation {name!r} is not implemented; known are {', '.join(sorted(_BY_NAME))}")
-    return _BY_NAME[name]
+    return ACTIVATIONS[_kernel_name(name)]
+
+
+def gated(name: str) -> GatedActivation:
+    """`act(gate) * up` with the activation called `name` (arXiv 2002.05202); raises `UnsupportedConfig` for an unknown one."""
+    return partial(gated_product, activation=_kernel_name(name))
+
+
+def _kernel_name(name: str) -> str:
+    if name not in _KERNEL_NAMES:
+        raise UnsupportedConfig(f"activation {name!r} is not implemented; known are {', '.join(sorted(_KERNEL_NAMES))}")
+    return _KERNEL_NAMES[name]

@@ -1,4 +1,4 @@
-"""The attention layer: stores this batch's keys and values in their slots, then reads everything from the pool.
+"""The attention layer: rotates, stores this batch's keys and values in their slots, then reads everything from the pool.
 
 Legend: T tokens, H query heads and K key/value heads of this rank, D head_dim.
 """
@@ -12,7 +12,7 @@ from actorllm.layers.batch import Batch
 from actorllm.layers.linear import HeadSplit
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.attention import RaggedKeys, attend
-from actorllm_kernels.store_kv import store_kv
+from actorllm_kernels.rotary_store import Angles, rotate_and_store, store
 
 
 class Attention(nn.Module):
@@ -42,13 +42,25 @@ class Attention(nn.Module):
         self.slopes = slopes
         self._slopes_H: Tensor | None = None
 
-    def forward(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: Batch, *, sinks_H: Tensor | None = None) -> Tensor:
-        """[T, H, D]. `sinks_H` are the heads' sinks, see `Sinks`."""
+    def forward(
+        self,
+        q_THD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        batch: Batch,
+        *,
+        angles: Angles | None = None,
+        sinks_H: Tensor | None = None,
+    ) -> Tensor:
+        """[T, H, D]. `angles` rotate queries and keys first (`Rotary`); `sinks_H` are the heads' sinks, see `Sinks`."""
         k_pool = batch.cache.buffer(self.group, self.layer, "k")
         v_pool = batch.cache.buffer(self.group, self.layer, "v")
         slots_T = batch.write_slots_T[self.group]
-        store_kv(k_TKD, slots_T, k_pool)
-        store_kv(v_TKD, slots_T, v_pool)
+        if angles is None:
+            store(k_TKD, slots_T, k_pool)
+            store(v_TKD, slots_T, v_pool)
+        else:
+            q_THD = rotate_and_store(q_THD, k_TKD, v_TKD, angles, slots_T, (k_pool, v_pool))
         if self.group not in batch.keys:
             spans = tuple((span.row, span.query_len, span.seq_len) for span in batch.spans)
             batch.keys[self.group] = RaggedKeys(spans, batch.slot_tables[self.group], self.window)

@@ -8,7 +8,7 @@ Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert'
 one expert.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,13 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from actorllm.errors import UnsupportedConfig
-from actorllm.layers.activation import activation
+from actorllm.layers.activation import GatedActivation
 from actorllm.layers.shard import Shard
 from actorllm.weights.linear_weight import LinearWeight, join_weights
 from actorllm.weights.source import WeightSource
-
-Combine = Callable[[Tensor, Tensor], Tensor]
-"""An expert's inner function: (gate [N, I], up [N, I]) -> [N, I]."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ class Expert(nn.Module):
         self.biases = biases
         self.is_interleaved = is_interleaved
 
-    def forward(self, x_ND: Tensor, combine: Combine) -> Tensor:
+    def forward(self, x_ND: Tensor, combine: GatedActivation) -> Tensor:
         gate_up = self.gate_up(x_ND)
         if self.biases is not None:
             gate_up = gate_up + self.biases.gate_up
@@ -139,13 +136,7 @@ class Expert(nn.Module):
         return out_ND if self.biases is None or self.biases.down is None else out_ND + self.biases.down
 
 
-def gated(activation_name: str) -> Combine:
-    """The usual inner function `act(gate) * up` (arXiv 2002.05202)."""
-    act = activation(activation_name)
-    return lambda gate_NI, up_NI: act(gate_NI) * up_NI
-
-
-def clamped_swiglu(limit: float, gain: float) -> Combine:
+def clamped_swiglu(limit: float, gain: float) -> GatedActivation:
     """gpt-oss's inner function: `gate * sigmoid(gain * gate) * (up + 1)`, where gate is at most `limit`, and up within it
     (arXiv 2508.10925)."""
 
@@ -176,7 +167,7 @@ class Experts(nn.Module):
     def __init__(
         self,
         sizes: ExpertSizes,
-        combine: Combine,
+        combine: GatedActivation,
         *,
         shard: Shard,
         bias: bool = False,

@@ -15,7 +15,7 @@ from actorllm.layers.linear import HeadSplit
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.attention import RaggedKeys
 from actorllm_kernels.latent_attention import attend_latent
-from actorllm_kernels.store_kv import store_kv
+from actorllm_kernels.rotary_store import store
 
 
 class LatentAttention(nn.Module):
@@ -35,7 +35,7 @@ class LatentAttention(nn.Module):
     def forward(self, q_THC: Tensor, latent_TC: Tensor, batch: Batch) -> Tensor:
         """[T, H, R] mixtures of latents, from queries whose first R values are folded (`LatentHeads.fold`)."""
         pool_NC = batch.cache.buffer(self.group, self.layer, "latent")
-        store_kv(latent_TC, batch.write_slots_T[self.group], pool_NC)
+        store(latent_TC, batch.write_slots_T[self.group], pool_NC)
         if self.group not in batch.keys:
             spans = tuple((span.row, span.query_len, span.seq_len) for span in batch.spans)
             batch.keys[self.group] = RaggedKeys(spans, batch.slot_tables[self.group])

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from actorllm.layers.activation import activation
+from actorllm.layers.activation import activation, gated
 from actorllm.layers.linear import ColumnLinear, GateUpLinear, RowLinear
 from actorllm.layers.shard import Shard
 
@@ -48,8 +48,8 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up = GateUpLinear(hidden_size, intermediate_size, shard=shard, bias=bias, names=names[0])
         self.down = RowLinear(intermediate_size, hidden_size, shard=shard, bias=bias, name=names[1])
-        self.activation = activation(activation_name)
+        self.gated = gated(activation_name)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         gate, up = self.gate_up.gate_and_up(x_TD)
-        return self.down(self.activation(gate) * up)
+        return self.down(self.gated(gate, up))

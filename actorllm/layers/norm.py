@@ -6,7 +6,7 @@ from torch.nn.functional import layer_norm
 
 from actorllm.layers.linear import sibling
 from actorllm.weights.source import WeightSource
-from actorllm_kernels.rms_norm import rms_norm
+from actorllm_kernels.norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -34,6 +34,11 @@ class RMSNorm(nn.Module):
         assert self.weight is not None, "the layer has no weights yet"
         return rms_norm(x_TD, self.weight, eps=self.eps)
 
+    def after_add(self, x_TD: Tensor, y_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """`x + y`, and it normalised: one operator for what two layers of a residual stream have between them."""
+        assert self.weight is not None, "the layer has no weights yet"
+        return add_rms_norm(x_TD, y_TD, self.weight, eps=self.eps)
+
 
 class LayerNorm(nn.Module):
     """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last axis (arXiv 1607.06450), each if there is one.
@@ -60,6 +65,15 @@ class LayerNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         assert self.weight is not None or not self.has_weight, "the layer has no weights yet"
         return layer_norm(x_TD, (self.size,), self.weight, self.bias, self.eps)
+
+    def after_add(self, x_TD: Tensor, y_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """`x + y`, and it normalised."""
+        sum_TD = x_TD + y_TD
+        return sum_TD, self(sum_TD)
+
+
+Norm = RMSNorm | LayerNorm
+"""A norm of hidden states."""
 
 
 class HeadNorm(nn.Module):

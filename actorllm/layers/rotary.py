@@ -7,29 +7,24 @@ Legend: T tokens, D head_dim, R rotated size of a head, F = R/2 frequencies.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.rope_types import ROPE_TYPES, Dynamic, LongRope, RopeType, take_positive
-from actorllm_kernels.rotary import rotate, rotate_interleaved
+from actorllm_kernels.rotary_store import Angles, rotate
 
 logger = logging.getLogger(__name__)
 
 
-class RotaryTables(NamedTuple):
-    """Cosines and sines [T, 1, R] of a batch's positions; pairs are (r, r + R/2), or neighbours where interleaved."""
-
-    cos_T1R: Tensor
-    sin_T1R: Tensor
-    is_interleaved: bool = False
+class RotaryTables(Angles):
+    """The angles of a batch's tokens; `Attention` takes them, or `apply` rotates by them alone."""
 
     def apply(self, x_THD: Tensor) -> Tensor:
         """Queries or keys, their first R values rotated."""
-        turn = rotate_interleaved if self.is_interleaved else rotate
-        return turn(x_THD, self.cos_T1R, self.sin_T1R)
+        return rotate(x_THD, self)
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,24 @@ def library() -> ctypes.CDLL | None:
     """The kernels of this machine, compiled if they are not in the cache; None where that cannot be done."""
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        logger.warning("no C++ compiler found: attention on this CPU runs several times slower; install g++ or clang++")
+        logger.warning("no C++ compiler found: models on this CPU run several times slower; install g++ or clang++")
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler, cache_folder())))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
-        logger.warning("the C++ kernels could not be compiled, attention on this CPU runs several times slower: %s", detail[-2000:])
+        logger.warning("the C++ kernels could not be compiled, models on this CPU run several times slower: %s", detail[-2000:])
         return None
+
+
+@functools.cache
+def function(name: str, argument_types: tuple[type, ...]) -> "ctypes._NamedFuncPointer":
+    """An entry point of the library, which must exist; it returns nothing."""
+    kernels = library()
+    assert kernels is not None, "ask `library` first"
+    found = kernels[name]
+    found.argtypes, found.restype = argument_types, None
+    return found
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 
 from actorllm_kernels.attention import RaggedKeys, reference
-from actorllm_kernels.store_kv import store_kv
+from actorllm_kernels.rotary_store import store
 
 HEAD_DIM = 8
 NUM_SLOTS = 512
@@ -52,8 +52,8 @@ class Pool:
             taken = torch.tensor([slots.pop() for _ in range(seq_len)])
             self.table[row, :seq_len] = taken
             k, v = torch.randn(2, seq_len, num_kv_heads, head_dim, generator=generator)
-            store_kv(k, taken, self.k)
-            store_kv(v, taken, self.v)
+            store(k, taken, self.k)
+            store(v, taken, self.v)
             self.rows.append((torch.randn(query_len, num_heads, head_dim, generator=generator), k, v))
             self.spans.append((row, query_len, seq_len))
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actorllm_kernels.attention import reference
-from actorllm_kernels.store_kv import store_kv
+from actorllm_kernels.rotary_store import store
 from tests.kernels.ragged_pool import HEAD_DIM, NUM_SLOTS, Pool
 
 
@@ -112,7 +112,7 @@ def test_pads_nothing():
 def test_store_writes_only_its_slots(dtype):
     pool = torch.zeros(6, 2, 3, dtype=dtype)
     values = torch.arange(12.0).view(2, 2, 3)
-    store_kv(values, torch.tensor([4, 1]), pool)
+    store(values, torch.tensor([4, 1]), pool)
     assert torch.equal(pool[4], values[0].to(dtype))
     assert torch.equal(pool[1], values[1].to(dtype))
     assert not pool[[0, 2, 3, 5]].any()

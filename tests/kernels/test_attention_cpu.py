@@ -61,6 +61,11 @@ def test_large_scores_do_not_overflow():
     close(pool.attend(cpu, scale=40.0), pool.attend(reference, scale=40.0))
 
 
+def test_a_high_soft_cap_keeps_the_digits_of_small_scores():
+    pool = Pool([(1, 30), (6, 30)], 4, 2, head_dim=64)
+    torch.testing.assert_close(pool.attend(cpu, soft_cap=1e4), pool.attend(cpu), atol=2e-6, rtol=1e-5)
+
+
 def test_bfloat16_pools_are_read_exactly():
     pool = Pool([(1, 90), (9, 33), (20, 20)], 4, 2, head_dim=40)
     pool.k, pool.v = pool.k.bfloat16(), pool.v.bfloat16()

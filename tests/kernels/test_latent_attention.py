@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from actorllm_kernels.attention import RaggedKeys
 from actorllm_kernels.latent_attention import attend_latent, attend_latent_reference
-from actorllm_kernels.store_kv import store_kv
+from actorllm_kernels.rotary_store import store
 
 LATENT, ROTATED, KEY, VALUE = 6, 4, 5, 3
 NUM_SLOTS = 256
@@ -52,7 +52,7 @@ def test_folded_heads_equal_expanded_ones(operator, spans, num_heads, seed):
         taken = torch.tensor([slots.pop() for _ in range(seq_len)])
         table[row, :seq_len] = taken
         latent_LC = torch.randn(seq_len, LATENT + ROTATED, generator=generator)
-        store_kv(latent_LC, taken, pool)
+        store(latent_LC, taken, pool)
         q_QHK = torch.randn(query_len, num_heads, KEY, generator=generator)
         q_QHP = torch.randn(query_len, num_heads, ROTATED, generator=generator)
         queries.append(torch.cat((torch.einsum("qhk,hkr->qhr", q_QHK, key_HKR), q_QHP), dim=-1))

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from actorllm.errors import UnsupportedConfig
-from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP, clamped_swiglu, gated
+from actorllm.layers.activation import gated
+from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP, clamped_swiglu
 from actorllm.layers.shard import Shard
 from actorllm.testing.recording import RecordingWeights
 from actorllm.testing.tiny import on_thread_ranks

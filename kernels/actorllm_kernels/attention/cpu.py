@@ -1,13 +1,12 @@
 """Attention by the C++ kernel: float32 and bfloat16 pools, all forms of the reference, one call for all rows."""
 
-import ctypes
 from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from actorllm_kernels.attention.keys import RaggedKeys
-from actorllm_kernels.native import library
+from actorllm_kernels.native import function, library
 
 _ARGUMENTS = (
     (c_void_p, c_int64, c_int64, c_int)
@@ -44,7 +43,7 @@ def attend(
     out_THE = torch.empty(num_tokens, num_heads, v_NKE.shape[2])
     sinks = None if sinks_H is None else sinks_H.to(torch.float32).contiguous()
     slopes = None if slopes_H is None else slopes_H.to(torch.float32).contiguous()
-    _function()(
+    function("actorllm_attend", _ARGUMENTS)(
         q.data_ptr(), q.stride(0), q.stride(1), k_NKD.dtype == torch.bfloat16,
         k_NKD.data_ptr(), k_NKD.stride(0), k_NKD.stride(1),
         v_NKE.data_ptr(), v_NKE.stride(0), v_NKE.stride(1),
@@ -54,12 +53,3 @@ def attend(
         keys.window or 0, out_THE.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out_THE.to(q_THD.dtype)
-
-
-def _function() -> "ctypes._NamedFuncPointer":
-    kernels = library()
-    assert kernels is not None, "see `suits`"
-    function = kernels.actorllm_attend
-    if function.argtypes is None:
-        function.argtypes, function.restype = _ARGUMENTS, None
-    return function

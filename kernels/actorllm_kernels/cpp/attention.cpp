@@ -188,7 +188,7 @@ float finish_scores(float* scores, int num_keys, int first_key, int query, float
     for (int i = 0; i < VL; i++) distance[i] = float(first_key - query + i);
     for (int j = 0; j < padded; j += VL) {
         vf x = load(scores + j) * scale;
-        if (soft_cap > 0) x = soft_cap - 2 * soft_cap / (exp(x * (2 / soft_cap)) + 1);  // a tanh
+        if (soft_cap > 0) x = soft_cap * tanh(x / soft_cap);
         store(scores + j, x + slope * (distance + float(j)));
     }
     std::fill(scores, scores + begin, MINUS_INF);

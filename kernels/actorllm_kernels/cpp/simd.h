@@ -80,3 +80,14 @@ static inline vf exp(vf x) {
     memcpy(&power, &bits, sizeof power);
     return is_zero ? vf{} : p * power;
 }
+
+// Within a few units in the last place also near 0, where the formula by e^2x would lose the digits (an odd polynomial there).
+static inline vf tanh(vf x) {
+    const vf square = x * x, far = 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
+    vf p = splat(-5.70498872745e-3f);
+    p = p * square + 2.06390887954e-2f;
+    p = p * square - 5.37397155531e-2f;
+    p = p * square + 1.33314422036e-1f;
+    p = p * square - 3.33332819422e-1f;
+    return square < splat(0.390625f) ? x + x * square * p : far;
+}

@@ -14,8 +14,8 @@ from actorllm.layers.attention import Attention
 from actorllm.layers.batch import Batch
 from actorllm.layers.linear import HeadSplit, PackedQKVLinear, QKVLinear, RowLinear
 from actorllm.layers.mlp import GatedMLP
-from actorllm.layers.norm import LayerNorm
-from actorllm.layers.rotary import Rotary, RotaryTables
+from actorllm.layers.norm import LayerNorm, Norm
+from actorllm.layers.rotary import Rotary
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import ConfigReader, UnsupportedConfig
 from actorllm_llama.config import LlamaConfig
@@ -80,7 +80,7 @@ class ChatGLMConfig(LlamaConfig):
         reader.finish()
         return read
 
-    def new_norm(self) -> nn.Module:
+    def new_norm(self) -> Norm:
         return super().new_norm() if self.has_rms_norm else LayerNorm(self.hidden_size, eps=self.norm_eps)
 
 
@@ -107,8 +107,7 @@ class ChatGLMAttention(nn.Module):
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         q, k, v = self.query_key_value.qkv(x_TD)
-        rotary: RotaryTables = batch.tables
-        return self.dense(self.attention(rotary.apply(q), rotary.apply(k), v, batch).flatten(1))
+        return self.dense(self.attention(q, k, v, batch, angles=batch.tables).flatten(1))
 
 
 class ChatGLMLayer(nn.Module):

@@ -40,7 +40,7 @@ class CohereConfig(LlamaConfig):
             "logit_scale": reader.number("logit_scale", 0.0625),
         }
 
-    def new_norm(self) -> nn.Module:
+    def new_norm(self) -> LayerNorm:
         return LayerNorm(self.hidden_size, eps=self.norm_eps, has_bias=False)
 
     def new_qk_norms(self, split: HeadSplit) -> tuple[nn.Module, nn.Module]:

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from actorllm.layers.activation import gated
 from actorllm.layers.batch import Batch
 from actorllm.layers.embedding import Embedding, Head
-from actorllm.layers.experts import Experts, ExpertSizes, Router, gated
+from actorllm.layers.experts import Experts, ExpertSizes, Router
 from actorllm.layers.latent_attention import LatentAttention, LatentHeads
 from actorllm.layers.linear import ColumnLinear, HeadSplit, RowLinear
 from actorllm.layers.mlp import GatedMLP

@@ -33,10 +33,7 @@ class FalconAttention(nn.Module):
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         q, k, v = self.query_key_value.qkv(x_TD)
-        rotary: RotaryTables | None = batch.tables
-        if rotary is not None:
-            q, k = rotary.apply(q), rotary.apply(k)
-        return self.dense(self.attention(q, k, v, batch).flatten(1))
+        return self.dense(self.attention(q, k, v, batch, angles=batch.tables).flatten(1))
 
 
 class FalconLayer(nn.Module):

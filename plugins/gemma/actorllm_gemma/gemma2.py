@@ -77,7 +77,7 @@ class GemmaAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         tables: Tables = batch.tables
         rotary = tables.local if self.is_local else tables.everywhere
-        return self.o_proj(self.attention(rotary.apply(q), rotary.apply(k), v, batch).flatten(1))
+        return self.o_proj(self.attention(q, k, v, batch, angles=rotary).flatten(1))
 
 
 class GemmaLayer(nn.Module):

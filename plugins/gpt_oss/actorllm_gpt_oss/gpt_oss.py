@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from actorllm.layers.attention import Sinks
 from actorllm.layers.batch import Batch
 from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, clamped_swiglu
-from actorllm.layers.rotary import RotaryTables
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import ConfigReader
 from actorllm_llama.config import LlamaConfig
@@ -68,8 +67,7 @@ class GptOssAttention(LlamaAttention):
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         q, k, v = self.qkv_proj.qkv(x_TD)
-        rotary: RotaryTables = batch.tables
-        return self.o_proj(self.attention(rotary.apply(q), rotary.apply(k), v, batch, sinks_H=self.sinks()).flatten(1))
+        return self.o_proj(self.attention(q, k, v, batch, angles=batch.tables, sinks_H=self.sinks()).flatten(1))
 
 
 class GptOssMLP(nn.Module):

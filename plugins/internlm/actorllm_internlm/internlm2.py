@@ -13,7 +13,6 @@ from actorllm.layers.attention import Attention
 from actorllm.layers.batch import Batch
 from actorllm.layers.linear import HeadSplit, PackedQKVLinear, RowLinear
 from actorllm.layers.mlp import GatedMLP
-from actorllm.layers.rotary import RotaryTables
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import ConfigReader
 from actorllm_llama.config import LlamaConfig
@@ -41,8 +40,7 @@ class InternLM2Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         q, k, v = self.wqkv.qkv(x_TD)
-        rotary: RotaryTables = batch.tables
-        return self.wo(self.attention(rotary.apply(q), rotary.apply(k), v, batch).flatten(1))
+        return self.wo(self.attention(q, k, v, batch, angles=batch.tables).flatten(1))
 
 
 class InternLM2Layer(nn.Module):

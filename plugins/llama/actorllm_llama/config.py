@@ -8,7 +8,7 @@ from torch import nn
 
 from actorllm.layers.activation import activation
 from actorllm.layers.linear import HeadSplit
-from actorllm.layers.norm import RMSNorm
+from actorllm.layers.norm import Norm, RMSNorm
 from actorllm.layers.rotary import Rotary
 from actorllm.models.contract import ConfigReader
 
@@ -80,7 +80,7 @@ class LlamaConfig:
         has_bias = reader.flag("attention_bias")
         return {"has_qkv_bias": has_bias, "has_output_bias": has_bias, "has_mlp_bias": reader.flag("mlp_bias")}
 
-    def new_norm(self) -> nn.Module:
+    def new_norm(self) -> Norm:
         """A norm of hidden states."""
         return RMSNorm(self.hidden_size, eps=self.norm_eps)
 

@@ -36,8 +36,7 @@ class LlamaAttention(nn.Module):
         q, k, v = self.qkv_proj.qkv(x_TD)
         if self.has_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        rotary: RotaryTables = batch.tables
-        return self.o_proj(self.attention(rotary.apply(q), rotary.apply(k), v, batch).flatten(1))
+        return self.o_proj(self.attention(q, k, v, batch, angles=batch.tables).flatten(1))
 
 
 class LlamaLayer(nn.Module):
@@ -55,8 +54,8 @@ class LlamaLayer(nn.Module):
         )  # fmt: skip
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), batch)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+        x_TD, h_TD = self.post_attention_layernorm.after_add(x_TD, self.self_attn(self.input_layernorm(x_TD), batch))
+        return x_TD + self.mlp(h_TD)
 
 
 class LlamaModel(nn.Module):

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from actorllm.layers.activation import gated
 from actorllm.layers.batch import Batch
-from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP, gated
+from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP
 from actorllm.layers.norm import RMSNorm
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import ConfigReader

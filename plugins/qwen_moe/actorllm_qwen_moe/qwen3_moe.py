@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP, gated
+from actorllm.layers.activation import gated
+from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import ConfigReader, UnsupportedConfig
 from actorllm_llama.config import LlamaConfig

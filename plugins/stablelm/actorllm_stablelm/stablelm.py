@@ -38,7 +38,7 @@ class StableLmConfig(LlamaConfig):
             "is_parallel": reader.flag("use_parallel_residual"),
         }
 
-    def new_norm(self) -> nn.Module:
+    def new_norm(self) -> LayerNorm:
         return LayerNorm(self.hidden_size, eps=self.norm_eps)
 
     def new_qk_norms(self, split: HeadSplit) -> tuple[nn.Module, nn.Module]:

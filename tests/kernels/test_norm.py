@@ -2,7 +2,7 @@
 
 import torch
 
-from actorllm_kernels.rms_norm import rms_norm
+from actorllm_kernels.norm.reference import rms_norm
 
 
 def test_equals_the_formula():

@@ -1,0 +1,19 @@
+"""What the gated product means, in torch operators: the specification."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:
+    """`act(gate) * up`; `activation` is one of `ACTIVATIONS`."""
+    return ACTIVATIONS[activation](gate_TI) * up_TI

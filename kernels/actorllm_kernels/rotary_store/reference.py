@@ -1,0 +1,51 @@
+"""What rotating and storing mean, in torch operators: the specification."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Angles(NamedTuple):
+    """Cosines and sines [T, 1, R] of a batch's positions; pairs are (r, r + R/2), or neighbours where interleaved.
+
+    Both members of a pair have the angle's value.
+    """
+
+    cos_T1R: Tensor
+    sin_T1R: Tensor
+    is_interleaved: bool = False
+
+
+def rotate(x_THD: Tensor, angles: Angles) -> Tensor:
+    """The first R values of each head, rotated in pairs; the others as they are."""
+    turn = _turn_neighbours if angles.is_interleaved else _turn_halves
+    size = angles.cos_T1R.shape[-1]
+    if size == x_THD.shape[-1]:
+        return x_THD * angles.cos_T1R + turn(x_THD) * angles.sin_T1R
+    x_THR, rest = x_THD[..., :size], x_THD[..., size:]
+    return torch.cat((x_THR * angles.cos_T1R + turn(x_THR) * angles.sin_T1R, rest), dim=-1)
+
+
+def store(values_T: Tensor, slots_T: Tensor, pool_N: Tensor) -> None:
+    """`pool_N[slots_T[t]] = values_T[t]`: `values_T` is [T, *shape], `pool_N` [N, *shape], `slots_T` int64 [T]."""
+    pool_N.index_copy_(0, slots_T, values_T.to(pool_N.dtype))
+
+
+def rotate_and_store(
+    q_THD: Tensor, k_TKD: Tensor, v_TKE: Tensor, angles: Angles, slots_T: Tensor, pools: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Store the rotated keys and the values in `pools` ([N, K, D], [N, K, E]); gives the rotated queries [T, H, D]."""
+    store(rotate(k_TKD, angles), slots_T, pools[0])
+    store(v_TKE, slots_T, pools[1])
+    return rotate(q_THD, angles)
+
+
+def _turn_halves(x_THR: Tensor) -> Tensor:
+    first, second = x_THR.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def _turn_neighbours(x_THR: Tensor) -> Tensor:
+    even, odd = x_THR.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((-odd, even), dim=-1).flatten(-2)
