@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -147,10 +147,13 @@ def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
     return values
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """`ACTORLLM_SCHEDULING_MAX_WAITING=8` -> `{"scheduling": {"max_waiting": "8"}}`; unknown names are errors."""
+def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """`ACTORLLM_SCHEDULING_MAX_WAITING=8` -> `{"scheduling": {"max_waiting": "8"}}`; several values are divided by commas.
+
+    Unknown names are errors.
+    """
     parts = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, value in environment.items():
         if not name.startswith("ACTORLLM_"):
             continue
@@ -160,5 +163,6 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, str
                 f"the environment variable {name} names no setting; unset it, or write ACTORLLM_<PART>_<FIELD> "
                 f"with a part of {', '.join(parts)}"
             )
-        found.setdefault(part, {})[field] = value
+        is_several = any(each.name == field and get_origin(each.type) is tuple for each in msgspec.structs.fields(parts[part]))
+        found.setdefault(part, {})[field] = [each.strip() for each in value.split(",")] if is_several else value
     return found

@@ -45,3 +45,8 @@ def test_importing_the_package_bounds_spinning_and_loads_no_torch() -> None:
     script = "import os, sys, actorllm; print(int(os.environ['GOMP_SPINCOUNT']) > 0, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_several_values_of_a_variable_are_divided_by_commas() -> None:
+    settings = load_settings(environment={"ACTORLLM_SERVER_ALLOWED_ORIGINS": "null, https://example.org"})
+    assert settings.server.allowed_origins == ("null", "https://example.org")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = {"stream_tokens.py": "fox", "batch_of_prompts.py": "->"}
+CLIENTS = {"chat_socket.py", "chat_in_browser.html", "openai_client.py"}
+"""Tested by test_clients.py."""
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -19,7 +21,7 @@ def test_example(repository: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_every_example_is_tested(repository: Path) -> None:
-    assert {path.name for path in (repository / "examples").glob("*.py")} == set(EXAMPLES)
+    assert {path.name for path in (repository / "examples").glob("*.*")} == {*EXAMPLES, *CLIENTS}
 
 
 def test_the_readme_python_runs(repository: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ export class Composer {
       event.preventDefault();
       if (this.isAnswering) onStop();
       else this.#send();
+      if (!isTouch.matches) this.focus(); // a touch keyboard would cover half of the answer
     });
     this.area.addEventListener("input", () => this.#update());
     this.area.addEventListener("keydown", (event) => {
