@@ -108,6 +108,24 @@ def fetch(hub_id: str, files: Sequence[str], *, revision: str | None = None) -> 
             attempt += 1
 
 
+def fetch_shapes(hub_id: str) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, from the headers of the safetensors files alone; {} where there are none.
+
+    Raises `CheckpointError` for a header that makes no sense, and as `download` does.
+    """
+    from huggingface_hub import errors, get_safetensors_metadata
+
+    try:
+        files = get_safetensors_metadata(hub_id).files_metadata.values()
+    except errors.NotASafetensorsRepoError:
+        return {}
+    except (errors.SafetensorsParsingError, ValueError) as error:
+        raise CheckpointError(f"{hub_id}: a safetensors file has a header that cannot be read: {error}") from error
+    except Exception as error:  # boundary: the library lets its HTTP client's and the disk's errors through as they are
+        raise _typed(error, hub_id, revision=None) from error
+    return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
+
+
 def _progress_bar(hub_id: str, bars: ExitStack) -> type:
     """Of the library's several bars one: the bytes of all files together, on a terminal, gone when `bars` is left."""
     from huggingface_hub.utils import tqdm

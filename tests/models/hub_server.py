@@ -112,11 +112,12 @@ class HubServer:
             raise web.HTTPNotFound(headers={"X-Error-Code": "EntryNotFound"})
         data = model.commits[commit][path]
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-        start = request.http_range.start or 0
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        response = web.StreamResponse(status=206 if start else 200, headers=headers)
-        response.content_length = len(data) - start
+        start, stop = request.http_range.start or 0, min(request.http_range.stop or len(data), len(data))
+        if is_part := "Range" in request.headers:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        data = data[start:stop]
+        response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
+        response.content_length = len(data)
         await response.prepare(request)
         if request.method == "HEAD":
             return response
@@ -124,9 +125,9 @@ class HubServer:
             await asyncio.sleep(600)
         if path in self.drops:
             self.drops.discard(path)
-            await response.write(data[start : (start + len(data)) // 2])
+            await response.write(data[: len(data) // 2])
             assert request.transport is not None
             request.transport.close()
             return response
-        await response.write(data[start:])
+        await response.write(data)
         return response
