@@ -7,11 +7,15 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actorllm.errors import SettingsError
 from actorllm.models.catalog import Catalog
+
+if TYPE_CHECKING:
+    from actorllm.testing.model_checks import CheckResult
 
 CHECK_FAILED = 1
 
@@ -68,15 +72,22 @@ def _check(arguments: argparse.Namespace) -> int:
     results = run_checks(ModelCase(model_class, config))
     if checkpoint is not None:
         results += run_checkpoint_checks(checkpoint)
+    print("\n".join(_report(results)))
+    num_failed, num_skipped = sum(bool(result.reason) for result in results), sum(bool(result.skipped) for result in results)
+    skipped = f", {num_skipped} could not be made" if num_skipped else ""
+    print(f"{len(results) - num_failed - num_skipped} of {len(results)} checks passed for {architecture}{skipped}")
+    return CHECK_FAILED if num_failed else 0
+
+
+def _report(results: "Sequence[CheckResult]") -> Iterator[str]:
+    """A line for each check; a reason that was told already is not told again."""
     width, told = max(len(result.name) for result in results), {}
     for result in results:
-        verdict, text = ("FAIL", result.reason) if result.reason else ("ok", f"{result.about} ({result.seen})")
+        verdict = "FAIL" if result.reason else "skip" if result.skipped else "ok"
+        text = result.reason or result.skipped or f"{result.about} ({result.seen})"
         text = f"as {told[text]}" if text in told else text
         told.setdefault(text, result.name)
-        print(f"{verdict:<4}  {result.name:<{width}}  {' '.join(text.split())}")
-    num_failed = sum(bool(result.reason) for result in results)
-    print(f"{len(results) - num_failed} of {len(results)} checks passed for {architecture}")
-    return CHECK_FAILED if num_failed else 0
+        yield f"{verdict:<4}  {result.name:<{width}}  {' '.join(text.split())}"
 
 
 def _new(name: str, source: str) -> int:

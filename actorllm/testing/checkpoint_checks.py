@@ -21,7 +21,7 @@ from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
 from actorllm.models.loading import survey_weights
 from actorllm.testing.against_transformers import load_folder, load_reference, reference_exists
-from actorllm.testing.model_checks import CheckFailed, CheckResult, expect_equal, run_check, shape_text
+from actorllm.testing.model_checks import CheckFailed, CheckResult, NotCompared, expect_equal, no_reference, run_check, shape_text
 from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import logits_in_chunks
 from actorllm.weights.checkpoint import Checkpoint, tensor_shapes
@@ -87,7 +87,7 @@ def check_checkpoint_logits(case: CheckpointCase) -> str:
 def check_checkpoint_transformers(case: CheckpointCase) -> str:
     """With the checkpoint's weights the logits are those of transformers."""
     if not reference_exists(case.config):
-        return f"not compared: transformers is absent, or does not know the model_type {case.config.get('model_type')!r}"
+        raise NotCompared(no_reference(case.config))
     expect_equal(case.logits, reference_logits(load_reference(case.folder), case.ids), "the logits differ from transformers")
     return shape_text(case.logits)
 

@@ -69,8 +69,7 @@ def test_the_draft_of_a_llama_like_model_passes_every_check(
     results = run_checks(ModelCase(model_class, model_class.example_config))
     results += run_checkpoint_checks(CheckpointCase.read(model_class, source))
     assert not [(result.name, result.reason) for result in results if result.reason]
-    compared = {result.name: result.seen for result in results if result.name.endswith("transformers")}
-    assert len(compared) == 2 and not [seen for seen in compared.values() if "not compared" in seen]
+    assert not [result.skipped for result in results if result.skipped]
 
 
 def test_a_whole_package_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

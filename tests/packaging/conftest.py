@@ -75,6 +75,12 @@ def installation(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     return new_installation(wheels, tmp_path_factory.mktemp("elsewhere"))
 
 
+@pytest.fixture(scope="session")
+def workshop(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """Another such environment, into which tests install plugins of their own."""
+    return new_installation(wheels, tmp_path_factory.mktemp("workshop"))
+
+
 def new_installation(wheels: dict[str, Path], folder: Path) -> Installation:
     """The same as `installation`, made anew in `folder`."""
     environment = folder / "venv"
