@@ -12,6 +12,7 @@ from actorllm.errors import ActorLLMError
 COMMANDS = {
     "serve": "serve a model over HTTP",
     "chat": "talk with a model, in this process or on a server",
+    "quantize": "write a copy of a model with int8 or int4 weights",
     "plugin": "list, check and draft model plugins",
 }
 USAGE_ERROR = 2

@@ -53,7 +53,7 @@ class Checkpoint:
         self._tied: dict[str, str] = {}
         with ExitStack() as opened:  # one file that cannot be opened closes the others
             for path in sorted(set(files.values())):
-                handle = opened.enter_context(_open(path, self._device))
+                handle = opened.enter_context(open_tensors(path, self._device))
                 self._homes.update((name, (handle, name)) for name in handle.keys())  # noqa: SIM118 (no mapping)
             absent = sorted(files.keys() - self._homes.keys())
             if absent:
@@ -118,6 +118,11 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         return name in self._homes or self._tied.get(name) in self._homes
 
+    def stored_as(self, linear: str) -> tuple[str, bool]:
+        """The name that a linear has in its file, and whether it is stored as [in, out] there."""
+        stored_name = self._homes[f"{linear}.weight"][1].removesuffix(".weight")
+        return stored_name, self._is_transposed(linear)
+
     def tensor(self, name: str, shape: tuple[int, ...], *, rows: Part = None) -> Tensor:
         return self.read(name, shape, rows=rows)
 
@@ -142,7 +147,7 @@ class Checkpoint:
         index: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        is_transposed = any(fnmatchcase(name.removesuffix(".weight"), pattern) for pattern in self._transposed)
+        is_transposed = self._is_transposed(name.removesuffix(".weight"))
         stacked, shape = (shape[:1], shape[1:]) if index is not None else ((), shape)
         if is_transposed:
             shape, rows, cols = shape[::-1], cols, rows
@@ -169,6 +174,9 @@ class Checkpoint:
                 f"the checkpoint holds {len(left_over)} tensors that the model has no place for: {_shown(left_over)}. "
                 "Either config.json names the wrong architecture, or the plugin must claim or ignore them"
             )
+
+    def _is_transposed(self, linear: str) -> bool:
+        return any(fnmatchcase(linear, pattern) for pattern in self._transposed)
 
     def _slice(self, name: str, shape: tuple[int, ...], stored: tuple[str, ...]) -> Any:
         home_name = name if name in self._homes else self._tied.get(name, name)
@@ -197,9 +205,9 @@ def tensor_files(directory: Path) -> dict[str, Path]:
         has_pickle = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
         hint = "; *.bin and *.pt files are pickles and are never read: convert them to safetensors" if has_pickle else ""
         raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in the model's folder{hint}")
-    if not _is_inside(single, directory.resolve()):
+    if not is_inside(single, directory.resolve()):
         raise CheckpointError(f"{SINGLE_FILE} is a link that leads out of the model's folder")
-    with _open(single, "cpu") as file:
+    with open_tensors(single, "cpu") as file:
         return dict.fromkeys(file.keys(), single)
 
 
@@ -207,7 +215,7 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, from the headers alone. Raises `CheckpointError`."""
     shapes = {}
     for path in sorted(set(tensor_files(directory).values())):
-        with _open(path, "cpu") as file:
+        with open_tensors(path, "cpu") as file:
             shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 (no mapping)
     return shapes
 
@@ -234,7 +242,7 @@ def _index_files(directory: Path, index: Path) -> dict[str, Path]:
         if not isinstance(file_name, str) or not file_name.endswith(".safetensors"):
             raise CheckpointError(f"{INDEX_FILE}: {file_name!r} is not a safetensors file")
         path = directory / file_name
-        if Path(file_name).name != file_name or not _is_inside(path, root):
+        if Path(file_name).name != file_name or not is_inside(path, root):
             raise CheckpointError(f"{INDEX_FILE}: {file_name!r} lies outside of the model's folder")
         files[name] = path
     missing = sorted({path.name for path in files.values() if not path.is_file()})
@@ -243,7 +251,7 @@ def _index_files(directory: Path, index: Path) -> dict[str, Path]:
     return files
 
 
-def _is_inside(path: Path, root: Path) -> bool:
+def is_inside(path: Path, root: Path) -> bool:
     """Whether a file is the folder's own. The hub's cache links from `MODEL/snapshots/COMMIT/` into `MODEL/blobs/`, or into
     `blobs/XX/` beside all models, where files are kept that several models share."""
     target = path.resolve()
@@ -255,7 +263,8 @@ def _is_inside(path: Path, root: Path) -> bool:
     return target.parent == model / "blobs" or target.parent.parent == model.parent / "blobs"
 
 
-def _open(path: Path, device: str) -> Any:
+def open_tensors(path: Path, device: str) -> Any:
+    """A safetensors file, for `with`. Raises `CheckpointError`."""
     try:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError, ValueError) as error:
