@@ -19,6 +19,7 @@ from actorllm.actors.execute import ExecuteActor
 from actorllm.actors.schedule import ScheduleActor
 from actorllm.actors.tokenize import ModelLimits, TokenizeActor, encode_prompt
 from actorllm.errors import (
+    CheckpointError,
     DeviceHung,
     DeviceLost,
     EngineError,
@@ -263,7 +264,7 @@ class LoadingBar:
 def model_directory(settings: ModelSettings) -> Path:
     """The folder to serve: a local one, or else a model of the hub, downloaded; without a path the echo model's.
 
-    Blocks. Raises `SettingsError`, `HubError` or `PluginMissing`.
+    Blocks. Raises `SettingsError`, `HubError`, `CheckpointError` or `PluginMissing`.
     """
     path = settings.path
     is_folder = path is None or Path(path).is_dir()
@@ -271,11 +272,12 @@ def model_directory(settings: ModelSettings) -> Path:
         raise SettingsError(f"--revision {settings.revision}: only a model of the hub has revisions, and {path or 'none'} is not one")
     if path is None:
         return _bundled_directory()
-    if is_folder:
-        return Path(path)
-    if is_hub_id(path):
-        return download(path, revision=settings.revision)
-    raise SettingsError(f"{path} is neither a folder nor a hub id: give a Hugging Face model folder, or ORG/NAME")
+    if not is_folder and not is_hub_id(path):
+        raise SettingsError(f"{path} is neither a folder nor a hub id: give a Hugging Face model folder, or ORG/NAME")
+    directory = Path(path) if is_folder else download(path, revision=settings.revision)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{path} has no config.json, so it is no Hugging Face model: give the folder or the hub id of one")
+    return directory
 
 
 def model_name(path: str | None) -> str:

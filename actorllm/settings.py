@@ -129,7 +129,9 @@ def load_settings(
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"a setting is wrong: {error}; change it in the file, the environment or the flag") from error
+        what, _, where = str(error).partition(" - at `$.")
+        subject = f"the setting {where.rstrip('`')} is" if where else "the settings are"
+        raise SettingsError(f"{subject} wrong: {what}; change it in the file, the environment or the flag") from error
 
 
 def _read_toml(path: Path) -> dict[str, dict[str, Any]]:

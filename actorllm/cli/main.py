@@ -27,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        for name, text in COMMANDS.items():
-            command = commands.add_parser(name, help=text, description=text)
-            if name in given[:1]:
-                import_module(f"actorllm.cli.{name}").add_arguments(command)
-        parsed = parser.parse_args(given)
+        parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+        if given[:1] and given[0] in parsers:
+            import_module(f"actorllm.cli.{given[0]}").add_arguments(parsers[given[0]])
+        parsed, unknown = parser.parse_known_args(given)
+        if unknown:  # the command tells, with its own usage
+            parsers[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
         return import_module(f"actorllm.cli.{parsed.command}").run(parsed)
     except ActorLLMError as error:
         print(f"actorllm: error: {error.message}", file=sys.stderr)

@@ -64,6 +64,7 @@ def download(hub_id: str, *, revision: str | None = None) -> Path:
     Without network, or with HF_HUB_OFFLINE, a wholly cached model is found all the same. Raises `HubUnreachable`,
     `HubModelNotFound`, `HubAccessDenied`, `DownloadInterrupted`, `DiskFull`, or `CheckpointError` where there are only pickles.
     """
+    logger.info("there is no folder %s: looking for a model of that name on the hub", hub_id)
     folder = fetch(hub_id, TEXT_FILES, revision=revision)
     commit = folder.name
     sizes = _file_sizes(hub_id, commit)
@@ -190,6 +191,7 @@ def _typed(error: Exception, hub_id: str, *, revision: str | None) -> ModelError
     from huggingface_hub import constants, errors
 
     where = hub_id if revision is None else f"{hub_id} at revision {revision}"
+    absent = f"there is no folder {hub_id}, and as a model of the hub {where} is not wholly in the cache"
     if isinstance(error, errors.GatedRepoError):
         return HubAccessDenied(
             f"{hub_id} is gated: ask for access on the model's page {constants.ENDPOINT}/{hub_id}, then log in with "
@@ -204,11 +206,8 @@ def _typed(error: Exception, hub_id: str, *, revision: str | None) -> ModelError
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         if constants.is_offline_mode():
-            return HubUnreachable(f"{where} is not wholly in the cache, and HF_HUB_OFFLINE is set: unset it to download the model")
-        return HubUnreachable(
-            f"{where} is not wholly in the cache, and {constants.ENDPOINT} cannot be reached: check the network, "
-            "or give a model's folder"
-        )
+            return HubUnreachable(f"{absent}; HF_HUB_OFFLINE is set: unset it to download the model")
+        return HubUnreachable(f"{absent}; {constants.ENDPOINT} cannot be reached: check the network, or give a model's folder")
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):

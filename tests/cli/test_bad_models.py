@@ -35,7 +35,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative size": (lambda folder: change_config(folder, hidden_size=-1), "hidden_size"),
     "absurd size": (lambda folder: change_config(folder, num_hidden_layers=2**40), "num_hidden_layers"),
     "unknown key": (lambda folder: change_config(folder, attention_twist=3), "attention_twist"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "model has no config.json"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
 }
 

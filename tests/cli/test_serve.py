@@ -140,7 +140,8 @@ async def test_a_port_in_use() -> None:
         (["no-such-folder"], "no-such-folder"),
         (["--revision", "v1"], "--revision v1"),
         (["--config", "no-such-file.toml"], "no-such-file.toml"),
-        (["--threads", "0"], "threads"),
+        (["/"], "/ has no config.json"),
+        (["--threads", "0"], "setting execution.threads is wrong"),
         (["--context", "0"], "context"),
         (["--max-waiting", "-1"], "max_waiting"),
         (["--port", "70000"], "port"),
@@ -161,7 +162,8 @@ def test_wrong_usage(capsys, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    is_of_command = arguments[:1] == ["serve"]
+    assert ("usage: actorllm serve" if is_of_command else "usage: actorllm [-h]") in capsys.readouterr().err
 
 
 def test_a_settings_file_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def test_without_network_the_cache_serves_and_else_the_error_says_what_to_do(hub
         ({"HF_ENDPOINT": nowhere}, f"{nowhere} cannot be reached: check the network"),
     ):
         refusal = client.refusal(**environment)
-        assert refusal.startswith(f"HubUnreachable: {ID} is not wholly in the cache") and words in refusal
+        assert refusal.startswith(f"HubUnreachable: there is no folder {ID}, and as a model of the hub {ID} is not wholly") and words in refusal
     folder = client.download()
     hub.requests.clear()
     assert client.download(HF_HUB_OFFLINE="1") == client.download(HF_ENDPOINT=nowhere) == folder
