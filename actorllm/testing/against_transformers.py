@@ -109,6 +109,7 @@ def compare_with_transformers(
     """(transformers' logits, ours), each [T, V], for random weights saved by transformers and read from the file."""
     transformers = import_module("transformers")
     settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    settings.setdefault("pad_token_id", None)  # the usual one may lie outside a tiny vocabulary
     hf_config = transformers.AutoConfig.for_model(config["model_type"], **settings)
     reference = transformers.AutoModelForCausalLM.from_config(hf_config).eval()
     reference.set_experts_implementation("eager")  # the others refuse sizes that are no multiple of 16 bytes
