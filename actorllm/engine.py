@@ -138,7 +138,7 @@ class Engine:
         if request_id in self._streams:
             raise InvalidRequest(f"a request with id {request_id!r} is running already", param="request_id")
         stream = RequestStream(request_id, params.n, on_abort=self._abort)
-        message = self._generate_message(request_id, as_prompt(prompt), params, (wait_timeout, timeout))
+        message = self._generate_message(request_id, as_prompt(prompt), params=params, timeouts=(wait_timeout, timeout))
         self._streams.add(stream)
         submission = asyncio.create_task(self._house.admit(message))
         self._submissions.add(submission)
@@ -208,7 +208,7 @@ class Engine:
             raise EngineStopped("the engine is stopping and takes no new requests")
 
     def _generate_message(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, timeouts: tuple[float | None, float | None]
+        self, request_id: str, prompt: Prompt, *, params: SamplingParams, timeouts: tuple[float | None, float | None]
     ) -> Generate:
         now = time.monotonic()
         scheduling = self._settings.scheduling

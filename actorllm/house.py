@@ -91,7 +91,7 @@ class House:
                 self._supervisor("front") as front,
             ):
                 self._supervisors = [text, core, front]
-                await self._start(text, core, front, generation)
+                await self._start(text, core, front=front, generation=generation)
                 ready.set()
                 await self._stopping.wait()
         except RestartsExhausted as failed:
@@ -196,7 +196,7 @@ class House:
         return finding.result()
 
     async def _start(
-        self, text: Supervisor, core: Supervisor, front: Supervisor, generation: GenerationDefaults
+        self, text: Supervisor, core: Supervisor, *, front: Supervisor, generation: GenerationDefaults
     ) -> None:
         loaded, template = self._loaded, self._template
         assert loaded is not None and template is not None
@@ -218,7 +218,7 @@ class House:
         )
         self._schedule = await core.start("schedule", new_schedule, capacity=MAILBOX)
         limits = ModelLimits(loaded.vocab_size, loaded.context, generation.eos_ids)
-        new_tokenize = partial(TokenizeActor, self.tokenizer, template, limits, schedule=self._schedule)
+        new_tokenize = partial(TokenizeActor, self.tokenizer, template, limits=limits, schedule=self._schedule)
         capacity = max(self._settings.scheduling.max_waiting, 1)
         self._tokenize = await front.start("tokenize", new_tokenize, capacity=capacity)
 

@@ -79,21 +79,21 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        self._check_range("max_tokens", self.max_tokens, 0, 2**31 - 1)
-        self._check_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
-        self._check_range("n", self.n, 1, MAX_CHOICES)
-        self._check_range("temperature", self.temperature, 0.0, 100.0)
-        self._check_range("top_k", self.top_k, 0, 2**31 - 1)
-        self._check_range("top_p", self.top_p, 0.0, 1.0)
-        self._check_range("min_p", self.min_p, 0.0, 1.0)
-        self._check_range("repetition_penalty", self.repetition_penalty, 1e-3, 100.0)
-        self._check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        self._check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        self._check_range("seed", self.seed, -(2**63), 2**63 - 1)
-        self._check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        self._check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        self._check_range("max_tokens", self.max_tokens, low=0, high=2**31 - 1)
+        self._check_range("min_tokens", self.min_tokens, low=0, high=2**31 - 1)
+        self._check_range("n", self.n, low=1, high=MAX_CHOICES)
+        self._check_range("temperature", self.temperature, low=0.0, high=100.0)
+        self._check_range("top_k", self.top_k, low=0, high=2**31 - 1)
+        self._check_range("top_p", self.top_p, low=0.0, high=1.0)
+        self._check_range("min_p", self.min_p, low=0.0, high=1.0)
+        self._check_range("repetition_penalty", self.repetition_penalty, low=1e-3, high=100.0)
+        self._check_range("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        self._check_range("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
+        self._check_range("seed", self.seed, low=-(2**63), high=2**63 - 1)
+        self._check_range("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
+        self._check_range("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_LOGPROBS)
         for bias in self.logit_bias.values():
-            self._check_range("logit_bias", bias, -100.0, 100.0)
+            self._check_range("logit_bias", bias, low=-100.0, high=100.0)
         if self.top_p == 0.0:
             raise InvalidRequest("top_p must be above 0; use temperature 0 for greedy", param="top_p")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -101,7 +101,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if len(self.stop) > MAX_STOPS or "" in self.stop:
             raise InvalidRequest(f"stop takes at most {MAX_STOPS} strings, none empty", param="stop")
 
-    def _check_range(self, name: str, value: float | None, low: float, high: float) -> None:
+    def _check_range(self, name: str, value: float | None, *, low: float, high: float) -> None:
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             raise InvalidRequest(f"{name} must be between {low} and {high}, not {value}", param=name)
 

@@ -33,7 +33,7 @@ class TokenizeActor(Actor[Generate]):
     concurrency = 16
     rejections = (RequestError,)
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, limits: ModelLimits, *, schedule: Ref) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, *, limits: ModelLimits, schedule: Ref) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._limits = limits
@@ -87,7 +87,7 @@ async def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, prompt: Pr
         return await encode_chat(
             tokenizer,
             template,
-            prompt.messages,
+            messages=prompt.messages,
             add_generation_prompt=prompt.add_generation_prompt,
             continue_final_message=prompt.continue_final_message,
             kwargs=prompt.template_kwargs,

@@ -96,7 +96,7 @@ class FusedLinear(nn.Module):
 class ColumnLinear(FusedLinear):
     """A linear whose outputs are split over ranks, at multiples of `unit`. `name` is its own name in the checkpoint."""
 
-    def __init__(self, name: str, num_inputs: int, num_outputs: int, *, shard: Shard, bias: bool = False, unit: int = 1) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, *, name: str, shard: Shard, bias: bool = False, unit: int = 1) -> None:
         super().__init__(num_inputs, [Claim(name, num_outputs, shard.span(num_outputs, unit=unit))], bias=bias)
 
 
@@ -179,7 +179,7 @@ class HeadSplit:
     kv_heads: tuple[int, int]
 
     @classmethod
-    def of(cls, num_heads: int, num_kv_heads: int, head_dim: int, *, shard: Shard) -> "HeadSplit":
+    def of(cls, num_heads: int, num_kv_heads: int, *, head_dim: int, shard: Shard) -> "HeadSplit":
         """This rank's heads; raises `UnsupportedConfig` if they cannot be split evenly enough."""
         if num_heads % num_kv_heads:
             raise UnsupportedConfig(f"{num_heads} attention heads cannot share {num_kv_heads} key/value heads evenly")
@@ -253,7 +253,7 @@ class PackedQKVLinear(FusedLinear):
     (InternLM2, Falcon 40B); with as many heads of each, this is the per-head layout of GPT-NeoX and Bloom.
     """
 
-    def __init__(self, name: str, num_inputs: int, split: HeadSplit, *, bias: bool = False) -> None:
+    def __init__(self, num_inputs: int, split: HeadSplit, *, name: str, bias: bool = False) -> None:
         dim, group = split.head_dim, split.num_heads // split.num_kv_heads
         total = split.num_kv_heads * (group + 2) * dim
         self.split = split

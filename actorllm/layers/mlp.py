@@ -21,7 +21,7 @@ class MLP(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.up = ColumnLinear(names[0], hidden_size, intermediate_size, shard=shard, bias=bias)
+        self.up = ColumnLinear(hidden_size, intermediate_size, name=names[0], shard=shard, bias=bias)
         self.down = RowLinear(intermediate_size, hidden_size, shard=shard, bias=bias, name=names[1])
         self.activation = activation(activation_name)
 

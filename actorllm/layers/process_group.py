@@ -21,7 +21,7 @@ class ProcessGroup:
         self._group = group
 
     @classmethod
-    def gloo(cls, store: c10d.Store, rank: int, num_ranks: int, *, timeout: float = 120.0) -> "ProcessGroup":
+    def gloo(cls, store: c10d.Store, rank: int, *, num_ranks: int, timeout: float = 120.0) -> "ProcessGroup":
         """Join the group of `store`; waits until all ranks have. A call that takes `timeout` seconds raises."""
         limit = timedelta(seconds=timeout)
         return cls(c10d.ProcessGroupGloo(c10d.PrefixStore("actorllm", store), rank, num_ranks, limit))

@@ -30,7 +30,7 @@ class ChatRoute(GenerationRoute[ChatBody]):
         delta = {"role": "assistant", "content": ""}
         return {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def delta(self, generation: Generation, number: int, event: TokenEvent, body: ChatBody) -> dict[str, Any]:
+    def delta(self, generation: Generation, number: int, *, event: TokenEvent, body: ChatBody) -> dict[str, Any]:
         return {
             "index": number,
             "delta": {"content": event.text} if event.text or event.finish is None else {},
@@ -38,7 +38,7 @@ class ChatRoute(GenerationRoute[ChatBody]):
             "finish_reason": event.finish,
         }
 
-    def whole(self, generation: Generation, number: int, events: list[TokenEvent], body: ChatBody) -> dict[str, Any]:
+    def whole(self, generation: Generation, number: int, *, events: list[TokenEvent], body: ChatBody) -> dict[str, Any]:
         text = "".join(event.text for event in events)
         return {
             "index": number,

@@ -27,20 +27,20 @@ class CompletionRoute(GenerationRoute[CompletionBody]):
             return None
         text, logprobs = self._echo(generation, number, body)
         generation.text_lens[number] += len(text)
-        return self._choice(number, text, logprobs)
+        return self._choice(number, text, logprobs=logprobs)
 
-    def delta(self, generation: Generation, number: int, event: TokenEvent, body: CompletionBody) -> dict[str, Any]:
+    def delta(self, generation: Generation, number: int, *, event: TokenEvent, body: CompletionBody) -> dict[str, Any]:
         logprobs = _logprobs([event], generation.text_lens[number]) if body.logprobs is not None else None
         generation.text_lens[number] += len(event.text)
-        return self._choice(number, event.text, logprobs, event.finish)
+        return self._choice(number, event.text, logprobs=logprobs, finish=event.finish)
 
-    def whole(self, generation: Generation, number: int, events: list[TokenEvent], body: CompletionBody) -> dict[str, Any]:
+    def whole(self, generation: Generation, number: int, *, events: list[TokenEvent], body: CompletionBody) -> dict[str, Any]:
         prompt_text, prompt_logprobs = self._echo(generation, number, body) if body.echo else ("", None)
         text = prompt_text + "".join(event.text for event in events)
         logprobs = _logprobs(events, len(prompt_text)) if body.logprobs is not None else None
         if logprobs is not None and prompt_logprobs is not None:
             logprobs = {name: [*prompt_logprobs[name], *logprobs[name]] for name in logprobs}
-        return self._choice(number, text, logprobs, events[-1].finish)
+        return self._choice(number, text, logprobs=logprobs, finish=events[-1].finish)
 
     def _echo(self, generation: Generation, number: int, body: CompletionBody) -> tuple[str, dict[str, Any] | None]:
         """The prompt's text, and its logprobs if they were asked for."""
@@ -58,7 +58,7 @@ class CompletionRoute(GenerationRoute[CompletionBody]):
         }
 
     @staticmethod
-    def _choice(number: int, text: str, logprobs: dict[str, Any] | None, finish: str | None = None) -> dict[str, Any]:
+    def _choice(number: int, text: str, *, logprobs: dict[str, Any] | None, finish: str | None = None) -> dict[str, Any]:
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 

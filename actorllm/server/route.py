@@ -47,11 +47,11 @@ class GenerationRoute(ABC, Generic[B]):
         """The choice of a chunk that comes before the choice's first token, if there is one."""
 
     @abstractmethod
-    def delta(self, generation: Generation, number: int, event: TokenEvent, body: B) -> dict[str, Any]:
+    def delta(self, generation: Generation, number: int, *, event: TokenEvent, body: B) -> dict[str, Any]:
         """The chunk's choice for one event."""
 
     @abstractmethod
-    def whole(self, generation: Generation, number: int, events: list[TokenEvent], body: B) -> dict[str, Any]:
+    def whole(self, generation: Generation, number: int, *, events: list[TokenEvent], body: B) -> dict[str, Any]:
         """The whole choice from all of its events."""
 
     @staticmethod
@@ -78,7 +78,7 @@ class GenerationRoute(ABC, Generic[B]):
             _raise_failure(batch)
             for number, token in batch:
                 events[number].append(token)
-        choices = [self.whole(generation, number, own, body) for number, own in enumerate(events)]
+        choices = [self.whole(generation, number, events=own, body=body) for number, own in enumerate(events)]
         if body.prompt_logprobs is not None:
             for choice in choices:
                 scores = generation.stream_of(choice["index"]).prompt_event
@@ -96,7 +96,7 @@ class GenerationRoute(ABC, Generic[B]):
             response.content_type = "text/event-stream"
             await response.prepare(request)
             try:
-                await self._write_events(response, first, batches, generation, body)
+                await self._write_events(response, generation, first=first, batches=batches, body=body)
             except ActorLLMError as error:
                 request[ERROR] = type(error).__name__
                 await response.write(event(error_of(error)))
@@ -111,7 +111,7 @@ class GenerationRoute(ABC, Generic[B]):
             return response
 
     async def _write_events(
-        self, response: web.StreamResponse, first: Batch, batches: AsyncIterator[Batch], generation: Generation, body: B
+        self, response: web.StreamResponse, generation: Generation, *, first: Batch, batches: AsyncIterator[Batch], body: B
     ) -> None:
         """Write every chunk; one write a batch. Raises the failure of a choice."""
         frame = self._frame(generation, self.chunk_name)
@@ -125,8 +125,9 @@ class GenerationRoute(ABC, Generic[B]):
                 if number in unopened:  # not before its first token: the prompt's logprobs have come by then
                     unopened.remove(number)
                     opening = self.opening(generation, number, body)
-                    chunks += [] if opening is None else [self._chunk(frame, opening, generation, body)]
-                chunks.append(self._chunk(frame, self.delta(generation, number, token, body), generation, body))
+                    chunks += [] if opening is None else [self._chunk(frame, opening, generation=generation, body=body)]
+                choice = self.delta(generation, number, event=token, body=body)
+                chunks.append(self._chunk(frame, choice, generation=generation, body=body))
             if chunks:
                 await response.write(b"".join(chunks))
             _raise_failure(batch)
@@ -134,7 +135,7 @@ class GenerationRoute(ABC, Generic[B]):
         if body.wants_usage:
             await response.write(event({**frame, "choices": [], "usage": generation.usage()}))
 
-    def _chunk(self, frame: dict[str, Any], choice: dict[str, Any], generation: Generation, body: B) -> bytes:
+    def _chunk(self, frame: dict[str, Any], choice: dict[str, Any], *, generation: Generation, body: B) -> bytes:
         chunk = {**frame, "choices": [choice]}
         if body.wants_usage_always:
             chunk["usage"] = generation.usage()

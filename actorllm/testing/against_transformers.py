@@ -117,7 +117,7 @@ def compare_with_transformers(
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
         ours = load_folder(model_class, Path(folder))
-    return reference_logits(reference, ids), logits_in_chunks(ours, ids, [])
+    return reference_logits(reference, ids), logits_in_chunks(ours, ids)
 
 
 def load_reference(folder: Path) -> Any:

@@ -61,7 +61,7 @@ class CheckpointCase:
     @cached_property
     def logits(self) -> Tensor:
         """[T, V] of the prompt in one piece."""
-        return logits_in_chunks(self.model, self.ids, [])
+        return logits_in_chunks(self.model, self.ids)
 
 
 def check_checkpoint_config(case: CheckpointCase) -> str:
@@ -81,7 +81,7 @@ def check_checkpoint_logits(case: CheckpointCase) -> str:
     """With the checkpoint's weights the logits are finite, and the same in chunks."""
     if not bool(case.logits.isfinite().all()):
         raise CheckFailed(f"the logits are not finite (shape {list(case.logits.shape)})")
-    return expect_equal(logits_in_chunks(case.model, case.ids, [7, 1, 1]), case.logits, "fed in chunks the logits differ")
+    return expect_equal(logits_in_chunks(case.model, case.ids, sizes=[7, 1, 1]), case.logits, "fed in chunks the logits differ")
 
 
 def check_checkpoint_transformers(case: CheckpointCase) -> str:

@@ -96,7 +96,7 @@ class ModelCase:
     @cached_property
     def plain_logits(self) -> Tensor:
         """[T, V] of the sequence in one piece."""
-        return logits_in_chunks(self.build(), self.ids, [])
+        return logits_in_chunks(self.build(), self.ids)
 
 
 def tiny_config(model_class: type[CausalLM], architecture: str) -> dict[str, Any]:
@@ -162,9 +162,9 @@ def check_shapes(case: ModelCase) -> str:
 def check_repeatable(case: ModelCase) -> str:
     """A model keeps no state between calls: the cache holds everything."""
     model = case.build()
-    first = logits_in_chunks(model, case.ids, [])
-    logits_in_chunks(model, case.ids[::-1], [5, 3])
-    return expect_equal(logits_in_chunks(model, case.ids, []), first, "the same input gives other logits the second time: state is kept")
+    first = logits_in_chunks(model, case.ids)
+    logits_in_chunks(model, case.ids[::-1], sizes=[5, 3])
+    return expect_equal(logits_in_chunks(model, case.ids), first, "the same input gives other logits the second time: state is kept")
 
 
 def check_chunking(case: ModelCase) -> str:
@@ -172,7 +172,7 @@ def check_chunking(case: ModelCase) -> str:
     model = case.build()
     cuts = ([1] * len(case.ids), [7, 1, 13], [len(case.ids) - 1])
     for sizes in cuts:
-        got = logits_in_chunks(model, case.ids, sizes)
+        got = logits_in_chunks(model, case.ids, sizes=sizes)
         expect_equal(got, case.plain_logits, f"fed in chunks of {sizes[:4]} the logits differ from one piece")
     return f"{shape_text(case.plain_logits)} in {len(cuts)} cuts"
 
@@ -193,14 +193,14 @@ def check_slots(case: ModelCase) -> str:
     """Whichever slots a sequence gets: the same logits."""
     model = case.build()
     for seed in (1, 2):
-        got = logits_in_chunks(model, case.ids, [11], seed=seed)
+        got = logits_in_chunks(model, case.ids, sizes=[11], seed=seed)
         expect_equal(got, case.plain_logits, "with other slots the logits differ: the cache is not read through the slot table")
     return f"{shape_text(case.plain_logits)} with 2 shuffles"
 
 
 def check_two_ranks(case: ModelCase) -> str:
     """Split over two thread ranks: the same logits on each."""
-    results = on_thread_ranks(2, lambda shard: logits_in_chunks(case.build(shard=shard), case.ids, [9]))
+    results = on_thread_ranks(2, lambda shard: logits_in_chunks(case.build(shard=shard), case.ids, sizes=[9]))
     for rank, got in enumerate(results):
         expect_equal(got, case.plain_logits, f"split over two ranks the logits of rank {rank} differ: a shard is wrong")
     return f"{shape_text(case.plain_logits)} on each rank"
@@ -209,8 +209,8 @@ def check_two_ranks(case: ModelCase) -> str:
 def check_two_models(case: ModelCase) -> str:
     """Two models in one process do not disturb each other."""
     first, second = case.build(), case.build(RandomWeights(case.seed + 1, std=0.2))
-    other = logits_in_chunks(second, case.ids, [])
-    expect_equal(logits_in_chunks(first, case.ids, []), case.plain_logits, "beside another model the logits differ")
+    other = logits_in_chunks(second, case.ids)
+    expect_equal(logits_in_chunks(first, case.ids), case.plain_logits, "beside another model the logits differ")
     if case.has_weights and torch.allclose(other, case.plain_logits):
         raise CheckFailed("two models with different weights give equal logits: they share something")
     return shape_text(other)
@@ -245,8 +245,8 @@ def check_transformers(case: ModelCase) -> str:
 
 def check_int8_source(case: ModelCase) -> str:
     """With linears that are int8 codes the model computes what the rounded values give."""
-    int8 = logits_in_chunks(case.build(Int8Weights(case.weights())), case.ids, [])
-    rounded = logits_in_chunks(case.build(RoundedWeights(case.weights())), case.ids, [])
+    int8 = logits_in_chunks(case.build(Int8Weights(case.weights())), case.ids)
+    rounded = logits_in_chunks(case.build(RoundedWeights(case.weights())), case.ids)
     return expect_equal(int8, rounded, "with int8 linears the logits differ from the same rounded values")
 
 

@@ -103,7 +103,7 @@ def logits_of(model: CausalLM, cache: TinyCache, chunks: Iterable[Chunk]) -> Ten
     return model.head(model.norm(forward(model, cache.batch(chunks))))
 
 
-def logits_in_chunks(model: CausalLM, ids: Sequence[int], sizes: Iterable[int], *, row: int = 0, seed: int = 0) -> Tensor:
+def logits_in_chunks(model: CausalLM, ids: Sequence[int], *, sizes: Iterable[int] = (), row: int = 0, seed: int = 0) -> Tensor:
     """[T, V] of one sequence in a fresh cache, fed in chunks of these sizes, then the rest at once."""
     cache = TinyCache(model.cache_groups, num_rows=row + 1, context=len(ids), seed=seed)
     parts, begin = [], 0

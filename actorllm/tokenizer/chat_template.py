@@ -115,8 +115,8 @@ class ChatTemplate:
 async def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    messages: object,
     *,
+    messages: object,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,

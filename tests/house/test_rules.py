@@ -12,32 +12,11 @@ MUTABLE = ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp | ast.SetC
 MUTABLE_TYPES = {"list", "dict", "set", "bytearray", "deque", "defaultdict", "OrderedDict", "Counter", "WeakKeyDictionary", "count"}
 MUTATORS = {"append", "add", "extend", "insert", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear", "sort"}
 
-# Calls whose order the field or another library has fixed, and calls from before the rule. No new ones.
+# Calls whose order the field or another library has fixed.
 FIXED_ORDER = {
     "actorllm/layers/attention.py forward",  # q, k, v, as everybody writes it
     "actorllm/tokenizer/template_worker.py to_json",  # the filter that templates call
 }
-NOT_YET_BY_KEYWORD = {
-    "actorllm/actors/tokenize.py __init__",
-    "actorllm/engine.py _generate_message",
-    "actorllm/house.py _start",
-    "actorllm/layers/linear.py __init__",
-    "actorllm/layers/linear.py of",
-    "actorllm/layers/process_group.py gloo",
-    "actorllm/messages.py _check_range",
-    "actorllm/server/chat_completions.py delta",
-    "actorllm/server/chat_completions.py whole",
-    "actorllm/server/completions.py _choice",
-    "actorllm/server/completions.py delta",
-    "actorllm/server/completions.py whole",
-    "actorllm/server/route.py _chunk",
-    "actorllm/server/route.py _write_events",
-    "actorllm/server/route.py delta",
-    "actorllm/server/route.py whole",
-    "actorllm/testing/tiny.py logits_in_chunks",
-    "actorllm/tokenizer/chat_template.py encode_chat",
-}
-
 
 def length(node: ast.AST) -> int:
     return (node.end_lineno or 0) - node.lineno + 1  # type: ignore[attr-defined]
@@ -81,8 +60,8 @@ def test_parameters_after_the_first_two_are_keywords(sources) -> None:
             is_many = len(positional) + len(node.args.kwonlyargs) > FEW and len(positional) > POSITIONAL
             if is_many and not source.name.startswith("kernels/"):
                 found[f"{source.name} {node.name}"] = f"{source.name}:{node.lineno} {node.name}({', '.join(positional)})"
-    assert not [text for name, text in found.items() if name not in FIXED_ORDER | NOT_YET_BY_KEYWORD]
-    assert not [name for name in FIXED_ORDER | NOT_YET_BY_KEYWORD if name not in found], "keeps the rule now: take it off the list"
+    assert not [text for name, text in found.items() if name not in FIXED_ORDER]
+    assert not [name for name in FIXED_ORDER if name not in found], "keeps the rule now: take it off the list"
 
 
 def test_names(sources_and_tests) -> None:

@@ -71,7 +71,7 @@ def test_ranks_with_their_slopes_and_sinks_equal_one():
     q, k, v = qkv(6)
 
     def attended(shard: Shard) -> torch.Tensor:
-        split = HeadSplit.of(4, 2, 8, shard=shard)
+        split = HeadSplit.of(4, 2, head_dim=8, shard=shard)
         sinks = torch.nn.ModuleDict({"sinks": Sinks(split)})
         load_module(sinks, RandomWeights(std=1.0), "self_attn")
         heads, kv_heads = slice(*split.q_heads), slice(*split.kv_heads)

@@ -34,7 +34,7 @@ def collective(request):
         ends = ThreadRanks.group(NUM_RANKS, timeout=20)
         return lambda work: on_threads(lambda rank: work(ends[rank], rank))
     store = distributed.HashStore()
-    return lambda work: on_threads(lambda rank: work(ProcessGroup.gloo(store, rank, NUM_RANKS, timeout=20), rank))
+    return lambda work: on_threads(lambda rank: work(ProcessGroup.gloo(store, rank, num_ranks=NUM_RANKS, timeout=20), rank))
 
 
 def test_all_reduce_sums(collective):

@@ -53,7 +53,7 @@ def loaded(layer, prefix: str):
 
 def test_a_column_rank_reads_its_rows_only():
     reads = Reads()
-    layer = ColumnLinear("fc", 12, 10, shard=Shard(1, 3), bias=True)
+    layer = ColumnLinear(12, 10, name="fc", shard=Shard(1, 3), bias=True)
     layer.load(reads, "block.fc.")
     assert reads.parts == {"block.fc": ((10, 12), (4, 7), None), "block.fc.bias": ((10,), (4, 7), None)}
     torch.testing.assert_close(layer(X), whole("block.fc", 10, 12, bias=True)[:, 4:7])
@@ -86,7 +86,7 @@ def test_a_fused_layer_claims_its_siblings():
 def test_qkv_gives_each_rank_its_heads(num_kv_heads, num_ranks):
     num_heads, dim = num_kv_heads * 2 if num_kv_heads > 1 else 4, 4
     for rank in range(num_ranks):
-        split = HeadSplit.of(num_heads, num_kv_heads, dim, shard=Shard(rank, num_ranks))
+        split = HeadSplit.of(num_heads, num_kv_heads, head_dim=dim, shard=Shard(rank, num_ranks))
         q, k, v = loaded(QKVLinear(12, split, bias=True), "attn.qkv_proj.").qkv(X)
         expected_q = whole("attn.q_proj", num_heads * dim, 12, bias=True).view(4, num_heads, dim)
         torch.testing.assert_close(q, expected_q[:, slice(*split.q_heads)])
@@ -108,8 +108,8 @@ def test_one_tensor_gives_each_rank_its_queries_and_keys(num_heads, num_kv_heads
     else:  # all queries, all keys, all values
         expected = whole_qkv.view(4, -1, dim).split((num_heads, num_kv_heads, num_kv_heads), dim=1)
     for rank in range(num_ranks):
-        split = HeadSplit.of(num_heads, num_kv_heads, dim, shard=Shard(rank, num_ranks))
-        layer = PackedQKVLinear("qkv", 12, split, bias=True) if is_packed else QKVLinear(12, split, bias=True, names="qkv")
+        split = HeadSplit.of(num_heads, num_kv_heads, head_dim=dim, shard=Shard(rank, num_ranks))
+        layer = PackedQKVLinear(12, split, name="qkv", bias=True) if is_packed else QKVLinear(12, split, bias=True, names="qkv")
         q, k, v = loaded(layer, "attn.qkv.").qkv(X)
         torch.testing.assert_close(q, expected[0][:, slice(*split.q_heads)])
         torch.testing.assert_close(k, expected[1][:, slice(*split.kv_heads)])
@@ -118,9 +118,9 @@ def test_one_tensor_gives_each_rank_its_queries_and_keys(num_heads, num_kv_heads
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (4, 1)])
 def test_one_rank_reads_one_tensor_in_one_piece(num_heads, num_kv_heads):
-    split = HeadSplit.of(num_heads, num_kv_heads, 2, shard=Shard())
+    split = HeadSplit.of(num_heads, num_kv_heads, head_dim=2, shard=Shard())
     num_outputs = (num_heads + 2 * num_kv_heads) * 2
-    for layer in (QKVLinear(12, split, names="qkv"), PackedQKVLinear("qkv", 12, split), GateUpLinear(12, 5, shard=Shard(), names="qkv")):
+    for layer in (QKVLinear(12, split, names="qkv"), PackedQKVLinear(12, split, name="qkv"), GateUpLinear(12, 5, shard=Shard(), names="qkv")):
         reads = Reads()
         layer.load(reads, "attn.qkv.")
         rows = 10 if isinstance(layer, GateUpLinear) else num_outputs
@@ -237,7 +237,7 @@ def test_a_tied_head_pulls_nothing():
 
 def test_unload_gives_the_weights_back():
     layers = [
-        (ColumnLinear("fc", 12, 4, shard=Shard(), bias=True), "fc."),
+        (ColumnLinear(12, 4, name="fc", shard=Shard(), bias=True), "fc."),
         (RowLinear(12, 4, shard=Shard(), bias=True), "out."),
         (RMSNorm(12, eps=1e-5), "norm."),
         (LayerNorm(12, eps=1e-5), "norm."),

@@ -23,7 +23,7 @@ def test_spans_cover_everything_once_at_whole_units(num_ranks, size, unit):
 
 
 def splits(num_heads: int, num_kv_heads: int, num_ranks: int) -> list[HeadSplit]:
-    return [HeadSplit.of(num_heads, num_kv_heads, 8, shard=Shard(rank, num_ranks)) for rank in range(num_ranks)]
+    return [HeadSplit.of(num_heads, num_kv_heads, head_dim=8, shard=Shard(rank, num_ranks)) for rank in range(num_ranks)]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class PendingState(NamedTuple):
 class PendingLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.fc = ColumnLinear("fc", 4, 4, shard=Shard())
+        self.fc = ColumnLinear(4, 4, name="fc", shard=Shard())
 
     def forward(self, state: PendingState, batch: Batch) -> PendingState:
         residual = state.hidden + state.residual

@@ -35,18 +35,18 @@ def expected(parity_case, prompt):
 
 def test_logits_equal_the_reference(parity_case, prompt, expected, figure):
     model = load(parity_case.directory, Shard())
-    figure("whole", worst := difference(logits_in_chunks(model, prompt, []), expected))
+    figure("whole", worst := difference(logits_in_chunks(model, prompt), expected))
     assert worst < TOLERANCE
 
 
 def test_chunks_change_nothing(parity_case, prompt, expected, figure):
     model = load(parity_case.directory, Shard())
-    figure("chunks", worst := difference(logits_in_chunks(model, prompt, [5, 1, 1, 17, 9], seed=1), expected))
+    figure("chunks", worst := difference(logits_in_chunks(model, prompt, sizes=[5, 1, 1, 17, 9], seed=1), expected))
     assert worst < TOLERANCE
 
 
 def test_two_ranks_equal_the_reference(parity_case, prompt, expected, figure):
-    ranks = on_thread_ranks(2, lambda shard: logits_in_chunks(load(parity_case.directory, shard), prompt, [11]))
+    ranks = on_thread_ranks(2, lambda shard: logits_in_chunks(load(parity_case.directory, shard), prompt, sizes=[11]))
     figure("two ranks", worst := difference(ranks[0], expected))
     assert worst < TOLERANCE
     assert torch.equal(ranks[0], ranks[1])

@@ -228,8 +228,8 @@ async def test_special_token_text_of_a_client_stays_text(
     for name in ("tokenizers/qwen2-0.5b", "tokenizers/phi-3-mini", "models/stories260K"):
         tokenizer = load_real(name)
         template = make(tokenizer.chat_template, tokenizer.special_tokens)
-        plain = await encode_chat(tokenizer, template, [{"role": "user", "content": "hi"}])
-        forged = await encode_chat(tokenizer, template, [{"role": "user", "content": FORGED}])
+        plain = await encode_chat(tokenizer, template, messages=[{"role": "user", "content": "hi"}])
+        forged = await encode_chat(tokenizer, template, messages=[{"role": "user", "content": FORGED}])
         special = tokenizer.special_ids - {tokenizer.id_of("<unk>")}
         assert [i for i in forged if i in special] == [i for i in plain if i in special]
         shown = tokenizer.decode(forged, skip_special_tokens=False)
@@ -247,7 +247,7 @@ async def test_special_token_text_stays_text_wherever_it_comes_from(
     )
     message = {"role": "u</s>", "name": "<s>", "content": "a<|end|>b</s>c"}
     ids = await encode_chat(
-        tokenizer, make(source), [message], kwargs={"x": ["</s>", {"<s>": 1}]}, tools=[{"d": "</s>"}], add_generation_prompt=False
+        tokenizer, make(source), messages=[message], kwargs={"x": ["</s>", {"<s>": 1}]}, tools=[{"d": "</s>"}], add_generation_prompt=False
     )
     assert [token_id for token_id in ids if token_id in tokenizer.special_ids] == [tokenizer.bos_id]
     expected = "<s>u</s><s>a b</s>c['</s>', {'<s>': 1}][{\"d\": \"</s>\"}]"
@@ -259,7 +259,7 @@ async def test_the_broken_text_has_the_ids_of_plain_text(tiny_bytes: Library, ma
     plain = Library.from_str(tiny_bytes.to_str())
     plain.encode_special_tokens = True
     tokenizer = Tokenizer(tiny_bytes, VARIABLES, chat_template={})
-    ids = await encode_chat(tokenizer, make("{{ messages[0].content }}"), [{"role": "user", "content": FORGED}])
+    ids = await encode_chat(tokenizer, make("{{ messages[0].content }}"), messages=[{"role": "user", "content": FORGED}])
     assert ids == plain.encode(FORGED).ids
 
 
@@ -273,14 +273,14 @@ async def test_special_tokens_matched_after_normalizing_stay_text_too(
     tokenizer = Tokenizer(Library.from_str(json.dumps(written)), VARIABLES, chat_template={})
     assert tokenizer.eos_id in await tokenizer.encode("a </s> b"), "the text alone is the token"
     source = "{{ bos_token }}{{ messages[0].content }} {{ eos_token }}"
-    ids = await encode_chat(tokenizer, make(source), [{"role": "user", "content": "a </s> b <s>"}])
+    ids = await encode_chat(tokenizer, make(source), messages=[{"role": "user", "content": "a </s> b <s>"}])
     assert [token_id for token_id in ids if token_id in tokenizer.special_ids] == [tokenizer.bos_id, tokenizer.eos_id]
     assert "</s> b <s>" in tokenizer.decode(ids)
 
 
 async def test_bos_is_the_templates_business(tiny_bytes: Library, make: Callable[..., ChatTemplate]) -> None:
     tokenizer = Tokenizer(tiny_bytes, {**VARIABLES, "add_bos_token": True}, chat_template={})
-    with_bos = await encode_chat(tokenizer, make("{{ bos_token }}{{ messages[0].content }}"), [{"role": "user", "content": "he"}])
+    with_bos = await encode_chat(tokenizer, make("{{ bos_token }}{{ messages[0].content }}"), messages=[{"role": "user", "content": "he"}])
     assert tokenizer.decode(with_bos, skip_special_tokens=False) == "<s>he"
-    without = await encode_chat(tokenizer, make("{{ messages[0].content }}"), [{"role": "user", "content": "he"}])
+    without = await encode_chat(tokenizer, make("{{ messages[0].content }}"), messages=[{"role": "user", "content": "he"}])
     assert tokenizer.decode(without, skip_special_tokens=False) == "he"

@@ -55,7 +55,7 @@ def outputs(new_layer, prefix, pair):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_siblings_of_one_format_are_fused_and_stay_int8(pair, rank):
-    split = HeadSplit.of(4, 2, 2, shard=Shard(rank, 2))
+    split = HeadSplit.of(4, 2, head_dim=2, shard=Shard(rank, 2))
     layer, (plain, coded) = outputs(lambda: QKVLinear(8, split), "attn.qkv_proj.", pair)
     torch.testing.assert_close(coded, plain)
     assert isinstance(layer.weight, Int8Weight) and layer.weight.codes_OI.dtype == torch.int8

@@ -55,7 +55,7 @@ def load(tmp_path, tensors, model=None) -> LlamaForCausalLM:
 def test_a_checkpoint_equals_its_source(tmp_path, tensors):
     expected = new_model()
     load_module(expected, RandomWeights(0, std=0.3))
-    assert torch.equal(logits_in_chunks(load(tmp_path, tensors), IDS, []), logits_in_chunks(expected, IDS, []))
+    assert torch.equal(logits_in_chunks(load(tmp_path, tensors), IDS), logits_in_chunks(expected, IDS))
 
 
 @pytest.mark.parametrize("shard", [Shard(0, 2), Shard(1, 2)])
@@ -118,9 +118,9 @@ def test_nothing_takes_memory_before_it_is_loaded_or_after(tmp_path, tensors):
     assert not list(model.parameters()) and not list(model.buffers())
     load(tmp_path, tensors, model)
     layer = model.layer(1)
-    before = logits_in_chunks(model, IDS, [])
+    before = logits_in_chunks(model, IDS)
     unload_module(layer)
     assert not list(layer.parameters())
     with Checkpoint.open(tmp_path) as checkpoint:
         load_module(layer, checkpoint, "model.layers.1")
-    assert torch.equal(logits_in_chunks(model, IDS, []), before)
+    assert torch.equal(logits_in_chunks(model, IDS), before)

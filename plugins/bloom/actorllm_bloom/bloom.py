@@ -20,8 +20,8 @@ class BloomAttention(nn.Module):
     def __init__(self, config: BloomConfig, layer: int, *, shard: Shard) -> None:
         super().__init__()
         size = config.hidden_size
-        split = HeadSplit.of(config.num_heads, config.num_heads, config.head_dim, shard=shard)
-        self.query_key_value = PackedQKVLinear("query_key_value", size, split, bias=True)
+        split = HeadSplit.of(config.num_heads, config.num_heads, head_dim=config.head_dim, shard=shard)
+        self.query_key_value = PackedQKVLinear(size, split, name="query_key_value", bias=True)
         self.dense = RowLinear(size, size, shard=shard, cols=split.q_rows, bias=True)
         slopes = alibi_slopes(config.num_heads)[slice(*split.q_heads)]
         self.attention = Attention(layer, group=0, scale=config.head_dim**-0.5, slopes=slopes)
@@ -72,7 +72,7 @@ class BloomForCausalLM(CausalLM):
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
-        split = HeadSplit.of(self.config.num_heads, self.config.num_heads, self.config.head_dim, shard=self.shard)
+        split = HeadSplit.of(self.config.num_heads, self.config.num_heads, head_dim=self.config.head_dim, shard=self.shard)
         per_token = (split.num_local_kv_heads, self.config.head_dim)
         return (CacheGroup("full", tuple(range(self.config.num_layers)), (CacheBuffer("k", per_token), CacheBuffer("v", per_token))),)
 

@@ -96,12 +96,12 @@ def _rotary(head_dim: int, ratio: float, *, name: str, context_len: int) -> Rota
 class ChatGLMAttention(nn.Module):
     def __init__(self, config: ChatGLMConfig, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         num_q, name = config.num_heads * config.head_dim, "query_key_value"
         if config.is_grouped:
             self.query_key_value = QKVLinear(config.hidden_size, split, bias=config.has_qkv_bias, names=name)
         else:
-            self.query_key_value = PackedQKVLinear(name, config.hidden_size, split, bias=config.has_qkv_bias)
+            self.query_key_value = PackedQKVLinear(config.hidden_size, split, name=name, bias=config.has_qkv_bias)
         self.dense = RowLinear(num_q, config.hidden_size, shard=shard, cols=split.q_rows, bias=config.has_output_bias)
         self.attention = Attention(layer, group=group, scale=config.head_dim**-0.5)
 

@@ -32,16 +32,16 @@ class DeepseekAttention(nn.Module):
         self.sizes = sizes = config.attention
         hidden, bias = config.hidden_size, config.has_attention_bias
         head_dim, whole = sizes.key + sizes.rotated, Shard()
-        split = HeadSplit.of(config.num_heads, config.num_heads, head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_heads, head_dim=head_dim, shard=shard)
         num_q = config.num_heads * head_dim
         if sizes.query_rank is None:
-            self.q_proj = ColumnLinear("q_proj", hidden, num_q, shard=shard, unit=head_dim)
+            self.q_proj = ColumnLinear(hidden, num_q, name="q_proj", shard=shard, unit=head_dim)
         else:
-            self.q_a_proj = ColumnLinear("q_a_proj", hidden, sizes.query_rank, shard=whole, bias=bias)
+            self.q_a_proj = ColumnLinear(hidden, sizes.query_rank, name="q_a_proj", shard=whole, bias=bias)
             self.q_a_layernorm = RMSNorm(sizes.query_rank, eps=COMPRESSION_EPS)
-            self.q_b_proj = ColumnLinear("q_b_proj", sizes.query_rank, num_q, shard=shard, unit=head_dim)
+            self.q_b_proj = ColumnLinear(sizes.query_rank, num_q, name="q_b_proj", shard=shard, unit=head_dim)
         name, num_latent = "kv_a_proj_with_mqa", sizes.latent + sizes.rotated
-        self.kv_a_proj_with_mqa = ColumnLinear(name, hidden, num_latent, shard=whole, bias=bias)
+        self.kv_a_proj_with_mqa = ColumnLinear(hidden, num_latent, name=name, shard=whole, bias=bias)
         self.kv_a_layernorm = RMSNorm(sizes.latent, eps=COMPRESSION_EPS)
         self.kv_b_proj = LatentHeads(split, latent_size=sizes.latent, key_size=sizes.key, value_size=sizes.value)
         self.attention = LatentAttention(layer, group=0, latent_size=sizes.latent, scale=sizes.scale)

@@ -22,9 +22,9 @@ class FalconAttention(nn.Module):
     def __init__(self, config: FalconConfig, layer: int, *, shard: Shard) -> None:
         super().__init__()
         size, bias, scale = config.hidden_size, config.has_bias, config.head_dim**-0.5
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         if config.has_packed_qkv:
-            self.query_key_value = PackedQKVLinear("query_key_value", size, split, bias=bias)
+            self.query_key_value = PackedQKVLinear(size, split, name="query_key_value", bias=bias)
         else:
             self.query_key_value = QKVLinear(size, split, bias=bias, names="query_key_value")
         self.dense = RowLinear(size, size, shard=shard, cols=split.q_rows, bias=bias)
@@ -82,7 +82,7 @@ class FalconForCausalLM(CausalLM):
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
-        split = HeadSplit.of(self.config.num_heads, self.config.num_kv_heads, self.config.head_dim, shard=self.shard)
+        split = HeadSplit.of(self.config.num_heads, self.config.num_kv_heads, head_dim=self.config.head_dim, shard=self.shard)
         per_token = (split.num_local_kv_heads, self.config.head_dim)
         return (CacheGroup("full", tuple(range(self.config.num_layers)), (CacheBuffer("k", per_token), CacheBuffer("v", per_token))),)
 

@@ -54,7 +54,7 @@ class Tables(NamedTuple):
 class GemmaAttention(nn.Module):
     def __init__(self, config: GemmaConfig, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         num_q, has_bias = config.num_heads * config.head_dim, config.has_attention_bias
         self.qkv_proj = QKVLinear(config.hidden_size, split, bias=has_bias)
         self.o_proj = RowLinear(num_q, config.hidden_size, shard=shard, cols=split.q_rows, bias=has_bias)
@@ -114,7 +114,7 @@ class Gemma2ForCausalLM(CausalLM):
 
     def __init__(self, config: GemmaConfig, shard: Shard) -> None:
         super().__init__(config, shard)
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         per_token = (split.num_local_kv_heads, config.head_dim)
         self._groups, layer_groups = window_groups(config.windows, (CacheBuffer("k", per_token), CacheBuffer("v", per_token)))
         self.model = GemmaModel(config, groups=layer_groups, shard=shard)

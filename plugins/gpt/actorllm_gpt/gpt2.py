@@ -37,9 +37,9 @@ class GPT2Config(GPTConfig):
 class GPTAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int, *, shard: Shard) -> None:
         super().__init__()
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         if config.has_packed_qkv:
-            self.c_attn = PackedQKVLinear("c_attn", config.hidden_size, split, bias=True)
+            self.c_attn = PackedQKVLinear(config.hidden_size, split, name="c_attn", bias=True)
         else:
             self.c_attn = QKVLinear(config.hidden_size, split, bias=True, names="c_attn")
         self.c_proj = RowLinear(config.hidden_size, config.hidden_size, shard=shard, cols=split.q_rows, bias=True)
@@ -91,7 +91,7 @@ class GPT2LMHeadModel(CausalLM):
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
-        split = HeadSplit.of(self.config.num_heads, self.config.num_kv_heads, self.config.head_dim, shard=self.shard)
+        split = HeadSplit.of(self.config.num_heads, self.config.num_kv_heads, head_dim=self.config.head_dim, shard=self.shard)
         per_token = (split.num_local_kv_heads, self.config.head_dim)
         return (CacheGroup("full", tuple(range(self.config.num_layers)), (CacheBuffer("k", per_token), CacheBuffer("v", per_token))),)
 

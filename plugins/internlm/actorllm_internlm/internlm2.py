@@ -32,9 +32,9 @@ class InternLM2Config(LlamaConfig):
 class InternLM2Attention(nn.Module):
     def __init__(self, config: InternLM2Config, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         num_q = config.num_heads * config.head_dim
-        self.wqkv = PackedQKVLinear("wqkv", config.hidden_size, split, bias=config.has_qkv_bias)
+        self.wqkv = PackedQKVLinear(config.hidden_size, split, name="wqkv", bias=config.has_qkv_bias)
         self.wo = RowLinear(num_q, config.hidden_size, shard=shard, cols=split.q_rows, bias=config.has_output_bias)
         self.attention = Attention(layer, group=group, scale=config.head_dim**-0.5)
 

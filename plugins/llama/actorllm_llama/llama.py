@@ -23,7 +23,7 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         num_q = config.num_heads * config.head_dim
         self.qkv_proj = QKVLinear(config.hidden_size, split, bias=config.has_qkv_bias, names=self.qkv_names)
         self.o_proj = RowLinear(num_q, config.hidden_size, shard=shard, cols=split.q_rows, bias=config.has_output_bias)
@@ -73,7 +73,7 @@ class LlamaForCausalLM(CausalLM):
 
     def __init__(self, config: LlamaConfig, shard: Shard) -> None:
         super().__init__(config, shard)
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         per_token = (split.num_local_kv_heads, config.head_dim)
         self._groups, layer_groups = window_groups(config.windows, (CacheBuffer("k", per_token), CacheBuffer("v", per_token)))
         layers = nn.ModuleList(self.layer_class(config, i, group=group, shard=shard) for i, group in enumerate(layer_groups))

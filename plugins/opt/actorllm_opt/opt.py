@@ -29,7 +29,7 @@ class OPTAttention(nn.Module):
     def __init__(self, config: OPTConfig, layer: int, *, shard: Shard) -> None:
         super().__init__()
         size, bias = config.hidden_size, config.has_bias
-        split = HeadSplit.of(config.num_heads, config.num_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_heads, head_dim=config.head_dim, shard=shard)
         self.qkv_proj = QKVLinear(size, split, bias=bias)
         self.out_proj = RowLinear(size, size, shard=shard, cols=split.q_rows, bias=bias)
         self.attention = Attention(layer, group=0, scale=config.head_dim**-0.5)
@@ -45,7 +45,7 @@ class OPTLayer(nn.Module):
         size, bias = config.hidden_size, config.has_bias
         self.self_attn = OPTAttention(config, layer, shard=shard)
         self.self_attn_layer_norm = layer_norm(config)
-        self.fc1 = ColumnLinear("fc1", size, config.intermediate_size, shard=shard, bias=bias)
+        self.fc1 = ColumnLinear(size, config.intermediate_size, name="fc1", shard=shard, bias=bias)
         self.fc2 = RowLinear(config.intermediate_size, size, shard=shard, bias=bias)
         self.final_layer_norm = layer_norm(config)
         self.activation = activation(config.activation)
@@ -78,16 +78,16 @@ class OPTForCausalLM(CausalLM):
         is_projected = embedding_size != size
         self.embed_tokens = Embedding(config.vocab_size, embedding_size)
         self.embed_positions = PositionEmbedding(config.context_len, size, offset=POSITION_OFFSET)
-        self.project_in = ColumnLinear("project_in", embedding_size, size, shard=WHOLE) if is_projected else nn.Identity()
+        self.project_in = ColumnLinear(embedding_size, size, name="project_in", shard=WHOLE) if is_projected else nn.Identity()
         self.layers = nn.ModuleList(OPTLayer(config, layer, shard=shard) for layer in range(config.num_layers))
         self.final_layer_norm = layer_norm(config) if config.has_final_norm else nn.Identity()
-        self.project_out = ColumnLinear("project_out", size, embedding_size, shard=WHOLE) if is_projected else nn.Identity()
+        self.project_out = ColumnLinear(size, embedding_size, name="project_out", shard=WHOLE) if is_projected else nn.Identity()
         tied = self.embed_tokens if config.is_tied else None
         self.lm_head = Head(embedding_size, config.vocab_size, shard=shard, tied=tied)
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
-        split = HeadSplit.of(self.config.num_heads, self.config.num_heads, self.config.head_dim, shard=self.shard)
+        split = HeadSplit.of(self.config.num_heads, self.config.num_heads, head_dim=self.config.head_dim, shard=self.shard)
         per_token = (split.num_local_kv_heads, self.config.head_dim)
         return (CacheGroup("full", tuple(range(self.config.num_layers)), (CacheBuffer("k", per_token), CacheBuffer("v", per_token))),)
 

@@ -105,7 +105,7 @@ def test_leftovers_of_published_files(tmp_path):
     added["lm_head.weight"] = load_file(tmp_path / WEIGHTS)["transformer.word_embeddings.weight"].clone()
     rename(tmp_path, lambda name: name, added=added)
     expected = reference_logits(reference, IDS)
-    got = logits_in_chunks(load_folder(FalconForCausalLM, tmp_path), IDS, [])
+    got = logits_in_chunks(load_folder(FalconForCausalLM, tmp_path), IDS)
     assert (got - expected).abs().max() < 1e-4 * expected.std()
 
 
@@ -116,7 +116,7 @@ def test_ranks_beyond_the_key_heads(changes, num_ranks):
     def logits(shard):
         model = FalconForCausalLM(config, shard)
         load_module(model, RandomWeights(0, std=0.3))
-        return logits_in_chunks(model, IDS, [5, 1])
+        return logits_in_chunks(model, IDS, sizes=[5, 1])
 
     expected = logits(Shard())
     for got in on_thread_ranks(num_ranks, logits):

@@ -68,7 +68,7 @@ def test_a_vision_tower_is_left_out_by_either_naming(tmp_path, is_nested):
         renamed = {f"model.{name}".replace("model.language_model.model.", "model.language_model."): tensors[name] for name in tensors}
         save_file(renamed, file)
     ids = list(range(100, 120))
-    got = logits_in_chunks(load_folder(Gemma3ForConditionalGeneration, tmp_path), ids, [])
+    got = logits_in_chunks(load_folder(Gemma3ForConditionalGeneration, tmp_path), ids)
     torch.testing.assert_close(got, reference_logits(reference, ids), atol=2e-4, rtol=0)
 
 

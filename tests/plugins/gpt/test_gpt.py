@@ -117,7 +117,7 @@ def test_names_without_a_prefix(architecture, tmp_path):
     names = rename(tmp_path, lambda name: name.removeprefix("transformer."), added=added)
     assert {"wte.weight", "h.0.attn.c_attn.bias", "h.0.attn.bias", "ln_f.bias"} <= names
     expected = reference_logits(reference, IDS)
-    got = logits_in_chunks(load_folder(CLASSES[architecture], tmp_path), IDS, [])
+    got = logits_in_chunks(load_folder(CLASSES[architecture], tmp_path), IDS)
     assert (got - expected).abs().max() < 1e-4 * expected.std()
 
 
@@ -129,7 +129,7 @@ def test_ranks_share_the_one_key_head(num_heads, num_ranks):
         model = GPTBigCodeForCausalLM(config, shard)
         assert {buffer.shape for group in model.cache_groups for buffer in group.buffers} == {(1, config.head_dim)}
         load_module(model, RandomWeights(0, std=0.3))
-        return logits_in_chunks(model, IDS, [5, 1])
+        return logits_in_chunks(model, IDS, sizes=[5, 1])
 
     expected = logits(Shard())
     for got in on_thread_ranks(num_ranks, logits):

@@ -21,7 +21,7 @@ def logits(shard: Shard, heads: tuple[int, int]) -> torch.Tensor:
     }  # fmt: skip
     model = Qwen3ForCausalLM(Qwen3ForCausalLM.config_class.from_hf(config), shard)
     load_module(model, RandomWeights(0, std=0.3))
-    return logits_in_chunks(model, IDS, [5, 1])
+    return logits_in_chunks(model, IDS, sizes=[5, 1])
 
 
 @pytest.mark.parametrize(("num_ranks", "heads"), [(2, (6, 3)), (2, (4, 1)), (4, (4, 2)), (3, (6, 6))])
@@ -34,7 +34,7 @@ def test_ranks_in_memory(num_ranks, heads):
 def test_ranks_joined_by_gloo():
     store = distributed.HashStore()
     ranks = on_thread_ranks(
-        2, lambda shard: logits(shard, (4, 2)), join=lambda rank: ProcessGroup.gloo(store, rank, 2, timeout=30)
+        2, lambda shard: logits(shard, (4, 2)), join=lambda rank: ProcessGroup.gloo(store, rank, num_ranks=2, timeout=30)
     )
     for got in ranks:
         torch.testing.assert_close(got, logits(Shard(), (4, 2)), atol=1e-4, rtol=0)

@@ -83,5 +83,5 @@ def test_names_with_less_of_a_prefix(prefix, seed, tmp_path):
     assert f"{prefix}layers.1.self_attn_layer_norm.bias" in names
     assert (f"{prefix}project_in.weight" in names) == (seed == 1)
     expected = reference_logits(reference, IDS)
-    got = logits_in_chunks(load_folder(OPTForCausalLM, tmp_path), IDS, [])
+    got = logits_in_chunks(load_folder(OPTForCausalLM, tmp_path), IDS)
     assert (got - expected).abs().max() < 1e-4 * expected.std()

@@ -121,5 +121,5 @@ def test_the_served_context_chooses_the_factors(context, word, tmp_path, caplog)
         load_weights(model, checkpoint)
     for length, is_right in ((16, word == "short"), (17, word == "long")):
         ids = list(range(length))
-        is_close = torch.allclose(logits_in_chunks(model, ids, [5]), reference_logits(reference, ids), atol=1e-4)
+        is_close = torch.allclose(logits_in_chunks(model, ids, sizes=[5]), reference_logits(reference, ids), atol=1e-4)
         assert is_close == is_right
