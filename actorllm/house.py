@@ -72,6 +72,7 @@ class House:
         self._table = RequestTable()
         self._transcripts = Transcripts()
         self._unsent: deque[Outputs] = deque()
+        self._unheard: deque[StopFound | Abort] = deque()
         self._epoch = 0
         self._scheduler: Scheduler | None = None
         self._loaded: LoadedModel | None = None
@@ -214,6 +215,7 @@ class House:
             execute=execute,
             detokenize=detokenize,
             unsent=self._unsent,
+            unheard=self._unheard,
             on_finished=self._on_finished,
         )
         self._schedule = await core.start("schedule", new_schedule, capacity=MAILBOX)

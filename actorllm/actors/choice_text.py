@@ -28,7 +28,9 @@ class ChoiceText:
         self._num_events = 0
 
     def push(self, row: RowOutput) -> list[TokenEvent]:
-        """The events of new tokens, up to and including the choice's end."""
+        """The events of new tokens, up to and including the choice's end. Raises where tokens before them did not come."""
+        if row.start != self._num_tokens:
+            raise RuntimeError(f"token {row.start} came after {self._num_tokens} tokens")
         ids = unpack(row.ids)
         scores = token_logprobs(self._tokenizer, list(ids), row.logprobs) if row.logprobs else None
         events: list[TokenEvent] = []

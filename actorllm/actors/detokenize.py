@@ -44,9 +44,13 @@ class Transcripts:
 
     def __init__(self) -> None:
         self.open: dict[str, Transcript] = {}
+        self.unrecorded: Outputs | None = None
 
-    def record(self, outputs: Outputs) -> None:
-        """Remember a message before anything is made of it."""
+    def record(self) -> None:
+        """Remember what is `unrecorded`: a message before anything is made of it, or one that a crash came between."""
+        outputs = self.unrecorded
+        if outputs is None:
+            return
         for opened in outputs.opened:
             self.open[opened.request_id] = Transcript(opened)
         for scores in outputs.prompts:
@@ -55,6 +59,7 @@ class Transcripts:
         for row in outputs.rows:
             if transcript := self.open.get(row.request_id):
                 transcript.rows.append(row)
+        self.unrecorded = None
 
 
 class DetokenizeActor(Actor[Outputs]):
@@ -76,6 +81,7 @@ class DetokenizeActor(Actor[Outputs]):
 
     async def started(self) -> None:
         """Rebuild what an earlier incarnation knew."""
+        self._transcripts.record()
         transcripts = list(self._transcripts.open.values())
         self._handle(
             Outputs(
@@ -86,7 +92,8 @@ class DetokenizeActor(Actor[Outputs]):
         )
 
     async def receive(self, message: Outputs) -> None:
-        self._transcripts.record(message)
+        self._transcripts.unrecorded = message
+        self._transcripts.record()
         self._handle(message)
 
     def _handle(self, outputs: Outputs) -> None:

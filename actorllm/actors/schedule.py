@@ -19,8 +19,8 @@ from actorllm.scheduling.scheduler import Scheduler
 
 class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
     """`new_scheduler` builds the next epoch's scheduler over the surviving table; `on_finished` hears of each request
-    whose slots are back. `unsent` outlives an incarnation as the table does: what was taken for detokenize and waits for
-    room there."""
+    whose slots are back. `unsent` and `unheard` outlive an incarnation as the table does: what was taken for detokenize and
+    waits for room there, and which requests it was told to end."""
 
     urgent = (Abort, StopFound, StepDone, Tick)
     rejections = (RequestError,)
@@ -32,16 +32,19 @@ class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
         execute: Ref,
         detokenize: Ref,
         unsent: deque[Outputs],
+        unheard: deque[StopFound | Abort],
         on_finished: Callable[[FinishedRequest], None],
     ) -> None:
         self._scheduler = new_scheduler()
         self._unsent = unsent
+        self._unheard = unheard
         self._on_finished = on_finished
         self._execute = execute
         self._detokenize = detokenize
         self._timer: asyncio.TimerHandle | None = None
 
     async def started(self) -> None:
+        self._end_requests()
         await self._round()
 
     async def receive(self, message: Admit | Abort | StopFound | StepDone | Tick) -> None:
@@ -50,10 +53,9 @@ class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
                 self._scheduler.complete(message)
             case Admit():
                 self._scheduler.add(message)
-            case StopFound():
-                self._scheduler.stop(message)
-            case Abort(request_id):
-                self._scheduler.abort(request_id)
+            case StopFound() | Abort():
+                self._unheard.append(message)
+                self._end_requests()
             case Tick():
                 pass  # the round that follows looks at the clock
 
@@ -63,6 +65,16 @@ class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
     async def stopped(self, error: BaseException | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def _end_requests(self) -> None:
+        """Nobody says it again, so each is forgotten only when it has been done."""
+        while self._unheard:
+            match self._unheard[0]:
+                case StopFound() as found:
+                    self._scheduler.stop(found)
+                case Abort(request_id):
+                    self._scheduler.abort(request_id)
+            self._unheard.popleft()
 
     async def _round(self) -> None:
         self._scheduler.expire(time.monotonic())

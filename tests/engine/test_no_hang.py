@@ -6,6 +6,7 @@ typed error and the engine says that it is not healthy.
 
 import asyncio
 import functools
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ import pytest
 
 from actorllm import house
 from actorllm.actors import detokenize
-from actorllm.actors.detokenize import DetokenizeActor
+from actorllm.actors.detokenize import DetokenizeActor, Transcripts
 from actorllm.actors.execute import ExecuteActor
 from actorllm.actors.schedule import ScheduleActor
 from actorllm.actors.tokenize import TokenizeActor
@@ -27,12 +28,15 @@ from actorllm.errors import ActorLLMError, DeviceHung, DeviceLost, EngineError, 
 from actorllm.execution.runner import ResidentRunner
 from actorllm.messages import Admit, Outputs, SamplingParams, Step, StepDone
 from actorllm.scheduling.request import FinishedRequest
+from actorllm.scheduling.scheduler import Scheduler
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings
 
 SettingsFactory = Callable[..., EngineSettings]
 NUM_STREAMS = 32
-GUARD = 20.0  # seconds; one or two are needed, but the machine may be busy
+GUARD = 5.0 * float(os.environ.get("TIME_SCALE", "1"))  # seconds; a slow or busy machine may be given more
 PARAMS = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+LONG = msgspec.structs.replace(PARAMS, max_tokens=400)
+"""Of requests that must not end by their length while a test looks."""
 both_encodings = pytest.mark.parametrize("encode", [True, False], ids=["encoded", "plain"])
 
 
@@ -52,11 +56,12 @@ class Fault:
         original = getattr(owner, name)
 
         @functools.wraps(original)
-        def broken(actor: Any, message: Any) -> Any:
-            if isinstance(message, kind) and (self.is_lasting or not self.has_struck.is_set()):
+        def broken(actor: Any, *messages: Any) -> Any:
+            is_meant = all(isinstance(message, kind) for message in messages)
+            if is_meant and (self.is_lasting or not self.has_struck.is_set()):
                 self.has_struck.set()
                 self.strike()
-            return original(actor, message)
+            return original(actor, *messages)
 
         monkeypatch.setattr(owner, name, broken)
 
@@ -174,6 +179,10 @@ def break_detokenize(monkeypatch: pytest.MonkeyPatch) -> Fault:
     return Fault(monkeypatch, DetokenizeActor, name="_handle")
 
 
+def break_transcripts(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    return Fault(monkeypatch, Transcripts, name="record")
+
+
 def break_device(monkeypatch: pytest.MonkeyPatch) -> Fault:
     fault = Fault(monkeypatch, ResidentRunner, name="launch")
     fault.error = RuntimeError("a kernel was given a wrong shape")
@@ -189,6 +198,7 @@ def break_device(monkeypatch: pytest.MonkeyPatch) -> Fault:
         (break_admission, True),
         (break_execute, False),
         (break_detokenize, False),
+        (break_transcripts, False),
         (break_device, False),
     ],
 )
@@ -217,6 +227,33 @@ async def test_running_requests_outlive_what_restarts(
         assert streams.engine.statistics().num_restarts in (1, 2)  # schedule and execute go together
         ids = sorted(record.request_id for record in streams.finished)
         assert len(ids) == len(set(ids)) == NUM_STREAMS + 2 - is_next_refused
+
+
+async def test_an_abort_outlives_the_crash_of_who_was_told(
+    stories_settings: SettingsFactory, golden, *, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(stories_settings(), golden) as streams, asyncio.timeout(GUARD):
+        stream = await streams.engine.submit(golden.prompt_ids, LONG, request_id="left")
+        await anext(stream)
+        fault = Fault(monkeypatch, Scheduler, name="abort")
+        stream.abort()
+        ends = [event.finish async for events in stream for event in events if event.finish]
+        assert (ends, fault.has_struck.is_set()) == (["abort"], True)
+        assert [reading.text for reading in await streams.ends()] == texts
+        await until(lambda: has_slots_back(streams.engine))
+
+
+async def test_a_stop_string_outlives_the_crash_of_who_was_told(
+    stories_settings: SettingsFactory, golden, *, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(stories_settings(), golden) as streams, asyncio.timeout(GUARD):
+        fault = Fault(monkeypatch, Scheduler, name="stop")
+        until_space = msgspec.structs.replace(LONG, stop=(" ",), min_tokens=8)
+        stream = await streams.engine.submit(golden.prompt_ids, until_space, request_id="stopped")
+        ends = [event.finish async for events in stream for event in events if event.finish]
+        assert (ends, fault.has_struck.is_set()) == (["stop"], True)
+        assert [reading.text for reading in await streams.ends()] == texts
+        await until(lambda: has_slots_back(streams.engine))
 
 
 async def test_outputs_that_wait_for_room_outlive_a_crash(

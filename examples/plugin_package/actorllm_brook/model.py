@@ -95,7 +95,7 @@ class Config:
 class SelfAttention(nn.Module):
     def __init__(self, config: Config, layer: int, *, group: int, shard: Shard) -> None:
         super().__init__()
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         num_q = config.num_heads * config.head_dim
         self.qkv_proj = QKVLinear(config.hidden_size, split, bias=config.has_attention_bias)
         self.o_proj = RowLinear(num_q, config.hidden_size, shard=shard, cols=split.q_rows, bias=config.has_attention_bias)
@@ -147,7 +147,7 @@ class BrookForCausalLM(CausalLM):
 
     def __init__(self, config: Config, shard: Shard) -> None:
         super().__init__(config, shard)
-        split = HeadSplit.of(config.num_heads, config.num_kv_heads, config.head_dim, shard=shard)
+        split = HeadSplit.of(config.num_heads, config.num_kv_heads, head_dim=config.head_dim, shard=shard)
         per_token = (split.num_local_kv_heads, config.head_dim)
         self._groups, layer_groups = window_groups(config.windows, (CacheBuffer("k", per_token), CacheBuffer("v", per_token)))
         self.model = Model(config, groups=layer_groups, shard=shard)

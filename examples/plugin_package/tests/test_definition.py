@@ -51,6 +51,6 @@ def test_logits_are_those_of_the_definition(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     ids = torch.randint(256, (60,), generator=torch.Generator().manual_seed(1)).tolist()
     wanted = by_definition(ids, load_file(tmp_path / "model" / "model.safetensors"))
-    got = logits_in_chunks(load_folder(BrookForCausalLM, tmp_path / "model"), ids, [])
+    got = logits_in_chunks(load_folder(BrookForCausalLM, tmp_path / "model"), ids)
     assert wanted.std() > 0.5
     assert (got - wanted).abs().max() < 1e-4 * wanted.std()
