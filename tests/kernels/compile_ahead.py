@@ -14,7 +14,12 @@ import torch
 
 from actorllm_kernels import device
 from actorllm_kernels.attention import RaggedKeys, triton
+from actorllm_kernels.gated import ACTIVATIONS
+from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.launch import Launch
+from actorllm_kernels.norm import triton as norm
+from actorllm_kernels.rotary_store import Angles
+from actorllm_kernels.rotary_store import triton as rotary_store
 
 GPUS = {80: (163 * 1024, 108), 90: (227 * 1024, 132)}
 """By compute capability: bytes of shared memory a program may have, and multiprocessors."""
@@ -46,6 +51,25 @@ def attention(
     return triton.launches(q, pools, keys, scores=scores, out_THE=out)
 
 
+def around(form: torch.dtype = torch.bfloat16) -> list[Launch]:
+    """What comes before and after attention, for 64 tokens of a model of 8192 values."""
+    tokens, gate_up = partial(meta, 64, dtype=torch.bfloat16), meta(64, 2 * 28672, dtype=torch.bfloat16)
+    q, k, v = tokens(80, 128).split([64, 8, 8], dim=1)
+    pools = meta(100_000, 8, 128, dtype=form), meta(100_000, 8, 128, dtype=form)
+    factors = (meta(100_000, 8, dtype=torch.float32), meta(100_000, 8, dtype=torch.float32)) if form.itemsize == 1 else None
+    weight = meta(8192, dtype=torch.bfloat16)
+    results = tokens(8192), tokens(8192)
+    norms = partial(norm.launch, tokens(8192), tokens(8192), weight_D=weight, eps=1e-5, results=results)
+    rotations = partial(rotary_store.launch, q, k, v, slots_T=meta(64, dtype=torch.int64), pools=pools, scales=factors, out_THD=q)
+    return [
+        norms(bias_D=None, is_rms=True),
+        norms(bias_D=weight, is_rms=False),
+        *(gated.launch(*gate_up.chunk(2, dim=-1), activation=name, out_TI=tokens(28672)) for name in ACTIVATIONS),
+        rotations(angles=Angles(tokens(1, 128), tokens(1, 128))),
+        rotations(angles=Angles(tokens(1, 64), tokens(1, 64), True)),
+    ]
+
+
 def few() -> Iterator[tuple[str, list[Launch]]]:
     """The usual shapes."""
     for query_len in (1, 512):
@@ -53,10 +77,13 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield "GQA 8:1, 128, int8", attention(query_len, (64, 8), 128, form=torch.int8)
         yield "latent 512+64", attention(query_len, (16, 1), 576, value_dim=512)
     yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
+    yield "hidden size 8192", around()
 
 
 def every() -> Iterator[tuple[str, list[Launch]]]:
     """Every head size, form and group, plain and with all extras."""
+    for form in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
+        yield f"hidden size 8192, {form}", around(form)
     for query_len in (1, 512):
         for form in (torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn, torch.float32):
             for head_dim in (64, 80, 96, 128, 256):

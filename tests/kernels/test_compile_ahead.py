@@ -33,4 +33,4 @@ def test_kernels_compile_and_fit(repository: Path, capsys: pytest.CaptureFixture
             )
     assert {row["gpu"] for row in found} == {"sm_80", "sm_90"}
     assert not [row for row in found if row["shared_bytes"] > row["limit"]]
-    assert not [row for row in found if row["kernel"] in ("decode_kernel", "merge_kernel") and row["spilled_bytes"]]
+    assert not [row for row in found if row["kernel"] != "prefill_kernel" and row["spilled_bytes"]]

@@ -4,14 +4,13 @@
 K key/value heads, D head_dim, E head_dim of values, N slots of the pool.
 """
 
-import functools
-import importlib.util
 from types import ModuleType
 
 from torch import Tensor
 
 from actorllm_kernels.attention import cpu, reference
 from actorllm_kernels.attention.keys import RaggedKeys
+from actorllm_kernels.backends import takes_triton
 
 __all__ = ["RaggedKeys", "attend"]
 
@@ -40,14 +39,8 @@ def kernels_for(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor) -> ModuleType | Non
     """The module of the kernels that can compute this here, if there are any."""
     if cpu.suits(q_THD, k_NKD, v_NKE):
         return cpu
-    if q_THD.is_cuda and is_triton_here():
+    if takes_triton(q_THD):
         from actorllm_kernels.attention import triton  # takes a second, and is not there without a GPU
 
         return triton if triton.suits(q_THD, k_NKD, v_NKE) else None
     return None
-
-
-@functools.cache
-def is_triton_here() -> bool:
-    """Whether the package is installed: torch brings it where it is made for GPUs."""
-    return importlib.util.find_spec("triton") is not None

@@ -17,8 +17,8 @@ from actorllm_kernels.attention import triton_kernels as kernels
 from actorllm_kernels.attention.keys import RaggedKeys
 from actorllm_kernels.device import chosen_for, num_processors
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.triton_forms import FORMS, PLAIN
 
-FORMS = {torch.int8: kernels.INT8, torch.float8_e4m3fn: kernels.FP8}
 LEAST_M = 16
 """The fewest rows of a tile that matrix units take."""
 MOST_PARTS = 64
@@ -182,7 +182,7 @@ def _constants(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores)
     return {
         "GROUP": q_THD.shape[1] // pools.k_NKD.shape[1],
         "HAS_CAP": scores.soft_cap is not None, "HAS_SLOPES": scores.slopes_H is not None, "HAS_SINKS": scores.sinks_H is not None,
-        "HAS_WINDOW": keys.window is not None, "FORM": FORMS.get(pools.k_NKD.dtype, kernels.PLAIN).value,
+        "HAS_WINDOW": keys.window is not None, "FORM": FORMS.get(pools.k_NKD.dtype, PLAIN).value,
         "V_IN_K": pools.is_shared and size == first,
         "D": head_dim, "D1": first, "D2": second, "E": size, "E_BLOCK": max(triton.next_power_of_2(size), LEAST_M),
         "DTYPE": LANGUAGE_TYPES[torch.float32 if INTERPRETED else q_THD.dtype],  # the interpreter has no products of bfloat16

@@ -13,9 +13,8 @@ two parts (D1 + D2, each a power of two), E head_dim of values.
 import triton
 import triton.language as tl
 
-PLAIN: tl.constexpr = tl.constexpr(0)
-INT8: tl.constexpr = tl.constexpr(1)
-FP8: tl.constexpr = tl.constexpr(2)
+from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, PLAIN, decoded
+
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -30,20 +29,10 @@ def load_part(ptr, offset_M, is_row_M, SIZE: tl.constexpr, START: tl.constexpr, 
 
 
 @triton.jit
-def operand(x, FORM: tl.constexpr, DTYPE: tl.constexpr):
-    """What a product takes: the pool's values in the product's dtype. An e4m3 byte becomes 1/256 of its value: its bits, moved
-    to where float16 has them, are that number exactly."""
-    if FORM == FP8:
-        bits = x.to(tl.uint8, bitcast=True).to(tl.uint16)
-        return (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(DTYPE)
-    return x.to(DTYPE)
-
-
-@triton.jit
 def load_scales(ptr, row_N, is_key_N, stride, kv_head, FORM: tl.constexpr):
     """[N] the factors of a quantized pool's tokens for one head."""
     scales_N = tl.load(ptr + row_N * stride + kv_head, mask=is_key_N, other=0).to(tl.float32)
-    return scales_N * 256 if FORM == FP8 else scales_N
+    return scales_N * FP8_SHIFT if FORM == FP8 else scales_N
 
 
 @triton.jit
@@ -68,10 +57,10 @@ def attend_keys(
         key_N = first + tl.arange(0, BLOCK_N)
         is_key_N = key_N < end
         row_N = tl.load(slot_ptr + key_N, mask=is_key_N, other=0).to(tl.int64)
-        k1 = operand(load_part(k_ptr, row_N * k_stride, is_key_N, D, 0, D1), FORM, DTYPE)
+        k1 = decoded(load_part(k_ptr, row_N * k_stride, is_key_N, D, 0, D1), FORM, DTYPE)
         scores_MN = tl.dot(q1, tl.trans(k1), input_precision="ieee")
         if D2 > 0:
-            k2 = operand(load_part(k_ptr, row_N * k_stride, is_key_N, D, D1, D2), FORM, DTYPE)
+            k2 = decoded(load_part(k_ptr, row_N * k_stride, is_key_N, D, D1, D2), FORM, DTYPE)
             scores_MN = tl.dot(q2, tl.trans(k2), scores_MN, input_precision="ieee")
         if FORM != PLAIN:
             scores_MN *= load_scales(k_scale_ptr, row_N, is_key_N, scale_stride, kv_head, FORM)[None, :]
@@ -92,7 +81,7 @@ def attend_keys(
         shrink_M = tl.exp2(max_M - base_M)
         sum_M = sum_M * shrink_M + tl.sum(share_MN, axis=1)
         max_M = new_max_M
-        v = k1 if V_IN_K else operand(load_part(v_ptr, row_N * v_stride, is_key_N, E, 0, E_BLOCK), FORM, DTYPE)
+        v = k1 if V_IN_K else decoded(load_part(v_ptr, row_N * v_stride, is_key_N, E, 0, E_BLOCK), FORM, DTYPE)
         if FORM != PLAIN:
             share_MN *= load_scales(v_scale_ptr, row_N, is_key_N, scale_stride, kv_head, FORM)[None, :]
         acc_ME = tl.dot(share_MN.to(DTYPE), v, acc_ME * shrink_M[:, None], input_precision="ieee")

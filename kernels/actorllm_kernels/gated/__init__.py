@@ -1,10 +1,13 @@
 """The product in the middle of a gated MLP: `act(gate) * up` (arXiv 2002.05202).
 
-`reference` specifies it; `cpu` is the C++ kernel. Legend: T tokens, I inner size.
+`reference` specifies it; `cpu` is the C++ kernel, `triton` the one for GPUs. Legend: T tokens, I inner size.
 """
+
+from types import ModuleType
 
 from torch import Tensor
 
+from actorllm_kernels.backends import takes_triton
 from actorllm_kernels.gated import cpu, reference
 from actorllm_kernels.gated.reference import ACTIVATIONS
 
@@ -13,5 +16,14 @@ __all__ = ["ACTIVATIONS", "gated"]
 
 def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:
     """[T, I], see `reference.gated`; the fastest way there is here."""
-    operator = cpu if cpu.suits(gate_TI, up_TI, activation) else reference
+    operator = cpu if cpu.suits(gate_TI, up_TI, activation) else kernels_for(gate_TI) or reference
     return operator.gated(gate_TI, up_TI, activation=activation)
+
+
+def kernels_for(gate_TI: Tensor) -> ModuleType | None:
+    """The module of the GPU's kernel, if it can compute this."""
+    if not takes_triton(gate_TI):
+        return None
+    from actorllm_kernels.gated import triton  # takes a second, and is not there without a GPU
+
+    return triton if triton.suits(gate_TI) else None

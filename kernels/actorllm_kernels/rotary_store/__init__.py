@@ -1,12 +1,15 @@
 """What happens between the projections and attention: queries and keys are rotated to their positions (arXiv 2104.09864),
 and keys and values (or latents) are written into their token slots.
 
-`reference` specifies it; `cpu` is the C++ kernel. Legend: T tokens, H query heads, K key/value heads, D head_dim,
+`reference` specifies it; `cpu` is the C++ kernel, `triton` the one for GPUs. Legend: T tokens, H query heads, K key/value heads, D head_dim,
 E head_dim of values, R rotated size of a head (its first R values), N slots of the pool.
 """
 
+from types import ModuleType
+
 from torch import Tensor
 
+from actorllm_kernels.backends import takes_triton
 from actorllm_kernels.rotary_store import cpu, reference
 from actorllm_kernels.rotary_store.reference import Angles, rotate, store
 
@@ -14,8 +17,25 @@ __all__ = ["Angles", "rotate", "rotate_and_store", "store"]
 
 
 def rotate_and_store(
-    q_THD: Tensor, k_TKD: Tensor, v_TKE: Tensor, angles: Angles, slots_T: Tensor, pools: tuple[Tensor, Tensor]
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKE: Tensor,
+    angles: Angles,
+    slots_T: Tensor,
+    pools: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The rotated queries [T, H, D], see `reference.rotate_and_store`; the fastest way there is here."""
-    operator = cpu if cpu.suits(q_THD, k_TKD, v_TKE, angles, pools) else reference
-    return operator.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools)
+    if cpu.suits(q_THD, k_TKD, v_TKE, angles, pools):
+        return cpu.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools)
+    operator = kernels_for(q_THD, pools) or reference
+    return operator.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools, scales)
+
+
+def kernels_for(q_THD: Tensor, pools: tuple[Tensor, Tensor]) -> ModuleType | None:
+    """The module of the GPU's kernel, if it can compute this."""
+    if not takes_triton(q_THD):
+        return None
+    from actorllm_kernels.rotary_store import triton  # takes a second, and is not there without a GPU
+
+    return triton if triton.suits(q_THD, pools) else None

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from actorllm_kernels.quantize import quantize
+
 
 class Angles(NamedTuple):
     """Cosines and sines [T, 1, R] of a batch's positions; pairs are (r, r + R/2), or neighbours where interleaved.
@@ -32,12 +34,32 @@ def store(values_T: Tensor, slots_T: Tensor, pool_N: Tensor) -> None:
     pool_N.index_copy_(0, slots_T, values_T.to(pool_N.dtype))
 
 
+def store_quantized(x_TKD: Tensor, slots_T: Tensor, pool_NKD: Tensor, scales_NK: Tensor) -> None:
+    """`store` into a pool of one byte a value, with each token's and head's factor in `scales_NK` (see `quantize`)."""
+    values_TKD, scales_TK = quantize(x_TKD, pool_NKD.dtype)
+    pool_NKD[slots_T] = values_TKD
+    scales_NK[slots_T] = scales_TK
+
+
 def rotate_and_store(
-    q_THD: Tensor, k_TKD: Tensor, v_TKE: Tensor, angles: Angles, slots_T: Tensor, pools: tuple[Tensor, Tensor]
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKE: Tensor,
+    angles: Angles,
+    slots_T: Tensor,
+    pools: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Store the rotated keys and the values in `pools` ([N, K, D], [N, K, E]); gives the rotated queries [T, H, D]."""
-    store(rotate(k_TKD, angles), slots_T, pools[0])
-    store(v_TKE, slots_T, pools[1])
+    """Store the rotated keys and the values in `pools` ([N, K, D], [N, K, E]); gives the rotated queries [T, H, D].
+
+    Pools of int8 or float8_e4m3fn have `scales` [N, K] float32, see `quantize`.
+    """
+    if scales is None:
+        store(rotate(k_TKD, angles), slots_T, pools[0])
+        store(v_TKE, slots_T, pools[1])
+    else:
+        store_quantized(rotate(k_TKD, angles), slots_T, pools[0], scales[0])
+        store_quantized(v_TKE, slots_T, pools[1], scales[1])
     return rotate(q_THD, angles)
 
 

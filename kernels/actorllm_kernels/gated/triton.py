@@ -1,0 +1,72 @@
+"""The gated product by the Triton kernel. Legend: T tokens, I inner size."""
+
+# pyright: reportMissingImports=false, reportArgumentType=false
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+
+BLOCK = 1024
+"""Values for each program: 8 for each thread of four warps, so that 16-bit ones are read 16 bytes at a time."""
+SQRT_HALF: tl.constexpr = tl.constexpr(0.7071067811865476)
+TANH_SCALE: tl.constexpr = tl.constexpr(0.7978845608028654)
+TANH_CUBE: tl.constexpr = tl.constexpr(0.044715)
+
+
+@triton.jit
+def activated(x, NAME: tl.constexpr):
+    """float32 in and out."""
+    if NAME == "silu":
+        y = x / (1 + tl.exp(-x))
+    elif NAME == "gelu":
+        y = x * 0.5 * (1 + tl.erf(x * SQRT_HALF))
+    elif NAME == "gelu_tanh":  # x * (1 + tanh(u)) / 2, and (1 + tanh(u)) / 2 is the logistic function of 2u
+        y = x / (1 + tl.exp((x + x * x * x * TANH_CUBE) * (-2 * TANH_SCALE)))
+    else:
+        tl.static_assert(NAME == "relu")
+        y = tl.maximum(x, 0.0)
+    return y
+
+
+@triton.jit
+def gated_kernel(gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, size, NAME: tl.constexpr, BLOCK: tl.constexpr):
+    """A part of one row."""
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < size
+    gate = tl.load(gate_ptr + row * gate_stride + column, mask=mask, other=0).to(tl.float32)
+    up = tl.load(up_ptr + row * up_stride + column, mask=mask, other=0).to(tl.float32)
+    tl.store(out_ptr + row * size + column, activated(gate, NAME) * up, mask=mask)
+
+
+def suits(gate_TI: Tensor) -> bool:
+    """Whether the kernel can compute this."""
+    return (gate_TI.is_cuda or INTERPRETED) and gate_TI.dtype in LANGUAGE_TYPES
+
+
+def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:
+    """As the reference's."""
+    out_TI = torch.empty(up_TI.shape, dtype=up_TI.dtype, device=up_TI.device)
+    launch(gate_TI, up_TI, activation=activation, out_TI=out_TI).run()
+    return out_TI
+
+
+def launch(gate_TI: Tensor, up_TI: Tensor, *, activation: str, out_TI: Tensor) -> Launch:
+    """The kernel over all rows, into `out_TI`; values of a row lie side by side."""
+    gate_TI, up_TI = (each if each.stride(1) == 1 else each.contiguous() for each in (gate_TI, up_TI))
+    num_rows, size = up_TI.shape
+    return Launch(
+        gated_kernel,
+        (num_rows, triton.cdiv(size, BLOCK)),
+        {
+            "gate_ptr": gate_TI,
+            "up_ptr": up_TI,
+            "out_ptr": out_TI,
+            "gate_stride": gate_TI.stride(0),
+            "up_stride": up_TI.stride(0),
+            "size": size,
+        },
+        {"NAME": activation, "BLOCK": BLOCK},
+        num_stages=1,
+    )

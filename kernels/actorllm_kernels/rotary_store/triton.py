@@ -1,0 +1,180 @@
+"""Rotating and storing by the Triton kernel: one launch reads queries, keys and values once and writes them once.
+
+Legend: T tokens, H query heads, K key/value heads, D head_dim, E head_dim of values, R rotated size of a head, N slots,
+B heads of one tile, P pairs of a head.
+"""
+
+# pyright: reportMissingImports=false, reportArgumentType=false
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.rotary_store.reference import Angles
+from actorllm_kernels.triton_forms import FORMS, PLAIN, encoded, largest
+
+VALUES_PER_PROGRAM = 1024
+
+
+@triton.jit
+def rotated(ptr, head_stride, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_P, R: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The two values of each pair of the heads, turned by the token's angles, in float32."""
+    mask_P = tl.arange(0, BLOCK_P) < R // 2
+    mask_BP = mask_B[:, None] & mask_P[None, :]
+    x_BP = tl.load(ptr + head_B[:, None] * head_stride + first_P[None, :], mask=mask_BP, other=0).to(tl.float32)
+    y_BP = tl.load(ptr + head_B[:, None] * head_stride + second_P[None, :], mask=mask_BP, other=0).to(tl.float32)
+    cos_x, sin_x = tl.load(cos_ptr + first_P, mask=mask_P, other=0), tl.load(sin_ptr + first_P, mask=mask_P, other=0)
+    cos_y, sin_y = tl.load(cos_ptr + second_P, mask=mask_P, other=0), tl.load(sin_ptr + second_P, mask=mask_P, other=0)
+    turned_x = x_BP * cos_x.to(tl.float32)[None, :] - y_BP * sin_x.to(tl.float32)[None, :]
+    turned_y = y_BP * cos_y.to(tl.float32)[None, :] + x_BP * sin_y.to(tl.float32)[None, :]
+    return turned_x, turned_y, mask_BP
+
+
+@triton.jit
+def factors(size_B, scale_ptr, mask_B, FORM: tl.constexpr):
+    """[B] what each head's values are divided by: its largest size over the format's, which is kept beside the pool."""
+    scale_B = size_B / largest(FORM)
+    tl.store(scale_ptr, scale_B, mask=mask_B)
+    return tl.where(scale_B == 0, 1.0, scale_B)
+
+
+@triton.jit
+def rotary_store_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, cos_ptr, sin_ptr, slot_ptr, k_pool_ptr, v_pool_ptr, k_scale_ptr, v_scale_ptr,
+    q_stride_t, q_stride_h, k_stride_t, k_stride_h, v_stride_t, v_stride_h, cos_stride, sin_stride,
+    k_pool_stride, k_pool_stride_h, v_pool_stride, v_pool_stride_h, k_scale_stride, v_scale_stride,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, E: tl.constexpr, R: tl.constexpr, IS_INTERLEAVED: tl.constexpr,
+    FORM: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """One token and some of its heads: first the tiles of query heads, then those of key/value heads."""
+    token, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    q_tiles: tl.constexpr = (H + BLOCK_B - 1) // BLOCK_B
+    pair_P, rest = tl.arange(0, BLOCK_P), R + tl.arange(0, BLOCK_REST)
+    first_P, second_P = (2 * pair_P, 2 * pair_P + 1) if IS_INTERLEAVED else (pair_P, pair_P + R // 2)
+    cos_ptr += token * cos_stride
+    sin_ptr += token * sin_stride
+    if tile < q_tiles:
+        head_B = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+        mask_B = head_B < H
+        q_ptr += token * q_stride_t
+        to_ptr = out_ptr + (token * H + head_B[:, None]) * D
+        x_BP, y_BP, mask_BP = rotated(q_ptr, q_stride_h, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_P, R, BLOCK_P)
+        tl.store(to_ptr + first_P[None, :], x_BP, mask=mask_BP)
+        tl.store(to_ptr + second_P[None, :], y_BP, mask=mask_BP)
+        if R < D:
+            mask = mask_B[:, None] & (rest < D)[None, :]
+            tl.store(to_ptr + rest[None, :], tl.load(q_ptr + head_B[:, None] * q_stride_h + rest[None, :], mask=mask), mask=mask)
+    else:
+        head_B = (tile - q_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
+        mask_B = head_B < K
+        slot = tl.load(slot_ptr + token)
+        k_ptr += token * k_stride_t
+        to_ptr = k_pool_ptr + slot * k_pool_stride + head_B[:, None] * k_pool_stride_h
+        x_BP, y_BP, mask_BP = rotated(k_ptr, k_stride_h, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_P, R, BLOCK_P)
+        mask = mask_B[:, None] & (rest < D)[None, :]
+        rest_BD = tl.load(k_ptr + head_B[:, None] * k_stride_h + rest[None, :], mask=mask, other=0).to(tl.float32)
+        if FORM != PLAIN:
+            size_B = tl.maximum(tl.max(tl.abs(x_BP), axis=1), tl.max(tl.abs(y_BP), axis=1))
+            size_B = tl.maximum(size_B, tl.max(tl.abs(rest_BD), axis=1))
+            factor_B = factors(size_B, k_scale_ptr + slot * k_scale_stride + head_B, mask_B, FORM)
+            x_BP, y_BP, rest_BD = x_BP / factor_B[:, None], y_BP / factor_B[:, None], rest_BD / factor_B[:, None]
+        DTYPE: tl.constexpr = k_pool_ptr.dtype.element_ty
+        tl.store(to_ptr + first_P[None, :], encoded(x_BP, FORM, DTYPE), mask=mask_BP)
+        tl.store(to_ptr + second_P[None, :], encoded(y_BP, FORM, DTYPE), mask=mask_BP)
+        if R < D:
+            tl.store(to_ptr + rest[None, :], encoded(rest_BD, FORM, DTYPE), mask=mask)
+        store_values(
+            v_ptr + token * v_stride_t, v_stride_h, v_pool_ptr + slot * v_pool_stride, v_pool_stride_h,
+            v_scale_ptr if FORM == PLAIN else v_scale_ptr + slot * v_scale_stride, head_B, mask_B, E, FORM, BLOCK_E,
+        )  # fmt: skip
+
+
+@triton.jit
+def store_values(
+    v_ptr,
+    v_stride_h,
+    pool_ptr,
+    pool_stride_h,
+    scale_ptr,
+    head_B,
+    mask_B,
+    E: tl.constexpr,
+    FORM: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """One token's values of some heads, into its slot."""
+    column_E = tl.arange(0, BLOCK_E)
+    mask = mask_B[:, None] & (column_E < E)[None, :]
+    v_BE = tl.load(v_ptr + head_B[:, None] * v_stride_h + column_E[None, :], mask=mask, other=0).to(tl.float32)
+    if FORM != PLAIN:
+        v_BE = v_BE / factors(tl.max(tl.abs(v_BE), axis=1), scale_ptr + head_B, mask_B, FORM)[:, None]
+    DTYPE: tl.constexpr = pool_ptr.dtype.element_ty
+    tl.store(pool_ptr + head_B[:, None] * pool_stride_h + column_E[None, :], encoded(v_BE, FORM, DTYPE), mask=mask)
+
+
+def suits(q_THD: Tensor, pools: tuple[Tensor, Tensor]) -> bool:
+    """Whether the kernel can compute this."""
+    if not (q_THD.is_cuda or INTERPRETED) or q_THD.dtype not in LANGUAGE_TYPES or pools[0].dtype != pools[1].dtype:
+        return False
+    return (pools[0].dtype in LANGUAGE_TYPES or pools[0].dtype in FORMS) and all(pool.stride(2) == 1 for pool in pools)
+
+
+def rotate_and_store(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKE: Tensor,
+    angles: Angles,
+    slots_T: Tensor,
+    pools: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """As the reference's."""
+    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    launch(q_THD, k_TKD, v_TKE, angles=angles, slots_T=slots_T, pools=pools, scales=scales, out_THD=out_THD).run()
+    return out_THD
+
+
+def launch(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKE: Tensor,
+    *,
+    angles: Angles,
+    slots_T: Tensor,
+    pools: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor] | None,
+    out_THD: Tensor,
+) -> Launch:
+    """The kernel over all tokens, into `out_THD` and the pools. Raises `ValueError` for pools that lack their factors."""
+    q_THD, k_TKD, v_TKE = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TKD, v_TKE))
+    if pools[0].dtype in FORMS and scales is None:
+        raise ValueError(f"pools of {pools[0].dtype} need a factor for each token and head")
+    num_tokens, num_heads, head_dim = q_THD.shape
+    num_kv_heads, size, rotary_dim = k_TKD.shape[1], v_TKE.shape[2], angles.cos_T1R.shape[-1]
+    k_pool, v_pool = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in pools)
+    k_scales, v_scales = scales or (None, None)
+    form = FORMS.get(pools[0].dtype, PLAIN)
+    block_b = min(triton.next_power_of_2(num_heads), max(VALUES_PER_PROGRAM // triton.next_power_of_2(head_dim), 1))
+    return Launch(
+        rotary_store_kernel,
+        (num_tokens, triton.cdiv(num_heads, block_b) + triton.cdiv(num_kv_heads, block_b)),
+        {
+            "q_ptr": q_THD, "k_ptr": k_TKD, "v_ptr": v_TKE, "out_ptr": out_THD, "cos_ptr": angles.cos_T1R, "sin_ptr": angles.sin_T1R,
+            "slot_ptr": slots_T, "k_pool_ptr": k_pool, "v_pool_ptr": v_pool,
+            "k_scale_ptr": k_scales, "v_scale_ptr": v_scales,
+            "q_stride_t": q_THD.stride(0), "q_stride_h": q_THD.stride(1), "k_stride_t": k_TKD.stride(0), "k_stride_h": k_TKD.stride(1),
+            "v_stride_t": v_TKE.stride(0), "v_stride_h": v_TKE.stride(1),
+            "cos_stride": angles.cos_T1R.stride(0), "sin_stride": angles.sin_T1R.stride(0),
+            "k_pool_stride": k_pool.stride(0), "k_pool_stride_h": k_pool.stride(1),
+            "v_pool_stride": v_pool.stride(0), "v_pool_stride_h": v_pool.stride(1),
+            "k_scale_stride": 0 if k_scales is None else k_scales.stride(0),
+            "v_scale_stride": 0 if v_scales is None else v_scales.stride(0),
+        },
+        {
+            "H": num_heads, "K": num_kv_heads, "D": head_dim, "E": size, "R": rotary_dim, "IS_INTERLEAVED": angles.is_interleaved,
+            "FORM": form.value, "BLOCK_B": block_b, "BLOCK_P": triton.next_power_of_2(rotary_dim // 2),
+            "BLOCK_REST": triton.next_power_of_2(max(head_dim - rotary_dim, 1)), "BLOCK_E": triton.next_power_of_2(size),
+        },
+        num_stages=1,
+    )  # fmt: skip
