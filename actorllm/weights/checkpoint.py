@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,8 @@ INDEX_FILE = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 STORED = {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32", torch.int64: "I64"}
 """Names in a safetensors header of what formats pull as it is stored."""
+ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+"""Bytes of a value by its type's name in a header; all others take one."""
 
 
 class Checkpoint:
@@ -218,6 +221,17 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         with open_tensors(path, "cpu") as file:
             shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 (no mapping)
     return shapes
+
+
+def tensor_sizes(directory: Path) -> dict[str, int]:
+    """Tensor name -> bytes in its file, from the headers alone. Raises `CheckpointError`."""
+    sizes = {}
+    for path in sorted(set(tensor_files(directory).values())):
+        with open_tensors(path, "cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                stored = file.get_slice(name)
+                sizes[name] = prod(stored.get_shape()) * ITEM_BYTES.get(stored.get_dtype(), 1)
+    return sizes
 
 
 def num_values(directory: Path, storage: Format) -> int:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from actorllm.errors import CheckpointError
-from actorllm.weights.checkpoint import INDEX_FILE, SINGLE_FILE, open_tensors, tensor_files
+from actorllm.weights.checkpoint import INDEX_FILE, SINGLE_FILE, open_tensors, tensor_files, tensor_sizes
 from actorllm.weights.compressed import METHOD, PACKED
 from actorllm.weights.int_codes import IntCodes, pack
 
@@ -70,16 +70,15 @@ def write_tensors(
     `linears` are those that become codes, by the name that their tensor has less `.weight` -> whether it is stored as [in,
     out]. `on_progress(bytes)` is called after each tensor with its bytes in `source`. Raises `CheckpointError`.
     """
-    with ExitStack() as opened:
-        files = tensor_files(source)
-        handles = {path: opened.enter_context(open_tensors(path, "cpu")) for path in set(files.values())}
-        sizes = {name: _num_bytes(handles[path].get_slice(name)) for name, path in files.items()}
-        shards = _shards(sizes)
-        homes: dict[str, str] = {}
-        num_written = 0
-        for index, names in enumerate(shards, start=1):
-            file_name = SINGLE_FILE if len(shards) == 1 else f"model-{index:05}-of-{len(shards):05}.safetensors"
-            tensors: dict[str, Tensor] = {}
+    files, sizes = tensor_files(source), tensor_sizes(source)
+    shards = _shards(sizes)
+    homes: dict[str, str] = {}
+    num_written = 0
+    for index, names in enumerate(shards, start=1):
+        file_name = SINGLE_FILE if len(shards) == 1 else f"model-{index:05}-of-{len(shards):05}.safetensors"
+        tensors: dict[str, Tensor] = {}
+        with ExitStack() as opened:  # anew for each output file: what was read of a file stays in memory while it is open
+            handles = {path: opened.enter_context(open_tensors(path, "cpu")) for path in {files[name] for name in names}}
             for name in names:
                 tensor, linear = handles[files[name]].get_tensor(name), name.removesuffix(".weight")
                 if name.endswith(".weight") and linear in linears:
@@ -88,9 +87,9 @@ def write_tensors(
                     tensors[name] = tensor
                 on_progress(sizes[name])
             save_file(tensors, target / file_name, metadata={"format": "pt"})
-            (target / file_name).chmod(0o644)  # the library makes files for their owner alone
-            homes |= dict.fromkeys(tensors, file_name)
-            num_written += sum(tensor.nbytes for tensor in tensors.values())
+        (target / file_name).chmod(0o644)  # the library makes files for their owner alone
+        homes |= dict.fromkeys(tensors, file_name)
+        num_written += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
         index_text = json.dumps({"metadata": {"total_size": num_written}, "weight_map": homes}, indent=2)
         (target / INDEX_FILE).write_text(index_text + "\n")
@@ -127,9 +126,3 @@ def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
 def _by_number(name: str) -> list[tuple[int, str]]:
     """A key that sorts layer 10 after layer 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _num_bytes(stored: Any) -> int:
-    """Of a tensor in a file that was not read yet."""
-    itemsize = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}.get(stored.get_dtype(), 1)
-    return torch.Size(stored.get_shape()).numel() * itemsize
