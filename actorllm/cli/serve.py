@@ -86,6 +86,7 @@ async def _serve_loaded(engine: Engine, settings: Settings, stops: "_Stops") -> 
             f"serving {info.name} ({info.architecture}, {info.dtype}, context {info.context_len}, "
             f"{sum(info.num_slots)} token slots) at {address}"
         )
+        _say(f"to chat, open {address}/ in a browser")
         failure = asyncio.ensure_future(engine.wait_failed())
         await stops.race(failure)
         if not failure.done():

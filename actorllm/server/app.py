@@ -183,14 +183,7 @@ def _observed(server: Server) -> Any:
 
 def _log(request: web.Request, status: int, seconds: float) -> None:
     generation: Generation | None = request.get(GENERATION)
-    details = ""
-    if generation is not None:
-        reasons = sorted({reason for stream in generation.streams for reason in stream.finish_reasons.values()})
-        first = generation.first_token_seconds
-        details = (
-            f" prompt_tokens={generation.num_prompt_tokens} output_tokens={generation.num_output_tokens}"
-            f" ttft={'-' if first is None else f'{first:.3f}'} finish={','.join(reasons) or '-'}"
-        )
+    details = "" if generation is None else " " + generation.log_fields()
     if ERROR in request:
         details += f" error={request[ERROR]}"
     is_poll = request.method == "GET" and status < 400

@@ -100,6 +100,13 @@ class Generation:
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
 
+    def log_fields(self) -> str:
+        """What a log line says of it."""
+        reasons = sorted({reason for stream in self.streams for reason in stream.finish_reasons.values()})
+        first = "-" if self.first_token_seconds is None else f"{self.first_token_seconds:.3f}"
+        tokens = f"prompt_tokens={self.num_prompt_tokens} output_tokens={self.num_output_tokens}"
+        return f"{tokens} ttft={first} finish={','.join(reasons) or '-'}"
+
     def _measure(self, events: list[TokenEvent]) -> None:
         now = time.monotonic()
         if self._last_token is None:

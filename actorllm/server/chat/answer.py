@@ -23,6 +23,7 @@ from actorllm.server.generation import Generation
 from actorllm.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+requests_logger = logging.getLogger("actorllm.requests")
 T = TypeVar("T")
 REASONS: dict[FinishReason, Reason] = {"stop": "stop", "length": "length", "abort": "cancel", "error": "error"}
 
@@ -61,6 +62,8 @@ class Answers:
                     reason, error = "error", internal_trouble()
             total = time.monotonic() - began
             waited = await queue_seconds(record) if generation.num_output_tokens else None
+        details = generation.log_fields() + (f" error={error.code}" if error else "")
+        requests_logger.info("%s answer of a chat: reason=%s seconds=%.3f %s", name, reason, total, details)
         return AnswerEnd(reason=reason, usage=_usage(generation), timings=_timings(generation, total, waited), error=error)
 
     @staticmethod

@@ -16,7 +16,7 @@ export class Composer {
       event.preventDefault();
       if (this.isAnswering) onStop();
       else this.#send();
-      if (!isTouch.matches) this.focus(); // a touch keyboard would cover half of the answer
+      this.focus();
     });
     this.area.addEventListener("input", () => this.#update());
     this.area.addEventListener("keydown", (event) => {
@@ -49,8 +49,9 @@ export class Composer {
     this.#update();
   }
 
+  /** Not on a touch screen: its keyboard would cover half of the answer. */
   focus() {
-    this.area.focus({ preventScroll: true });
+    if (!isTouch.matches) this.area.focus({ preventScroll: true });
   }
 
   #send() {

@@ -4,6 +4,8 @@
  * A turn is {id, parent, role, text, finish} as in the protocol, and for answers {usage, timings, error} beside it. Knows no DOM.
  */
 
+import { forget, keysOf, readJson, writeJson } from "./storage.js";
+
 const PREFIX = "actorllm.conversation.";
 const LOST = { code: "ConnectionLost", message: "the connection ended before the answer did" };
 
@@ -57,7 +59,7 @@ export class Conversation {
 
   asStored() {
     const { name, system, sampling, leaf, changed } = this;
-    return JSON.stringify({ name, system, sampling, turns: [...this.turns.values()], leaf, changed });
+    return { name, system, sampling, turns: [...this.turns.values()], leaf, changed };
   }
 }
 
@@ -71,7 +73,7 @@ function newName() {
 export class Library {
   constructor() {
     this.conversations = new Map();
-    for (const key of Object.keys(localStorage).filter((each) => each.startsWith(PREFIX))) this.reload(key.slice(PREFIX.length));
+    for (const key of keysOf(PREFIX)) this.reload(key.slice(PREFIX.length));
   }
 
   /** Those in which something was said. */
@@ -82,13 +84,7 @@ export class Library {
   /** Writes one down; false if the browser has no room. One without turns is not worth keeping. */
   save(conversation) {
     this.conversations.set(conversation.name, conversation);
-    if (!conversation.turns.size) return true;
-    try {
-      localStorage.setItem(PREFIX + conversation.name, conversation.asStored());
-      return true;
-    } catch {
-      return false;
-    }
+    return !conversation.turns.size || writeJson(PREFIX + conversation.name, conversation.asStored());
   }
 
   /** Reads one again, as it is stored now. */
@@ -103,20 +99,11 @@ export class Library {
 
   remove(name) {
     this.conversations.delete(name);
-    localStorage.removeItem(PREFIX + name);
+    forget(PREFIX + name);
   }
 
   /** Calls back with a conversation's name when another tab has written or removed it. */
   onChangeElsewhere(callback) {
     addEventListener("storage", ({ key }) => key?.startsWith(PREFIX) && callback(key.slice(PREFIX.length)));
-  }
-}
-
-/** A value of the browser's storage; null if there is none that can be read. */
-export function readJson(key) {
-  try {
-    return JSON.parse(localStorage.getItem(key));
-  } catch {
-    return null;
   }
 }

@@ -2,13 +2,15 @@
 
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
-import { Conversation, Library, readJson } from "./conversations.js";
+import { Conversation, Library } from "./conversations.js";
 import { element, tell } from "./dom.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
+import { readJson, writeJson } from "./storage.js";
 import { Transcript } from "./transcript.js";
 import { endOf, wordsFor } from "./words.js";
 
+const PROTOCOL = 1;
 const CURRENT = "actorllm.current";
 const LAST_SETTINGS = "actorllm.settings";
 const SUGGESTIONS = ["What is ActorLLM?", "What is 17 plus 25?", "Tell me a short story."];
@@ -61,7 +63,8 @@ class Chat {
       if (event.key === "Escape" && !document.querySelector("dialog[open]")) this.#stop();
     });
     addEventListener("pointerdown", () => this.connection.wake(), { passive: true });
-    addEventListener("pagehide", () => this.#library.save(this.current));
+    addEventListener("pagehide", () => this.#saveBusy());
+    document.addEventListener("visibilitychange", () => document.hidden && this.#saveBusy());
     this.#library.onChangeElsewhere((name) => this.#takeOver(name));
   }
 
@@ -69,9 +72,7 @@ class Chat {
 
   /** A turn of the user's; false if it cannot be sent now. */
   #say(message, onRefused = () => {}) {
-    if (!this.#canAct()) return false;
-    this.#ensureOpen();
-    const isSent = this.#send(message, onRefused);
+    const isSent = this.#canAct() && this.#ensureOpen() && this.#send(message, onRefused);
     if (isSent) this.transcript.follow();
     this.#show();
     return isSent;
@@ -94,9 +95,7 @@ class Chat {
   }
 
   #select(turn, direction) {
-    this.#ensureOpen();
-    this.#send({ type: "select", turn: turn.id });
-    this.#selecting = { turn, direction };
+    if (this.#ensureOpen() && this.#send({ type: "select", turn: turn.id })) this.#selecting = { turn, direction };
   }
 
   #stop() {
@@ -109,7 +108,7 @@ class Chat {
     if (this.#opened.has(this.current.name)) {
       this.#send({ type: "configure", system, sampling }, (conversation) => Object.assign(conversation, before));
     }
-    localStorage.setItem(LAST_SETTINGS, JSON.stringify({ system, sampling }));
+    writeJson(LAST_SETTINGS, { system, sampling });
     this.#save(this.current);
   }
 
@@ -151,17 +150,23 @@ class Chat {
     return this.connection.isOpen && this.current.answering === null && !this.#pending.size;
   }
 
-  #isBusy(name) {
-    return (this.#library.conversations.get(name)?.answering ?? null) !== null;
+  /** Conversations whose answers are under way. */
+  get #busy() {
+    return this.#library.newestFirst.filter((each) => each.answering !== null);
   }
 
-  /** The conversation in front is one that this socket has. */
+  #isBusy(name) {
+    return this.#busy.some((each) => each.name === name);
+  }
+
+  /** Sees to it that the socket has the conversation in front; false if it cannot be brought. */
   #ensureOpen() {
     const { name } = this.current;
-    if (this.#opened.has(name)) return;
-    this.#opened.add(name);
+    if (this.#opened.has(name)) return true;
     this.#library.save(this.current);
-    this.#send(this.current.asOpen(), () => this.#opened.delete(name));
+    if (!this.#send(this.current.asOpen(), () => this.#opened.delete(name))) return false;
+    this.#opened.add(name);
+    return true;
   }
 
   /** Sends about the conversation in front; `onRefused(conversation)` is called if the server does not do it. */
@@ -170,7 +175,7 @@ class Chat {
     const conversation = this.current;
     const isSent = this.connection.send({ ...message, conversation: conversation.name, ref });
     if (isSent) this.#pending.set(ref, () => onRefused(conversation));
-    else this.#notice("This could not be sent: there is no connection, or it is longer than the server takes.");
+    else if (this.connection.isOpen) this.#notice("This is longer than the server takes at once. Start a new chat, or shorten the message.");
     return isSent;
   }
 
@@ -220,7 +225,7 @@ class Chat {
       default:
         return;
     }
-    this.#save(conversation);
+    if (conversation.answering === null) this.#save(conversation); // not before: other tabs would take it for an answer cut short
   }
 
   /** A new socket knows nothing: what ran on the last one is over. */
@@ -230,7 +235,7 @@ class Chat {
     this.#pending.clear();
     byId("model").textContent = hello.model;
     document.title = `${hello.model} – ActorLLM`;
-    this.#notice("");
+    this.#notice(hello.protocol === PROTOCOL ? "" : "The server was updated. Reload the page.");
     this.#show();
   }
 
@@ -256,19 +261,24 @@ class Chat {
 
   #save(conversation) {
     if (!this.#library.save(conversation)) {
-      this.#notice("The browser has no more room to keep chats. Delete old ones, or this one is lost when the page is closed.");
+      this.#notice("This browser cannot keep the chat: there is no more room, or it is not allowed to. It is lost when the page is closed.");
     }
   }
 
+  /** The page may be gone before the answers under way have ended. */
+  #saveBusy() {
+    for (const conversation of this.#busy) this.#save(conversation);
+  }
+
   #show() {
-    const busy = new Set(this.#library.newestFirst.filter((each) => each.answering !== null).map((each) => each.name));
     const canAct = this.#canAct();
+    byId("open-settings").disabled = this.#hello === null;
     byId("empty").hidden = this.current.turns.size > 0;
     for (const button of byId("suggestions").children) button.disabled = !canAct;
     this.transcript.show(this.current, { canAct });
     this.composer.show({ isAnswering: this.current.answering !== null, canSend: canAct });
-    this.sidebar.show(this.#library.newestFirst, { current: this.current, busy });
-    localStorage.setItem(CURRENT, JSON.stringify(this.current.name));
+    this.sidebar.show(this.#library.newestFirst, { current: this.current, busy: this.#busy });
+    writeJson(CURRENT, this.current.name);
   }
 
   #restoreFocus() {
@@ -282,7 +292,10 @@ class Chat {
     byId("state").dataset.state = state;
     byId("lost").hidden = state !== "lost";
     if (state !== "open") {
-      for (const conversation of [this.current, ...this.#library.newestFirst]) conversation.interrupt();
+      for (const conversation of this.#busy) {
+        conversation.interrupt();
+        this.#save(conversation);
+      }
       this.#pending.forEach((onRefused) => onRefused());
       this.#pending.clear();
     }

@@ -1,7 +1,7 @@
 /** The settings of a conversation, each with its meaning and the model's default, and the page's colours. Knows no connection. */
 
 import { element } from "./dom.js";
-import { readJson } from "./conversations.js";
+import { readJson, writeJson } from "./storage.js";
 
 const THEME = "actorllm.theme";
 const NUMBER = { kind: "number", step: 1 };
@@ -117,5 +117,5 @@ class Control {
 function setTheme(theme) {
   if (theme === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  localStorage.setItem(THEME, JSON.stringify(theme));
+  writeJson(THEME, theme);
 }

@@ -20,11 +20,13 @@ export class Sidebar {
     this.#setOpen(!narrow.matches);
   }
 
-  /** Shows these conversations; `current` is the one that is open, `busy` the names of those that answer. */
+  /** Shows these conversations; `current` is the one that is open, `busy` those that answer. */
   show(conversations, { current, busy }) {
-    const focused = this.root.contains(document.activeElement) ? document.activeElement.closest("li")?.dataset.name : null;
-    this.list.replaceChildren(...conversations.map((each) => this.#entry(each, each === current, busy.has(each.name))));
-    if (focused) (this.list.querySelector(`[data-name="${focused}"] button`) ?? this.root.querySelector("#new-chat")).focus();
+    const focused = this.root.contains(document.activeElement) ? (document.activeElement.closest("li")?.dataset.name ?? null) : null;
+    this.list.replaceChildren(...conversations.map((each) => this.#entry(each, each === current, busy.includes(each))));
+    if (focused === null) return;
+    const entry = [...this.list.children].find((each) => each.dataset.name === focused);
+    (entry?.querySelector("button") ?? this.root.querySelector("#new-chat")).focus();
   }
 
   #entry(conversation, isCurrent, isBusy) {

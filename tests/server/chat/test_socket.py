@@ -273,3 +273,26 @@ async def test_a_client_that_asks_without_reading_is_held_back(fake: Fake) -> No
         transport.resume_reading()
         for _ in range(200):
             assert len((await chat.receive())["system"]) == 500_000
+
+
+# --- for whoever runs the server ---
+
+
+async def test_answers_are_logged_and_sockets_counted(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    async def counted() -> str:
+        async with fake.client.get(fake.address + "/metrics") as response:
+            return next(line for line in (await response.text()).splitlines() if line.startswith("actorllm_chat_sockets "))
+
+    caplog.set_level("INFO", "actorllm.requests")
+    async with chatting(fake.client, fake.address) as chat:
+        assert await counted() == "actorllm_chat_sockets 1.0"
+        await chat.ask("open", **NAME)
+        await chat.send("send", **NAME, text="a secret")
+        await until(lambda: fake.engine.streams)
+        fake.engine.push("x", finish="stop")
+        await chat.answer()
+    [line] = [record.getMessage() for record in caplog.records if "answer of a chat" in record.getMessage()]
+    assert "reason=stop" in line and "prompt_tokens=3 output_tokens=1" in line and "secret" not in line
+    async with asyncio.timeout(10):
+        while await counted() != "actorllm_chat_sockets 0.0":
+            pass

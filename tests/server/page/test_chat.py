@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Browser, expect
 
 from actorllm.errors import DeviceLost, QueueFull
 from tests.server.fake_server import fake_serving, until
@@ -241,3 +241,50 @@ async def test_the_end_is_followed_unless_the_reader_has_gone_up(chat: ChatPage)
     assert await scroller.evaluate("(box) => box.scrollTop") == 0
     await chat.button("To the end").click()
     assert await scroller.evaluate("(box) => box.scrollHeight - box.scrollTop - box.clientHeight") < 5
+
+
+async def test_another_tab_does_not_take_an_answer_under_way_for_one_cut_short(chat: ChatPage, open_chat: Opener) -> None:
+    await chat.ask("about cats", "Cats purr.")
+    other = await open_chat(context=chat.page.context)
+    await chat.write("more")
+    chat.say("Cats", finish=None)
+    await expect(chat.answer.locator(".text")).to_have_text("Cats")
+    await expect(other.page.locator(".note:visible")).to_have_count(0)
+    chat.say(" sleep.")
+    await expect(other.turns).to_have_count(4)
+    assert await other.texts() == ["about cats", "Cats purr.", "more", "Cats sleep."]
+
+
+async def test_a_page_that_is_closed_while_the_server_is_lost_keeps_what_was_said(open_chat: Opener) -> None:
+    async with fake_serving() as first:
+        chat = await open_chat(served=first)
+        port = int(first.address.rpartition(":")[2])
+        await chat.write("a story")
+        chat.say("Once", finish=None)
+        await expect(chat.answer.locator(".text")).to_have_text("Once")
+    await expect(chat.state).to_have_text("No connection")
+    chat.problems.clear()
+    await chat.page.goto("about:blank")
+    async with fake_serving(port=port) as second:
+        await chat.page.goto(second.address)
+        await chat.ready()
+        assert await chat.texts() == ["a story", "Once"]
+
+
+async def test_a_browser_that_keeps_nothing(open_chat: Opener, browser: Browser) -> None:
+    context = await browser.new_context()
+    forbid = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } });"
+    await context.add_init_script(forbid)
+    chat = await open_chat(context=context)
+    await chat.ask("hello", "Hi!")
+    assert await chat.texts() == ["hello", "Hi!"]
+    await expect(chat.notice).to_contain_text("This browser cannot keep the chat")
+    await context.close()
+
+
+async def test_a_message_that_is_too_long_stays_where_it_was_written(chat: ChatPage) -> None:
+    await chat.message.fill("x" * 1_100_000)
+    await chat.button("Send").click()
+    await expect(chat.notice).to_contain_text("longer than the server takes")
+    assert len(await chat.message.input_value()) == 1_100_000
+    await chat.ask("hello", "Hi!")
