@@ -15,6 +15,7 @@ from actorllm.errors import SettingsError
 from actorllm.models.catalog import Catalog
 
 if TYPE_CHECKING:
+    from actorllm.cli.plugin_draft import PluginDraft
     from actorllm.testing.model_checks import CheckResult
 
 CHECK_FAILED = 1
@@ -98,14 +99,29 @@ def _new(name: str, source: str) -> int:
     texts = draft.files()
     if folder.exists():
         raise SettingsError(f"{folder} exists already: choose another name, or remove it")
-    for path, text in texts.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-        print(folder / path)
-    if draft.unread():
-        print(f"keys of config.json that {draft.package}/model.py has to read yet: {', '.join(draft.unread())}")
-    print(f"next: pip install -e {folder} && actorllm plugin check {draft.architecture}")
+    try:
+        for path, text in texts.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+            print(folder / path)
+    except OSError as error:
+        raise SettingsError(f"cannot write {folder}: {error.strerror}") from error
+    print("\n".join(_left_to_do(draft, source)))
     return 0
+
+
+def _left_to_do(draft: "PluginDraft", source: str) -> Iterator[str]:
+    """What the author has to know after the list of files."""
+    model = f"{draft.package}/model.py"
+    if draft.unread():
+        yield f"keys of config.json that {model} has to read yet: {', '.join(draft.unread())}"
+    if num_marked := sum("<-" in line for line in draft.tree()):
+        yield f"kinds of tensors that do not fit the draft yet: {num_marked}, marked at the head of {model}"
+    for rival in Catalog.discover().plugins:
+        if rival.architecture == draft.architecture:
+            yield f"{rival.distribution} serves {draft.architecture} already: uninstall one of the two before you use the other"
+    checkpoint = f" --checkpoint {source}" if Path(source).is_dir() and draft.shapes else ""
+    yield f"next: pip install -e {draft.name} && actorllm plugin check {draft.architecture}{checkpoint}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

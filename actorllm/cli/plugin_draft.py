@@ -12,6 +12,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+from importlib.util import find_spec
+from keyword import iskeyword
 from string import Template
 from typing import Any
 
@@ -48,7 +50,12 @@ TINY = {
     "max_window_layers": 1,
 }
 TINY_ORIGINAL_CONTEXT = 24
+TINY_OTHERS = (re.compile(r"(n|num)_\w*experts|\w+_(rank|head_dim|intermediate_size)"), 16)
+"""Keys that other families have, and the largest size that tests need."""
 
+NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
+UNCLAIMED = "  <- no module claims this yet"
+ABSENT = "  <- a module asks for this, and it is not there"
 DRAFTED = re.compile(
     r"model\.(embed_tokens|norm)\.weight|lm_head\.weight|.*\.rotary_emb\.inv_freq"
     r"|model\.layers\.\{\d+\.\.\d+\}\.(input_layernorm|post_attention_layernorm)\.weight"
@@ -56,6 +63,14 @@ DRAFTED = re.compile(
     r"|model\.layers\.\{\d+\.\.\d+\}\.self_attn\.[qk]_norm\.weight"
 )
 """Tensors that the draft's modules claim, as the tree writes them."""
+
+ASKED = (
+    *("model.embed_tokens.weight", "model.norm.weight"),
+    *(f"model.layers.{{}}.{name}.weight" for name in ("input_layernorm", "post_attention_layernorm")),
+    *(f"model.layers.{{}}.self_attn.{name}_proj.weight" for name in "qkvo"),
+    *(f"model.layers.{{}}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+)
+"""Tensors that the draft's modules ask for whatever the checkpoint has; `{}` is a layer's number."""
 
 FILES = {
     "pyproject.toml": "pyproject.toml.in",
@@ -92,6 +107,8 @@ class PluginDraft:
         """Every file of the package: its path below the package's folder, and its text. Raises `SettingsError`."""
         if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", self.name):
             raise SettingsError(f"{self.name!r} cannot be a package's name: small letters, digits and single hyphens")
+        if iskeyword(self.package) or find_spec(self.package) is not None:
+            raise SettingsError(f"{self.name!r} cannot be a package's name: to Python {self.package} means something else already")
         templates, values = files("actorllm.cli") / "plugin_template", self._values()
         texts = {
             path.format(package=self.package): Template((templates / name).read_text()).substitute(values)
@@ -112,6 +129,10 @@ class PluginDraft:
         for name in ("num_key_value_heads", *ALIASES["num_key_value_heads"]):
             if isinstance(count := kept.get(name), int):
                 kept[name] = 1 if count == 1 else TINY["num_attention_heads"] if count == self._heads() else 2
+        others, size = TINY_OTHERS
+        for name, count in kept.items():
+            if isinstance(count, int) and others.fullmatch(name) and name not in TINY:
+                kept[name] = min(count, size)
         if isinstance(kept.get("layer_types"), list):
             kept["layer_types"] = _two_kinds(kept["layer_types"])
         for rope in (kept.get("rope_scaling"), kept.get("rope_parameters")):
@@ -129,13 +150,15 @@ class PluginDraft:
         }
 
     def tree(self) -> list[str]:
-        """The checkpoint's tensors with their shapes, layers that are alike on one line; unclaimed ones are marked."""
+        """The checkpoint's tensors with their shapes, those that differ in numbers alone on one line; unclaimed ones are marked."""
         if not self.shapes:
-            return ["The checkpoint's folder has no safetensors files to read tensor names from."]
+            return ["The model has no safetensors files to read tensor names from."]
         lines = ["The checkpoint's tensors:"]
         for name, shape in _alike_on_one_line(self.shapes):
-            mark = "" if DRAFTED.fullmatch(name) else "  <- no module claims this yet"
+            mark = "" if DRAFTED.fullmatch(name) else UNCLAIMED
             lines.append(f"  {_printable(name)} {list(shape)}{mark}")
+        known = {NUMBER.sub("{}", name) for name in self.shapes}
+        lines += [f"  {name.format('{..}')}{ABSENT}" for name in ASKED if name not in known]
         return lines
 
     def _values(self) -> dict[str, str]:
@@ -188,14 +211,14 @@ class PluginDraft:
 
 def _alike_on_one_line(shapes: Mapping[str, Sequence[int]]) -> list[tuple[str, Sequence[int]]]:
     """(name, shape), with `{0..31}` for numbers whose tensors differ in nothing else; in the order of the names."""
-    numbers: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    numbers: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
     for name, shape in shapes.items():
-        found = re.search(r"\.(\d+)\.", name)
-        key = (name[: found.start()] + ".{}." + name[found.end() :] if found else name, tuple(shape))
-        numbers.setdefault(key, []).extend([int(found[1])] if found else [])
+        key = (NUMBER.sub("{}", name.replace("{", "{{").replace("}", "}}")), tuple(shape))
+        numbers.setdefault(key, []).append(list(map(int, NUMBER.findall(name))))
     lines = []
     for (pattern, shape), found in numbers.items():
-        lines.append((pattern.replace("{}", f"{{{min(found)}..{max(found)}}}") if found else pattern, shape))
+        spans = [f"{{{min(places)}..{max(places)}}}" for places in zip(*found, strict=True)]
+        lines.append((pattern.format(*spans), shape))
     return sorted(lines)
 
 

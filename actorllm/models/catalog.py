@@ -123,7 +123,7 @@ class Catalog:
         hint = f" Close names: {', '.join(close)}." if close else ""
         return (
             f"no installed plugin serves {architecture}.{hint} Installed: {', '.join(known) or 'none'}. "
-            "Install a plugin package for it, or write one"
+            "Install a plugin package for it, or write one: actorllm plugin new"
         )
 
 

@@ -119,11 +119,59 @@ def test_what_the_draft_does_not_understand_is_listed(tmp_path: Path, monkeypatc
     assert json.loads((folder / "config.json").read_text()) == config
 
 
+def test_tensors_that_do_not_fit_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Experts stand on one line, and what the modules ask for but the checkpoint lacks is there too."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"architectures": ["OddForCausalLM"], "num_experts": 64, "v_head_dim": 128, "top": 8})
+    )
+    names = [f"model.layers.{layer}.mlp.experts.{expert}.w{{1}}.weight" for layer in range(3) for expert in range(4)]
+    save_file({name: torch.ones(2, 3) for name in [*names, "model.embed_tokens.weight"]}, folder / "model.safetensors")
+    package = draft(folder, tmp_path, monkeypatch)
+    comments = [line for line in (package / "actorllm_novice/model.py").read_text().splitlines() if line.startswith("#")]
+    assert comments[:4] == [
+        "# The checkpoint's tensors:",
+        "#   model.embed_tokens.weight [2, 3]",
+        "#   model.layers.{0..2}.mlp.experts.{0..3}.w{1}.weight [2, 3]  <- no module claims this yet",
+        "#   model.norm.weight  <- a module asks for this, and it is not there",
+    ]
+    assert "#   model.layers.{..}.self_attn.q_proj.weight  <- a module asks for this, and it is not there" in comments
+    assert (
+        "kinds of tensors that do not fit the draft yet: 11, marked at the head of actorllm_novice/model.py"
+        in capsys.readouterr().out
+    )
+    tiny = json.loads((package / "actorllm_novice/tiny_config.json").read_text())
+    assert (tiny["num_experts"], tiny["v_head_dim"], tiny["top"]) == (16, 16, 8)
+
+
+def test_an_architecture_that_is_served_already_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    source = save_checkpoint("LlamaForCausalLM", tmp_path / "model")
+    draft(source, tmp_path, monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "actorllm-llama serves LlamaForCausalLM already: uninstall one of the two before you use the other"
+    assert lines[-1] == f"next: pip install -e actorllm-novice && actorllm plugin check LlamaForCausalLM --checkpoint {source}"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    source = save_checkpoint("LlamaForCausalLM", tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["plugin", "new", "actorllm-novice", "--from", str(source)]) == 2
+    assert capsys.readouterr().err.endswith("actorllm: error: cannot write actorllm-novice: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     ("name", "config", "words"),
     [
         ("Actor LLM", {"architectures": ["A"]}, "'Actor LLM' cannot be a package's name"),
         ("../up", {"architectures": ["A"]}, "cannot be a package's name"),
+        ("class", {"architectures": ["A"]}, "'class' cannot be a package's name: to Python"),
+        ("actorllm-echo", {"architectures": ["A"]}, "to Python actorllm_echo means something else already"),
         ("mine", {"architectures": ["A:\nimport os"]}, "architectures must be a list of one class name"),
         ("mine", {}, "architectures must be a list of one class name"),
         ("mine", None, "config.json"),
