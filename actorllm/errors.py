@@ -34,6 +34,7 @@ with, and each message says what is wrong, where, and what to change.
     │   │   ├── HubModelNotFound       404   no model or revision of that name
     │   │   ├── HubAccessDenied        403   the model is gated, or the token is not accepted
     │   │   ├── DownloadInterrupted    503   the download broke off too often
+    │   │   ├── HubCacheUnusable       500   the cache's folder cannot be read or written
     │   │   └── DiskFull               507   the model does not fit the cache's disk
     │   └── NotEnoughMemory            507   weights or one context do not fit the memory given
     ├── PluginError                          a model plugin cannot be used
@@ -218,6 +219,12 @@ class DownloadInterrupted(HubError):
     """The download broke off more often than it is begun again."""
 
     status = 503
+
+
+class HubCacheUnusable(HubError):
+    """The folder of the hub's cache cannot be made, read or written."""
+
+    status = 500
 
 
 class DiskFull(HubError):

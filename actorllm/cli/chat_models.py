@@ -1,6 +1,7 @@
 """Who answers in the terminal: a server with OpenAI's API somewhere, or an engine in this process. Knows no terminal."""
 
 import json
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -9,8 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import aiohttp
 import msgspec
 
-from actorllm.errors import RemoteError
+from actorllm.errors import InvalidRequest, NoChatTemplate, RemoteError
 from actorllm.settings import EngineSettings
+
+logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a server to take a connection. An answer may take as long as it likes: Ctrl-C is there."""
@@ -90,10 +93,16 @@ class RemoteModel:
 
 @asynccontextmanager
 async def local_model(settings: EngineSettings, sampling: Mapping[str, Any]) -> AsyncIterator[LocalModel]:
-    """Load a model into this process. Raises as entering an `Engine` does."""
+    """Load a model into this process. Raises as entering an `Engine` does, and `NoChatTemplate`."""
     from actorllm.engine import Engine  # takes seconds, and a server somewhere needs none of it
 
     async with Engine(settings) as engine:
+        try:
+            await engine.encode([{"role": "user", "content": "hello"}])  # starts the template's process as well
+        except NoChatTemplate:
+            raise
+        except InvalidRequest as error:  # this template asks for something else: the user will see whether it gets that
+            logger.debug("a greeting cannot be rendered: %s", error.message)
         yield LocalModel(engine, sampling)
 
 

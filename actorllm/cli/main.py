@@ -22,11 +22,11 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 for a wrong flag, setting or model, 130 for Ctrl-C where the command has
     no way of its own to stop."""
-    parser = argparse.ArgumentParser(prog="actorllm", description="An LLM inference server made of asyncio actors.")
-    parser.add_argument("--version", action="version", version=f"actorllm {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        parser = argparse.ArgumentParser(prog="actorllm", description="An LLM inference server made of asyncio actors.")
+        parser.add_argument("--version", action="version", version=f"actorllm {__version__}")
+        commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
         parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
         if given[:1] and given[0] in parsers:
             import_module(f"actorllm.cli.{given[0]}").add_arguments(parsers[given[0]])

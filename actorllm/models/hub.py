@@ -21,6 +21,7 @@ from actorllm.errors import (
     DiskFull,
     DownloadInterrupted,
     HubAccessDenied,
+    HubCacheUnusable,
     HubModelNotFound,
     HubUnreachable,
     ModelError,
@@ -62,7 +63,8 @@ def download(hub_id: str, *, revision: str | None = None) -> Path:
     """The folder with `hub_id` at `revision` (a branch, tag or commit; the main branch), after fetching what the cache lacks.
 
     Without network, or with HF_HUB_OFFLINE, a wholly cached model is found all the same. Raises `HubUnreachable`,
-    `HubModelNotFound`, `HubAccessDenied`, `DownloadInterrupted`, `DiskFull`, or `CheckpointError` where there are only pickles.
+    `HubModelNotFound`, `HubAccessDenied`, `DownloadInterrupted`, `HubCacheUnusable`, `DiskFull`, or `CheckpointError` where
+    there are only pickles.
     """
     logger.info("there is no folder %s: looking for a model of that name on the hub", hub_id)
     folder = fetch(hub_id, TEXT_FILES, revision=revision)
@@ -215,6 +217,10 @@ def _typed(error: Exception, hub_id: str, *, revision: str | None) -> ModelError
         return HubUnreachable(f"{constants.ENDPOINT} answered {status} for {where}: try again later")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"the disk is full while {hub_id} is downloaded: free some, or name a folder on another disk by HF_HOME")
+    if isinstance(error, OSError) and error.filename is not None:
+        return HubCacheUnusable(
+            f"the hub's cache cannot be used ({error.strerror}: {error.filename}): make it writable, or name another folder by HF_HOME"
+        )
     return DownloadInterrupted(
         f"the download of {where} broke off: {type(error).__name__}: {error}; start again, files that are whole are kept"
     )

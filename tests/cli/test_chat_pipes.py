@@ -1,12 +1,16 @@
 """`actorllm chat` as a process without a terminal, and what it cannot do."""
 
 import asyncio
+import json
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+import actorllm_echo
 from tests.cli.chat_server import ChatServer
 
 
@@ -56,6 +60,15 @@ async def test_what_cannot_be_had_is_one_sentence(server: ChatServer, arguments:
     assert (code, output) == (2, "")
     last = complained.strip().splitlines()[-1]
     assert last.startswith("actorllm: error: ") and said in last and "Traceback" not in complained
+
+
+async def test_a_model_without_a_chat_template_is_told_at_once(tmp_path: Path) -> None:
+    folder = shutil.copytree(actorllm_echo.directory(), tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    code, output, complained = await piped(str(folder), message="hi")
+    assert (code, output) == (2, "") and complained.startswith("actorllm: error: this model has no chat template")
 
 
 async def test_a_server_without_a_model(server: ChatServer) -> None:

@@ -211,6 +211,12 @@ def test_a_full_disk(hub: HubServer, client: Client, before: str, num_sent: int)
     assert len(hub.files_sent) == num_sent, "weights that do not fit are not begun"
 
 
+def test_a_cache_that_cannot_be_written(hub: HubServer, client: Client) -> None:
+    (client.home / "file").touch()
+    refusal = client.refusal(HF_HOME=str(client.home / "file"))
+    assert refusal.startswith("HubCacheUnusable: the hub's cache cannot be used (Not a directory: ") and "HF_HOME" in refusal
+
+
 def test_a_download_that_keeps_breaking_off_is_begun_again_and_then_given_up(client: Client) -> None:
     breaks = """
 import logging, huggingface_hub.file_download as library
