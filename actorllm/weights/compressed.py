@@ -139,7 +139,7 @@ def _read_scheme(group: Mapping[str, Any], storage: Any) -> CompressedFormat:
     num_bits, strategy, group_len = left.pop("num_bits", 8), left.pop("strategy", None), left.pop("group_size", -1)
     order = left.pop("actorder", False)
     is_symmetric = left.pop("symmetric", True)
-    strategy = strategy or ("group" if group_len != -1 else "tensor" if "group_size" not in weights else "channel")
+    strategy = strategy or ("group" if group_len != -1 else "tensor" if weights.get("group_size") is None else "channel")
     is_grouped = strategy == "group" and type(group_len) is int and group_len > 0
     if left.pop("type", "int") != "int" or type(num_bits) is not int or num_bits not in (4, 8):
         raise _refusal(

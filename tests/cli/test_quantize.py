@@ -49,7 +49,7 @@ def llama(tmp_path: Path) -> Path:
 
 def logits(folder: Path) -> torch.Tensor:
     [architecture] = json.loads((folder / "config.json").read_text())["architectures"]
-    return logits_in_chunks(load_folder(find_model(architecture), folder), IDS, [16, 24])
+    return logits_in_chunks(load_folder(find_model(architecture), folder), IDS, sizes=[16, 24])
 
 
 def quantize(folder: Path, *flags: str) -> Path:
