@@ -27,6 +27,7 @@ from actorllm.settings import EngineSettings, ExecutionSettings
 from actorllm.weights.checkpoint import Checkpoint
 from actorllm.weights.source import WeightSource, load_module
 from actorllm_kernels import native
+from actorllm_kernels.backends import is_triton_here
 
 GPU_KV_SHARE = 0.85
 """The part of a GPU's free memory that the KV cache may take: nothing else competes for it but activations."""
@@ -81,6 +82,10 @@ async def load_model(
     def build(model: CausalLM) -> ResidentRunner:
         if device.type == "cpu":
             native.library()  # compiled now rather than within the first request's step
+        elif is_triton_here():
+            from actorllm_kernels import self_check  # Triton takes a second to import, and is not there without a GPU
+
+            self_check.failing(device)  # warns, and settles which kernels run
         loader.load(model)
         return ResidentRunner(model, sizes, dtype=plan.dtype, device=device, invalid_ids=invalid_ids)
 

@@ -15,7 +15,12 @@ ASSUMED_PROCESSORS = 8
 
 def chosen_for(kernel: str, shape: Mapping[str, int], device: torch.device) -> Configuration:
     """How to cut `kernel` for tensors of `shape` on this device."""
-    return configuration(Key(kernel, tuple(sorted(shape.items())), gpu(device), triton.__version__))
+    return configuration(key_of(kernel, shape, device))
+
+
+def key_of(kernel: str, shape: Mapping[str, int], device: torch.device) -> Key:
+    """What a configuration is looked up, or kept, by."""
+    return Key(kernel, tuple(sorted(shape.items())), gpu(device), triton.__version__)
 
 
 @functools.cache

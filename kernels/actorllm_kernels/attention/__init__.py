@@ -39,7 +39,7 @@ def kernels_for(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor) -> ModuleType | Non
     """The module of the kernels that can compute this here, if there are any."""
     if cpu.suits(q_THD, k_NKD, v_NKE):
         return cpu
-    if takes_triton(q_THD):
+    if takes_triton("attention", q_THD):
         from actorllm_kernels.attention import triton  # takes a second, and is not there without a GPU
 
         return triton if triton.suits(q_THD, k_NKD, v_NKE) else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actorllm_kernels.attention import triton_kernels as kernels
 from actorllm_kernels.attention.keys import RaggedKeys
+from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_processors
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
 from actorllm_kernels.triton_forms import FORMS, PLAIN
@@ -91,11 +92,18 @@ def launches(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, o
 
 
 def decode(
-    q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor, num_parts: int | None = None
+    q_THD: Tensor,
+    pools: Pools,
+    keys: RaggedKeys,
+    *,
+    scores: Scores,
+    out_THE: Tensor,
+    chosen: Configuration | None = None,
+    num_parts: int | None = None,
 ) -> list[Launch]:
-    """The launches for the rows of one query. `num_parts` of the key axis, or what fills the GPU."""
-    shape = _shape(q_THD, pools)
-    chosen = chosen_for("attend_decode", shape, q_THD.device)
+    """The launches for the rows of one query, cut as `chosen` or known to be good; `num_parts` of keys, or what fills the GPU."""
+    shape = shape_of(q_THD, pools)
+    chosen = chosen or chosen_for("attend_decode", shape, q_THD.device)
     num_rows, num_heads, group, size = len(keys.spans), q_THD.shape[1], shape["group"], pools.v_NKE.shape[2]
     block_m, block_n = min(max(triton.next_power_of_2(group), LEAST_M), chosen.block("m")), chosen.block("n")
     num_tiles = pools.k_NKD.shape[1] * triton.cdiv(group, block_m)
@@ -131,10 +139,12 @@ def decode(
     return found
 
 
-def prefill(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> Launch:
-    """The launch for the rows of several queries."""
-    shape = _shape(q_THD, pools)
-    chosen = chosen_for("attend_prefill", shape, q_THD.device)
+def prefill(
+    q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor, chosen: Configuration | None = None
+) -> Launch:
+    """The launch for the rows of several queries, cut as `chosen` or known to be good."""
+    shape = shape_of(q_THD, pools)
+    chosen = chosen or chosen_for("attend_prefill", shape, q_THD.device)
     num_rows, num_tokens = len(keys.spans), len(q_THD)
     block_h = min(triton.next_power_of_2(shape["group"]), chosen.block("m"))
     block_q = chosen.block("m") // block_h
@@ -155,7 +165,7 @@ def prefill(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, ou
     )
 
 
-def _shape(q_THD: Tensor, pools: Pools) -> dict[str, int]:
+def shape_of(q_THD: Tensor, pools: Pools) -> dict[str, int]:
     """What configurations are chosen by."""
     return {"bytes": pools.k_NKD.element_size(), "group": q_THD.shape[1] // pools.k_NKD.shape[1], "head_dim": q_THD.shape[2]}
 

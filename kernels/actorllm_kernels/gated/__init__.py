@@ -22,7 +22,7 @@ def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:
 
 def kernels_for(gate_TI: Tensor) -> ModuleType | None:
     """The module of the GPU's kernel, if it can compute this."""
-    if not takes_triton(gate_TI):
+    if not takes_triton("gated", gate_TI):
         return None
     from actorllm_kernels.gated import triton  # takes a second, and is not there without a GPU
 

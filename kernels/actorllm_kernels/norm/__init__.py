@@ -35,7 +35,7 @@ def add_layer_norm(
 
 def kernels_for(x_TD: Tensor) -> ModuleType | None:
     """The module of the GPU's kernels, if they can compute this."""
-    if not takes_triton(x_TD):
+    if not takes_triton("norm", x_TD):
         return None
     from actorllm_kernels.norm import triton  # takes a second, and is not there without a GPU
 

@@ -34,7 +34,7 @@ def rotate_and_store(
 
 def kernels_for(q_THD: Tensor, pools: tuple[Tensor, Tensor]) -> ModuleType | None:
     """The module of the GPU's kernel, if it can compute this."""
-    if not takes_triton(q_THD):
+    if not takes_triton("rotary_store", q_THD):
         return None
     from actorllm_kernels.rotary_store import triton  # takes a second, and is not there without a GPU
 

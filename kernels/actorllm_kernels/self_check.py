@@ -1,0 +1,126 @@
+"""Compares the Triton kernels once with their references, on the GPU that they will run on.
+
+A kernel may compile and still be wrong there: another GPU, driver or version of Triton than it was tested with. One that
+fails is not used; its reference is, with a warning that says so. The check waits for the GPU, so it belongs before the first step.
+
+Legend: T tokens, H query heads, K key/value heads, D head_dim, N slots.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from actorllm_kernels.attention import RaggedKeys
+from actorllm_kernels.attention import reference as attention_reference
+from actorllm_kernels.attention import triton as attention_triton
+from actorllm_kernels.gated import reference as gated_reference
+from actorllm_kernels.gated import triton as gated_triton
+from actorllm_kernels.norm import reference as norm_reference
+from actorllm_kernels.norm import triton as norm_triton
+from actorllm_kernels.quantize import quantize
+from actorllm_kernels.rotary_store import Angles
+from actorllm_kernels.rotary_store import reference as store_reference
+from actorllm_kernels.rotary_store import triton as store_triton
+
+logger = logging.getLogger(__name__)
+
+LARGEST_ERROR = 0.02
+"""Of the norm of the reference's result; bfloat16 rounds to 0.004."""
+Results = Iterator[tuple[str, Tensor, Tensor]]
+"""What was compared, what the kernels gave and what the reference gives."""
+
+
+@functools.cache
+def is_right(operator: str, device: torch.device) -> bool:
+    """Whether the operator's kernels run on the device and give what the reference gives; found out once."""
+    try:
+        for name, got, expected in CHECKS[operator](device):
+            error = ((got.float() - expected.float()).norm() / expected.float().norm()).item()
+            if not error < LARGEST_ERROR:  # NaN is not
+                logger.warning(
+                    "the Triton kernels of %s are wrong on %s (%s: relative error %.3g); its slower reference runs instead",
+                    operator, device, name, error,
+                )  # fmt: skip
+                return False
+    except Exception as error:  # boundary: whatever a compiler or driver raises, there is a reference
+        logger.warning("the Triton kernels of %s do not run on %s, its slower reference does: %r", operator, device, error)
+        return False
+    return True
+
+
+def failing(device: torch.device) -> list[str]:
+    """The operators whose kernels are not used on this device, after all have been checked."""
+    return [operator for operator in CHECKS if not is_right(operator, device)]
+
+
+def check_attention(device: torch.device) -> Results:
+    """Decode in parts and ragged prefill: plain, with all that a model may add, quantized, and latents."""
+    spans = ((0, 1, 200), (1, 20, 80), (2, 1, 3))
+    table = _random(3, 1024, device=device).argsort(dim=1).to(torch.int32)
+    plain, windowed = RaggedKeys(spans, table), RaggedKeys(spans, table, 64)
+    q, k, v = _random(22, 8, 128, device=device), _random(1024, 2, 128, device=device), _random(1024, 2, 128, device=device)
+    yield "plain", *_both(attention_triton.attend, attention_reference.attend, q, k, v, plain, scale=0.09)
+    extras = {"soft_cap": 20.0, "sinks_H": _random(8, device=device), "slopes_H": _random(8, device=device).float().abs()}
+    yield "extras", *_both(attention_triton.attend, attention_reference.attend, q, k, v, windowed, scale=0.09, **extras)
+    (k8, k_scales), (v8, v_scales) = quantize(k, torch.int8), quantize(v, torch.int8)
+    scales = {"k_scales_NK": k_scales, "v_scales_NK": v_scales}
+    yield "int8", *_both(attention_triton.attend, attention_reference.attend, q, k8, v8, plain, scale=0.09, **scales)
+    q, latents = _random(22, 16, 576, device=device), _random(1024, 1, 576, device=device)
+    both = attention_triton.attend, attention_reference.attend
+    yield "latents", *_both(*both, q, latents, latents[:, :, :512], plain, scale=0.04)
+
+
+def check_norm(device: torch.device) -> Results:
+    """With the sum before it."""
+    x, y, weight = _random(5, 4096, device=device), _random(5, 4096, device=device, seed=1), _random(4096, device=device, seed=2)
+    for kind, ours, theirs in (
+        ("rms", norm_triton.add_rms_norm, norm_reference.add_rms_norm),
+        ("layer", norm_triton.add_layer_norm, norm_reference.add_layer_norm),
+    ):
+        weights = (weight,) if kind == "rms" else ()
+        options = {} if kind == "rms" else {"weight_D": weight, "bias_D": weight}
+        for name, *pair in zip(("sum", "norm"), *_both(ours, theirs, x, y, *weights, eps=1e-5, **options), strict=True):
+            yield f"{kind} {name}", *pair
+
+
+def check_gated(device: torch.device) -> Results:
+    """Every activation."""
+    gate, up = _random(5, 3000, device=device).chunk(2, dim=1)
+    for activation in gated_reference.ACTIVATIONS:
+        yield activation, *_both(gated_triton.gated, gated_reference.gated, gate, up, activation=activation)
+
+
+def check_rotary_store(device: torch.device) -> Results:
+    """What queries become, and what the pool then holds."""
+    q, k, v = _random(5, 12, 128, device=device).split([8, 2, 2], dim=1)
+    angles = torch.cat((_random(5, 1, 32, device=device),) * 2, dim=-1).float()
+    tables = Angles(angles.cos().to(q.dtype), angles.sin().to(q.dtype))
+    slots = torch.tensor([3, 9, 0, 4, 7], device=device)
+    pools = [
+        (torch.zeros(10, 2, 128, dtype=q.dtype, device=device), torch.zeros(10, 2, 128, dtype=q.dtype, device=device))
+        for _ in range(2)
+    ]
+    got = store_triton.rotate_and_store(q, k, v, tables, slots, pools[0])
+    yield "queries", got, store_reference.rotate_and_store(q, k, v, tables, slots, pools[1])
+    yield "keys", pools[0][0], pools[1][0]
+    yield "values", pools[0][1], pools[1][1]
+
+
+def _both(ours: Callable, theirs: Callable, *arguments, **options) -> tuple:
+    return ours(*arguments, **options), theirs(*arguments, **options)
+
+
+def _random(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
+    """The same numbers on every device."""
+    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(device, torch.bfloat16)
+
+
+CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
+    "attention": check_attention,
+    "norm": check_norm,
+    "gated": check_gated,
+    "rotary_store": check_rotary_store,
+}

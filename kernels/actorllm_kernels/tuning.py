@@ -1,0 +1,69 @@
+"""Finds the fastest way to cut a kernel on the GPU that is here, and keeps it for later starts. Knows no kernel."""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from actorllm_kernels.configurations import Configuration, Key, store
+from actorllm_kernels.launch import Launch
+
+logger = logging.getLogger(__name__)
+
+
+def tune(
+    key: Key,
+    candidates: Iterable[Configuration],
+    launches: Callable[[Configuration], Sequence[Launch]],
+    *,
+    measure: Callable[[Sequence[Launch]], float],
+) -> Configuration | None:
+    """The candidate whose launches take the least time by `measure`, stored under `key`; None if none can run.
+
+    A candidate that needs more than the GPU has, or that does not compile, is left out.
+    """
+    best, least = None, math.inf
+    for candidate in candidates:
+        try:
+            taken = measure(launches(candidate))
+        except Exception as error:  # boundary: a compiler that refuses one way of many
+            logger.info("%s cannot be cut as %s: %r", key.kernel, candidate, error)
+            continue
+        if taken < least:
+            best, least = candidate, taken
+    if best is not None:
+        store(key, best)
+    return best
+
+
+def grid(num_warps: Sequence[int], num_stages: Sequence[int], **blocks: Sequence[int]) -> Iterator[Configuration]:
+    """Every combination of tile sizes, warps and stages."""
+    for warps, stages, *sizes in itertools.product(num_warps, num_stages, *blocks.values()):
+        yield Configuration(tuple(sorted(zip(blocks, sizes, strict=True))), warps, stages)
+
+
+def seconds_on_gpu(launches: Sequence[Launch], *, repeats: int = 20) -> float:
+    """The median time of the launches one after the other, replayed from a graph: the host's part is left out."""
+    for launch in launches:
+        launch.run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for launch in launches:
+            launch.run()
+    return replayed_seconds(graph, repeats=repeats)
+
+
+def replayed_seconds(graph: "torch.cuda.CUDAGraph", *, repeats: int) -> float:
+    """The median time of one replay."""
+    graph.replay()
+    starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(repeats)] for _ in range(2))
+    for start, end in zip(starts, ends, strict=True):
+        start.record()
+        graph.replay()
+        end.record()
+    torch.cuda.synchronize()
+    times = sorted(start.elapsed_time(end) for start, end in zip(starts, ends, strict=True))
+    return times[repeats // 2] / 1000

@@ -1,0 +1,90 @@
+"""Configurations of kernels: the nearest is taken, what was measured goes first, and a broken file stops nothing."""
+
+import json
+
+import pytest
+
+from actorllm_kernels import configurations
+from actorllm_kernels.configurations import SHIPPED, Configuration, Key, configuration, read, store, user_file
+
+ONE = Configuration((("m", 16), ("n", 64)), 4, 3)
+OTHER = Configuration((("m", 32), ("n", 32)), 8, 2)
+
+
+def key(head_dim: int = 128, group: int = 8, gpu: str = "sm_90", triton: str = "3.9.0", kernel: str = "attend_decode") -> Key:
+    return Key(kernel, (("bytes", 2), ("group", group), ("head_dim", head_dim)), gpu, triton)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    configuration.cache_clear()
+    yield tmp_path
+    configuration.cache_clear()
+
+
+def test_the_shipped_file_has_every_size_for_both_gpus():
+    known = read(SHIPPED)
+    for gpu in ("sm_80", "sm_90"):
+        for kernel in ("attend_decode", "attend_prefill"):
+            sizes = {
+                (dict(each.shape)["bytes"], dict(each.shape)["head_dim"])
+                for each in known
+                if each.gpu == gpu and each.kernel == kernel
+            }
+            assert sizes == {(size, head_dim) for size in (1, 2, 4) for head_dim in (64, 128, 256, 576)}
+
+
+def test_an_unknown_shape_takes_the_nearest():
+    assert configuration(key(120, group=5)) == read(SHIPPED)[key()]
+    assert configuration(key(gpu="sm_120")) in read(SHIPPED).values()
+
+
+def test_what_was_measured_goes_first():
+    store(key(), ONE)
+    assert configuration(key()) == ONE
+    assert configuration(key(triton="3.6.0")) == ONE
+    store(key(), OTHER)
+    assert configuration(key()) == OTHER
+    assert len(json.loads(user_file().read_text())) == 1
+
+
+def test_another_gpu_is_further_than_any_shape():
+    store(key(gpu="sm_75"), ONE)
+    assert configuration(key()) != ONE
+    store(key(64, group=1, kernel="attend_decode", gpu="sm_120"), OTHER)
+    assert configuration(key(gpu="sm_120")) == OTHER
+
+
+def test_a_kernel_that_nobody_knows_is_an_error():
+    with pytest.raises(KeyError, match="no_such_kernel"):
+        configuration(key(kernel="no_such_kernel"))
+
+
+@pytest.mark.parametrize("text", ["", "[{}]", "{", '[{"kernel": 1}]', "7"])
+def test_a_broken_file_is_left_out_with_a_warning(text, caplog):
+    user_file().parent.mkdir(parents=True)
+    user_file().write_text(text)
+    assert configuration(key()) == read(SHIPPED)[key()]
+    assert "is not read" in caplog.text
+    store(key(), ONE)
+    assert configuration(key()) == ONE
+
+
+def test_tuning_keeps_the_fastest_that_runs(monkeypatch):
+    tuning = pytest.importorskip("actorllm_kernels.tuning", exc_type=ImportError, reason="needs Triton")
+    taken = {16: 3.0, 32: 1.0, 64: 2.0}
+
+    def launches(candidate):
+        if candidate.block("n") == 128:
+            raise RuntimeError("out of shared memory")
+        return [candidate]
+
+    candidates = list(tuning.grid((4, 8), (2,), m=(16,), n=(16, 32, 64, 128)))
+    assert len(candidates) == 8
+    best = tuning.tune(key(), candidates, launches, measure=lambda found: taken[found[0].block("n")] / found[0].num_warps)
+    assert best == Configuration((("m", 16), ("n", 32)), 8, 2)
+    assert configuration(key()) == best
+    assert tuning.tune(key(64), candidates[3:4], launches, measure=lambda _: 1.0) is None
+    assert configurations.read(user_file()).keys() == {key()}
