@@ -5,7 +5,7 @@ PROJECTS := kernels $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject
 PACKAGES := $(addprefix -e ,$(PROJECTS))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install install-dev serve test parity fuzz bench kernels lint types imports readme clean
+.PHONY: install install-dev serve test parity fuzz screenshots bench kernels lint types imports readme clean
 
 install: .venv/installed
 
@@ -39,6 +39,9 @@ fuzz: install-dev
 
 kernels: install-dev # Triton kernels: many more random batches, and every shape compiled for sm_80 and sm_90
 	KERNEL_CASES=200 $(BIN)/python -m pytest -q tests/kernels
+
+screenshots: install-dev
+	$(BIN)/python -m tests.server.page.screenshots
 
 bench: install-dev
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

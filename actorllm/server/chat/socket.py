@@ -11,6 +11,7 @@ import weakref
 from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
+from msgspec import UNSET
 
 from actorllm.engine import Engine
 from actorllm.errors import ActorLLMError, ForeignOrigin
@@ -114,10 +115,8 @@ class ChatSocket:
             message = self._outbox.codec.decode(frame)
             effects = self._session.handle(message)
         except ActorLLMError as error:
-            refused = Refused(error=trouble_of(error), conversation=getattr(message, "conversation", None))
-            if message is not None and message.ref is not None:
-                refused = Refused(error=refused.error, conversation=refused.conversation, ref=message.ref)
-            self._outbox.put(refused)
+            ref = UNSET if message is None or message.ref is None else message.ref
+            self._outbox.put(Refused(error=trouble_of(error), conversation=getattr(message, "conversation", None), ref=ref))
             return
         for effect in effects:
             match effect:
@@ -141,6 +140,7 @@ class ChatSocket:
         self._outbox.put(
             self._session.finish(name, turn, reason=end.reason, usage=end.usage, timings=end.timings, error=end.error)
         )
+        del self._cancels[name]
         self._restart_idle_clock()
 
     def _restart_idle_clock(self) -> None:
