@@ -22,12 +22,12 @@ CHECK_FAILED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`list [--json]`, `check ARCHITECTURE [--config FILE] [--checkpoint DIR]` and `new NAME --from DIR_OR_HUB_ID`."""
+    """`list [--json]`, `check NAME [--config FILE] [--checkpoint DIR]` and `new NAME --from DIR_OR_HUB_ID`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list installed architectures without importing any plugin")
     listing.add_argument("--json", action="store_true", help="print JSON")
     check = actions.add_parser("check", help="run the conformance kit on a plugin, one line a check")
-    check.add_argument("architecture", metavar="ARCHITECTURE", help="as in config.json, for example LlamaForCausalLM")
+    check.add_argument("name", metavar="NAME", help="an architecture, as LlamaForCausalLM, or a distribution, as actorllm-llama")
     check.add_argument("--config", type=Path, metavar="FILE", help="a tiny config.json (default: the plugin's own)")
     check.add_argument("--checkpoint", type=Path, metavar="DIR", help="check with this model's weights too; they are all loaded")
     new = actions.add_parser("new", help="write a plugin package, drafted from a model")
@@ -62,10 +62,19 @@ def _list(plugins: list[dict[str, Any]], *, as_json: bool) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break up the report
+    catalog = Catalog.discover()
+    served = [plugin.architecture for plugin in catalog.plugins if plugin.distribution == arguments.name] or [arguments.name]
+    if len(served) > 1 and (arguments.config or arguments.checkpoint):
+        raise SettingsError(f"{arguments.name} serves several architectures: name the one of the model, {', '.join(served)}")
+    passed = [_check_architecture(catalog, architecture, arguments) for architecture in served]
+    return 0 if all(passed) else CHECK_FAILED
+
+
+def _check_architecture(catalog: Catalog, architecture: str, arguments: argparse.Namespace) -> bool:
+    """Print the report of one architecture; whether no check failed."""
     from actorllm.testing.checkpoint_checks import CheckpointCase, run_checkpoint_checks  # torch only where it is needed
     from actorllm.testing.model_checks import ModelCase, run_checks, tiny_config
 
-    catalog, architecture = Catalog.discover(), arguments.architecture
     model_class = catalog.load(architecture)
     config = tiny_config(model_class, architecture) if arguments.config is None else _read_config(arguments.config)
     checkpoint = None if arguments.checkpoint is None else CheckpointCase.read(model_class, arguments.checkpoint)
@@ -76,8 +85,8 @@ def _check(arguments: argparse.Namespace) -> int:
     print("\n".join(_report(results)))
     num_failed, num_skipped = sum(bool(result.reason) for result in results), sum(bool(result.skipped) for result in results)
     skipped = f", {num_skipped} could not be made" if num_skipped else ""
-    print(f"{len(results) - num_failed - num_skipped} of {len(results)} checks passed for {architecture}{skipped}")
-    return CHECK_FAILED if num_failed else 0
+    print(f"{len(results) - num_failed - num_skipped} of {len(results)} checks passed for {architecture}{skipped}", flush=True)
+    return num_failed == 0
 
 
 def _report(results: "Sequence[CheckResult]") -> Iterator[str]:

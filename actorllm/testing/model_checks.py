@@ -12,11 +12,13 @@ Legend: T tokens, V vocabulary.
 """
 
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +46,14 @@ TINY_SIZES: Mapping[str, Any] = {
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of their standard deviation."""
 
-CaseT = TypeVar("CaseT")
+
+class Case(Protocol):
+    """What a check is made with."""
+
+    model_class: type[CausalLM]
+
+
+CaseT = TypeVar("CaseT", bound=Case)
 Check = Callable[["ModelCase"], str]
 """Raises what is wrong; returns what was looked at, with shapes."""
 
@@ -149,13 +158,17 @@ def check_shapes(case: ModelCase) -> str:
     """Logits are [T, V] in float32, and a layer's keys live in one cache group."""
     wanted, got = (len(case.ids), case.parsed.vocab_size), tuple(case.plain_logits.shape)
     if got != wanted:
-        raise CheckFailed(f"the logits are {list(got)}, but {wanted[0]} tokens of a vocabulary of {wanted[1]} make {list(wanted)}")
+        raise CheckFailed(
+            f"the logits are {list(got)}, but {wanted[0]} tokens of a vocabulary of {wanted[1]} make {list(wanted)}"
+        )
     if case.plain_logits.dtype != torch.float32:
         raise CheckFailed(f"the logits are {case.plain_logits.dtype}, but must be float32: end head() with .float()")
     groups = case.build().cache_groups
     cached = sorted(layer for group in groups for layer in group.layers)
     if len(set(cached)) < len(cached) or not set(cached) <= set(range(case.parsed.num_layers)):
-        raise CheckFailed(f"cache groups name layers {cached}, but the model has 0 to {case.parsed.num_layers - 1}, each at most once")
+        raise CheckFailed(
+            f"cache groups name layers {cached}, but the model has 0 to {case.parsed.num_layers - 1}, each at most once"
+        )
     return f"{shape_text(case.plain_logits)}; cache {', '.join(map(_group_text, groups)) or 'none'}"
 
 
@@ -164,7 +177,9 @@ def check_repeatable(case: ModelCase) -> str:
     model = case.build()
     first = logits_in_chunks(model, case.ids)
     logits_in_chunks(model, case.ids[::-1], sizes=[5, 3])
-    return expect_equal(logits_in_chunks(model, case.ids), first, "the same input gives other logits the second time: state is kept")
+    return expect_equal(
+        logits_in_chunks(model, case.ids), first, "the same input gives other logits the second time: state is kept"
+    )
 
 
 def check_chunking(case: ModelCase) -> str:
@@ -298,7 +313,18 @@ def run_check(check: Callable[[CaseT], str], case: CaseT) -> CheckResult:
     except (CheckFailed, ActorLLMError) as error:
         return CheckResult(name, about, reason=str(error))
     except Exception as error:  # boundary: plugin load
-        return CheckResult(name, about, reason=f"raised {type(error).__name__}: {error}")
+        return CheckResult(name, about, reason=f"raised {type(error).__name__}: {error}{_place(error, case.model_class)}")
+
+
+def _place(error: Exception, model_class: type[CausalLM]) -> str:
+    """Where in the plugin's own package an exception came up; empty if nowhere."""
+    package = model_class.__module__.split(".")[0]
+    lines = [
+        f" ({Path(frame.f_code.co_filename).name}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).split(".")[0] == package
+    ]
+    return lines[-1] if lines else ""
 
 
 def model_checks(model_class: type[CausalLM], config: Mapping[str, Any] | None = None) -> Callable[[str], None]:

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from actorllm.cli.main import main
+from actorllm.models.catalog import Catalog
 from actorllm.testing.checkpoint_checks import CHECKS as CHECKPOINT_CHECKS
 from actorllm.testing.model_checks import CHECKS
 
@@ -65,3 +66,15 @@ def test_what_cannot_be_read_is_one_sentence(capsys, tmp_path: Path, flag: str, 
     printed = capsys.readouterr()
     assert printed.err.startswith("actorllm: error: ") and "tiny.json" in printed.err
     assert not printed.out
+
+
+def test_a_distribution_is_checked_as_all_that_it_serves(capsys) -> None:
+    lines = report(capsys, "actorllm-qwen-moe")
+    served = [row["architecture"] for row in Catalog.discover().listing() if row["distribution"] == "actorllm-qwen-moe"]
+    assert served and [line.split(" = ")[0] for line in lines if " of actorllm-qwen-moe " in line] == served
+    assert sum("checks passed for" in line for line in lines) == len(served)
+
+
+def test_a_model_belongs_to_one_architecture(capsys, stories: Path) -> None:
+    assert main(["plugin", "check", "actorllm-llama", "--checkpoint", str(stories)]) == 2
+    assert "actorllm-llama serves several architectures: name the one of the model, LlamaForCausalLM, " in capsys.readouterr().err

@@ -155,6 +155,13 @@ class KeptState(LlamaForCausalLM):
         return mixed
 
 
+class RaisesInEmbed(LlamaForCausalLM):
+    """Has a slip of the pen in its forward pass."""
+
+    def embed(self, batch: Batch) -> Tensor:
+        return super().embed(batch).nonsense
+
+
 BROKEN: list[tuple[type[CausalLM], dict[str, Any], str, str]] = [
     (WrongRopeBase, LLAMA, "transformers", "rope_theta = 100.0"),
     (WrongEps, LLAMA, "transformers", "rms_norm_eps = 0.5"),
@@ -168,6 +175,8 @@ BROKEN: list[tuple[type[CausalLM], dict[str, Any], str, str]] = [
     (PulledTwice, LLAMA, "claims_once", "claimed more than once: model.layers.0.mlp.gate_proj.weight"),
     (RowsForgotten, LLAMA, "claims_once", "some rows are never read: lm_head.weight"),
     (KeptState, LLAMA, "repeatable", "state is kept"),
+    (RaisesInEmbed, LLAMA, "repeatable", "raised AttributeError: 'Tensor' object has no attribute 'nonsense' (test_model_checks.py, line "),
+    (RaisesInEmbed, LLAMA, "two_ranks", "no attribute 'nonsense' (test_model_checks.py, line "),
 ]
 
 
