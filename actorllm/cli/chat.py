@@ -66,7 +66,7 @@ def _model(arguments: argparse.Namespace) -> AbstractAsyncContextManager[ChatMod
             raise SettingsError("--api-key-env is for a server: give --url too")
         settings = read_settings(arguments)
         if sys.stderr.isatty():
-            print(f"actorllm: loading {arguments.path or 'the echo model, which only repeats a sentence'}", file=sys.stderr)
+            print(f"actorllm: loading {settings.model.path or 'the echo model, which only repeats a sentence'}", file=sys.stderr)
         return local_model(settings.engine(), sampling)
     given = given_flags(arguments)
     given.get("model", {}).pop("path", None)

@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def serve(settings: Settings) -> int:
     """Enter the engine, listen, and wait for a reason to stop."""
     stops = _Stops()
+    await _check_address(settings)
     if settings.model.path is None:
         _say("no model was named: serving the echo model, which only repeats a sentence (give a model's folder or ORG/NAME)")
     engine = Engine(settings.engine())
@@ -103,9 +105,22 @@ async def _serve_loaded(engine: Engine, settings: Settings, stops: "_Stops") -> 
         await runner.cleanup()  # answers in flight, errors too, get a moment to be written
 
 
+async def _check_address(settings: Settings) -> None:
+    """Raise `SettingsError` for an address that is taken, before a large model is loaded for nothing."""
+    with _address_errors(settings):
+        loop, server = asyncio.get_running_loop(), settings.server
+        (await loop.create_server(asyncio.Protocol, server.host, server.port, start_serving=False)).close()
+
+
 async def _listen(engine: Engine, settings: Settings) -> tuple[Any, str]:
-    try:
+    with _address_errors(settings):
         return await start_site(create_app(engine, settings.server), settings.server)
+
+
+@contextmanager
+def _address_errors(settings: Settings) -> Iterator[None]:
+    try:
+        yield
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(

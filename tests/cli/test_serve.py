@@ -128,7 +128,7 @@ async def test_a_port_in_use() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        async with actorllm("serve", "--port", port) as process:
+        async with actorllm("serve", "no-such-folder", "--port", port) as process:  # told before the model is looked for
             assert await process.ends() == 2
     assert f"actorllm: error: cannot listen on 127.0.0.1 port {port}" in process.said
     assert "Traceback" not in process.said
