@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import torch
 import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from actorllm.testing.reference import randomize
 
@@ -60,8 +62,8 @@ def attention_sizes(draw: random.Random) -> dict[str, Any]:
     }
 
 
-def random_rope(kind: str, draw: random.Random) -> dict[str, Any]:
-    """Rotary parameters whose scaling starts within the context that the tests use."""
+def random_rope(kind: str, draw: random.Random, *, head_dim: int = 0) -> dict[str, Any]:
+    """Rotary parameters whose scaling starts within the context that the tests use; longrope needs `head_dim`."""
     rope: dict[str, Any] = {"rope_type": kind, "rope_theta": draw.choice((100.0, 10000.0, 1e6))}
     if kind != "default":
         rope["factor"] = draw.choice((1.5, 4.0))
@@ -75,6 +77,20 @@ def random_rope(kind: str, draw: random.Random) -> dict[str, Any]:
             "beta_fast": draw.choice((1.0, 2.0)), "beta_slow": 0.25, "original_max_position_embeddings": ORIGINAL_CONTEXT,
             "truncate": draw.random() < 0.5,
         }  # fmt: skip
+    if kind == "longrope":
+        rope |= {
+            "short_factor": [draw.uniform(0.5, 1.5) for _ in range(head_dim // 2)],
+            "long_factor": [draw.uniform(1.0, 6.0) for _ in range(head_dim // 2)],
+            "original_max_position_embeddings": ORIGINAL_CONTEXT,
+        }  # fmt: skip
     if kind == "dynamic":
         return {"rope_parameters": rope, "max_position_embeddings": ORIGINAL_CONTEXT}
     return {"rope_parameters": rope}
+
+
+def use_long_factors(model: Any) -> None:
+    """Let a model whose context goes past the original one take the long factors for short sequences too, as a server does."""
+    config, rotary = model.config, model.model.rotary_emb
+    if rotary.rope_type == "longrope" and config.max_position_embeddings > config.rope_parameters["original_max_position_embeddings"]:
+        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=config.max_position_embeddings)
+        rotary.original_inv_freq.copy_(frequencies)

@@ -14,7 +14,7 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
     {"multi_query": False, "parallel_attn": True},
     {"multi_query": True, "parallel_attn": False},
 )
-ROPES = ("default", "linear", "dynamic", "llama3")
+ROPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 def config(seed: int) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def config(seed: int) -> dict[str, Any]:
         "activation": draw.choice(("gelu", "gelu", "relu", "silu")),
         "bias": draw.random() < 0.3,
         "alibi": seed % 12 == 6,
-        "tie_word_embeddings": seed % 2 == 0,
+        "tie_word_embeddings": (seed + seed // len(LAYOUTS)) % 2 == 0,
         "bos_token_id": None,
         "eos_token_id": None,
     }

@@ -7,7 +7,7 @@ from typing import Any
 from tests.parity.families.case import WINDOW, Build, attention_sizes, from_transformers, random_rope
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-ROPES = ("linear", "llama3", "default")
+ROPES = ("linear", "llama3", "default", "yarn")
 VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8, "patch_size": 4}
 
 
@@ -30,14 +30,15 @@ def shared(draw: random.Random, seed: int) -> dict[str, Any]:
 
 def gemma2(seed: int, directory: Path) -> Any:
     draw = random.Random(f"Gemma2 {seed}")
-    settings = shared(draw, seed) | {"attn_logit_softcapping": (1.5, 50.0, None)[seed % 3]}
-    settings |= random_rope((*ROPES, "dynamic")[seed % 4], draw)
+    settings = shared(draw, seed) | {"attn_logit_softcapping": (1.5, 50.0, None)[(seed + seed // 3) % 3]}
+    settings |= random_rope((*ROPES, "dynamic")[seed % 5], draw)
     return from_transformers("Gemma2ForCausalLM", settings, seed=seed, directory=directory)
 
 
 def gemma3_settings(seed: int) -> dict[str, Any]:
     draw = random.Random(f"Gemma3 {seed}")
-    full = random_rope(ROPES[seed % 3], draw)["rope_parameters"]
+    full = random_rope(ROPES[seed % 4], draw)["rope_parameters"]
+    full.pop("truncate", None)  # transformers looks for it where the parameters are the same for all layers
     local = {"rope_type": "default", "rope_theta": draw.choice((100.0, 1e4))}
     settings = shared(draw, seed) | {"rope_parameters": {FULL: full, SLIDING: local}}
     if "layer_types" not in settings:

@@ -4,10 +4,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-from tests.parity.families.case import CONTEXT, ORIGINAL_CONTEXT, WINDOW, Build, attention_sizes, from_transformers
+from tests.parity.families.case import (
+    CONTEXT,
+    ORIGINAL_CONTEXT,
+    WINDOW,
+    Build,
+    attention_sizes,
+    from_transformers,
+    use_long_factors,
+)
 
 
 def config(seed: int) -> dict[str, Any]:
@@ -41,14 +46,6 @@ def build(seed: int, directory: Path) -> Any:
     model = from_transformers("Phi3ForCausalLM", config(seed), seed=seed, directory=directory)
     use_long_factors(model)
     return model
-
-
-def use_long_factors(model: Any) -> None:
-    """Let a model whose context goes past the original one take the long factors for short sequences too, as a server does."""
-    config, rotary = model.config, model.model.rotary_emb
-    if rotary.rope_type == "longrope" and config.max_position_embeddings > config.original_max_position_embeddings:
-        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=config.max_position_embeddings)
-        rotary.original_inv_freq.copy_(frequencies)
 
 
 CASES: dict[str, Build] = {"Phi3ForCausalLM": build}
