@@ -84,3 +84,6 @@ class BaichuanForCausalLM(LlamaForCausalLM):
         super().__init__(config, shard)
         if config.has_normalised_head:
             self.lm_head = Head(config.hidden_size, config.vocab_size, shard=shard, is_normalised=True)
+
+    def prepare(self, batch: Batch) -> Any:
+        return None if self.config.has_alibi else super().prepare(batch)
