@@ -127,8 +127,10 @@ class Engine:
         request_id: str | None = None,
         wait_timeout: float | None = None,
         timeout: float | None = None,
+        namespace: str = "",
     ) -> RequestStream:
-        """Admit a request and return its stream; `timeout`s are seconds, None takes the settings'.
+        """Admit a request and return its stream; `timeout`s are seconds, None takes the settings'. What is computed for it may
+        serve other requests of its `namespace`.
 
         Raises a `RequestError` (malformed, too long, queue full) or `EngineError` before anything streams.
         """
@@ -138,7 +140,9 @@ class Engine:
         if request_id in self._streams:
             raise InvalidRequest(f"a request with id {request_id!r} is running already", param="request_id")
         stream = RequestStream(request_id, params.n, on_abort=self._abort)
-        message = self._generate_message(request_id, as_prompt(prompt), params=params, timeouts=(wait_timeout, timeout))
+        message = self._generate_message(
+            request_id, as_prompt(prompt), params=params, timeouts=(wait_timeout, timeout), namespace=namespace
+        )
         self._streams.add(stream)
         submission = asyncio.create_task(self._house.admit(message))
         self._submissions.add(submission)
@@ -208,7 +212,13 @@ class Engine:
             raise EngineStopped("the engine is stopping and takes no new requests")
 
     def _generate_message(
-        self, request_id: str, prompt: Prompt, *, params: SamplingParams, timeouts: tuple[float | None, float | None]
+        self,
+        request_id: str,
+        prompt: Prompt,
+        *,
+        params: SamplingParams,
+        timeouts: tuple[float | None, float | None],
+        namespace: str,
     ) -> Generate:
         now = time.monotonic()
         scheduling = self._settings.scheduling
@@ -223,6 +233,7 @@ class Engine:
             arrived=now,
             wait_deadline=None if wait is None else now + wait,
             run_deadline=None if run is None else now + run,
+            namespace=namespace,
         )
 
     def _tell_finished(self, record: FinishedRequest) -> None:

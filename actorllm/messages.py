@@ -132,7 +132,8 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 
 class Generate(Struct, frozen=True, tag=True, kw_only=True):
-    """A request enters the house. Times are `time.monotonic()` seconds.
+    """A request enters the house. Times are `time.monotonic()` seconds. What is computed for it is shared with others of its
+    `namespace` only.
 
     Answered by `Accepted`, or by a `RequestError`.
     """
@@ -143,6 +144,7 @@ class Generate(Struct, frozen=True, tag=True, kw_only=True):
     arrived: float
     wait_deadline: float | None = None
     run_deadline: float | None = None
+    namespace: str = ""
 
 
 class Accepted(Struct, frozen=True, tag=True):
@@ -157,7 +159,8 @@ class Accepted(Struct, frozen=True, tag=True):
 
 class Admit(Struct, frozen=True, tag=True, kw_only=True):
     """A tokenized request. `max_tokens` in `params` is resolved (never None); `eos_ids` end the output
-    unless `params.ignore_eos`. Answered by None, or by `QueueFull` / `PromptTooLong`."""
+    unless `params.ignore_eos`. `key_ids` (int32 bytes, one a token) stand for the prompt where prompts of a `namespace` are
+    matched; empty, the prompt's own ids do. Answered by None, or by `QueueFull` / `PromptTooLong`."""
 
     request_id: str
     prompt_ids: bytes
@@ -166,6 +169,8 @@ class Admit(Struct, frozen=True, tag=True, kw_only=True):
     arrived: float
     wait_deadline: float | None = None
     run_deadline: float | None = None
+    namespace: str = ""
+    key_ids: bytes = b""
 
 
 class Abort(Struct, frozen=True, tag=True):
@@ -213,7 +218,7 @@ class RowOpen(Struct, frozen=True, array_like=True):
     """A sequence takes device row `row`.
 
     `slots` holds, per cache group, the slots of positions `prefix_start[g] .. prefix_start[g] + len - 1` that
-    are already computed (shared with a sibling choice); empty for a fresh row. `prompt_ids` and `output_ids`
+    are already computed (shared with a sibling choice, or with a prompt that begins alike); empty for a fresh row. `prompt_ids` and `output_ids`
     seed the penalty counts (prompt empty unless a penalty needs it) and the sampling position.
     """
 
@@ -295,7 +300,7 @@ class Failure(Struct, frozen=True, array_like=True):
 
 
 class Opened(Struct, frozen=True, array_like=True):
-    """What detokenize must know of a request before its first tokens."""
+    """What detokenize must know of a request before its first tokens. `num_cached` tokens of the prompt were there already."""
 
     request_id: str
     prompt_ids: bytes
@@ -303,6 +308,7 @@ class Opened(Struct, frozen=True, array_like=True):
     stop: tuple[str, ...]
     min_tokens: int
     skip_special_tokens: bool
+    num_cached: int = 0
 
 
 class RowOutput(Struct, frozen=True, array_like=True):
@@ -377,10 +383,12 @@ class PromptEvent(Struct, frozen=True, array_like=True):
 
 
 class TokenEvents(Struct, frozen=True, tag=True):
-    """All that one detokenizing round has for the streams."""
+    """All that one detokenizing round has for the streams. `cached` says of requests how many tokens of their prompts were there
+    already."""
 
     events: tuple[TokenEvent, ...] = ()
     prompts: tuple[PromptEvent, ...] = ()
+    cached: tuple[tuple[str, int], ...] = ()
 
 
 def decode_params(data: bytes) -> SamplingParams:

@@ -26,6 +26,7 @@ class RequestStream:
         self.prompt_event: PromptEvent | None = None
         self.finish_reasons: dict[int, FinishReason] = {}
         self.num_output_tokens = 0
+        self.num_cached_tokens = 0
         self._next_index = [0] * num_choices
         self._events: list[TokenEvent] = []
         self._reader: asyncio.Future[None] | None = None
@@ -121,6 +122,9 @@ class Streams:
         for prompt in message.prompts:
             if stream := self._open.get(prompt.request_id):
                 stream.prompt_event = prompt
+        for request_id, num_cached in message.cached:
+            if stream := self._open.get(request_id):
+                stream.num_cached_tokens = num_cached
         for event in message.events:
             stream = self._open.get(event.request_id)
             if stream is None:

@@ -108,7 +108,8 @@ class DetokenizeActor(Actor[Outputs]):
             if self._texts.get(row.request_id):
                 events.extend(self._row_events(row))
         if events or prompts:
-            self._deliver(TokenEvents(tuple(events), tuple(prompts)))
+            cached = tuple((opened.request_id, opened.num_cached) for opened in outputs.opened if opened.num_cached)
+            self._deliver(TokenEvents(tuple(events), tuple(prompts), cached))
         for request_id in {event.request_id for event in events if event.finish is not None}:
             self._forget_if_closed(request_id)
 

@@ -52,6 +52,7 @@ class TokenizeActor(Actor[Generate]):
             arrived=message.arrived,
             wait_deadline=message.wait_deadline,
             run_deadline=message.run_deadline,
+            namespace=message.namespace,
         )
         try:
             await self._schedule.ask(admit)

@@ -84,6 +84,7 @@ def _opened(request: Request) -> Opened:
         stop=params.stop,
         min_tokens=params.min_tokens,
         skip_special_tokens=params.skip_special_tokens,
+        num_cached=request.num_cached,
     )
 
 

@@ -51,7 +51,10 @@ class Planner:
             if request.scheduled is None:
                 request.scheduled = now
             request.drop_partial_scores()
-            residents.enter(sequence, grant, target=sequence.length)
+            stay = residents.enter(sequence, grant, target=sequence.length)
+            if request.is_scored:  # the logprobs of a prompt are read while it is computed
+                num_shared = residents.share_prefix(stay)
+                request.num_cached = request.num_cached if request.is_opened_sent else num_shared
 
     def _plan_decodes(self, builder: StepBuilder) -> None:
         residents = self._residents

@@ -20,6 +20,7 @@ from actorllm.messages import (
     TopLogprobs,
     unpack,
 )
+from actorllm.scheduling.prefix import PrefixKey
 
 _GRAVITY: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 
@@ -126,7 +127,8 @@ class Request:
     """One request with its `n` choices.
 
     `max_tokens` is capped to what the context leaves. `seed` is drawn once when the client gave none, so that
-    recomputing gives the same tokens. `is_forked` tells that the choices have left the common prompt.
+    recomputing gives the same tokens. `is_forked` tells that the choices have left the common prompt. `num_cached` tokens of
+    the prompt were shared with a request that ran when this one first entered.
     """
 
     __slots__ = (
@@ -137,7 +139,9 @@ class Request:
         "is_forked",
         "is_opened_sent",
         "is_scored",
+        "key",
         "max_tokens",
+        "num_cached",
         "number",
         "params",
         "prompt_ids",
@@ -159,6 +163,8 @@ class Request:
         self.rank: Any = number
         self.prompt_ids = unpack(admit.prompt_ids)
         self.prompt_len = len(self.prompt_ids)
+        self.key = PrefixKey(admit.namespace, admit.key_ids or admit.prompt_ids)
+        self.num_cached = 0
         self.params = params
         room = context - self.prompt_len
         self.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)

@@ -10,6 +10,9 @@ from actorllm.cache.sizing import GroupSize
 from actorllm.cache.slots import SlotPool
 from actorllm.scheduling.request import Sequence
 
+MIN_SHARED = 16
+"""Tokens that are worth sharing."""
+
 
 class Grant:
     """What one admission promised: room for `num_live` sequences that share a prefix of `shared_len` tokens and
@@ -132,6 +135,28 @@ class Residents:
             siblings.append(self._add(stay))
         return siblings
 
+    def share_prefix(self, stay: Residence) -> int:
+        """Let a stay that has computed nothing begin with the longest prefix that a running prompt has in common with its own.
+
+        At least one token is left to compute, to sample from. Returns the number of tokens shared.
+        """
+        lender, shared_len = None, MIN_SHARED - 1
+        for other in self.running:
+            limit = min(other.num_planned, stay.target - 1)
+            if other is not stay and limit > shared_len:
+                length = min(limit, stay.sequence.request.key.common_len(other.sequence.request.key))
+                if length > shared_len and all(first <= begin for first, begin in zip(other.first, self._begins(length), strict=True)):
+                    lender, shared_len = other, length
+        if lender is None:
+            return 0
+        stay.first = self._begins(shared_len)
+        for group, (pool, begin) in enumerate(zip(self.pools, stay.first, strict=True)):
+            first = lender.first[group]
+            stay.slots[group] = lender.slots[group][begin - first : shared_len - first]
+            pool.share(stay.slots[group])
+        stay.num_planned = shared_len
+        return shared_len
+
     def extend(self, stay: Residence, count: int) -> list[list[int]]:
         """The slots [G][count] of the next `count` positions."""
         taken = []
@@ -174,6 +199,10 @@ class Residents:
         self._stays[stay.sequence] = stay
         insort(self.running, stay, key=_order)
         return stay
+
+    def _begins(self, seq_len: int) -> list[int]:
+        """Per group, the first position that a query at `seq_len` reads."""
+        return [0 if group.window is None else max(0, seq_len + 1 - group.window) for group in self.groups]
 
     def _forget_behind(self, group: int, window: int, *, stays: list[Residence], seq_lens: list[int]) -> None:
         """Release the slots that no query at or after `seq_len` reads: the last `window - 1` are kept."""

@@ -75,6 +75,7 @@ class RequestBody(Struct, kw_only=True):
     stop: str | list[str] | None = None
     timeout: float | None = None
     user: str | None = None
+    cache_salt: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

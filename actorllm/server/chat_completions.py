@@ -24,7 +24,7 @@ class ChatRoute(GenerationRoute[ChatBody]):
             continue_final_message=continues,
             template_kwargs=body.chat_template_kwargs or {},
         )
-        await generation.submit([prompt], body.params(self.engine.default_params), timeout=body.timeout)
+        await generation.submit([prompt], body.params(self.engine.default_params), timeout=body.timeout, namespace=body.cache_salt or "")
 
     def opening(self, generation: Generation, number: int, body: ChatBody) -> dict[str, Any]:
         delta = {"role": "assistant", "content": ""}

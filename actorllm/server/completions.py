@@ -20,7 +20,7 @@ class CompletionRoute(GenerationRoute[CompletionBody]):
         prompts = body.prompts()
         if body.add_special_tokens is False:
             prompts = [self.plain_text(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        await generation.submit(prompts, params, timeout=body.timeout)
+        await generation.submit(prompts, params, timeout=body.timeout, namespace=body.cache_salt or "")
 
     def opening(self, generation: Generation, number: int, body: CompletionBody) -> dict[str, Any] | None:
         if not body.echo:

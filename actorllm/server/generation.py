@@ -46,7 +46,7 @@ class Generation:
         self._metrics.ended(self.streams, time.monotonic() - self._began)
 
     async def submit(
-        self, prompts: Sequence[PromptLike], params: SamplingParams, *, timeout: float | None = None
+        self, prompts: Sequence[PromptLike], params: SamplingParams, *, timeout: float | None = None, namespace: str = ""
     ) -> None:
         """Admit every prompt. Raises what `Engine.submit` raises; nothing streams then.
 
@@ -54,7 +54,7 @@ class Generation:
         """
         for prompt in prompts:
             request_id = f"{self.request_id}-{secrets.token_hex(4)}"
-            stream = await self._engine.submit(prompt, params, request_id=request_id, timeout=timeout)
+            stream = await self._engine.submit(prompt, params, request_id=request_id, timeout=timeout, namespace=namespace)
             self.streams.append(await self._leaving.enter_async_context(stream))
 
     async def events(self) -> AsyncGenerator[Batch, None]:
@@ -96,7 +96,7 @@ class Generation:
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_output_tokens,
             "total_tokens": self.num_prompt_tokens + self.num_output_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": sum(stream.num_cached_tokens for stream in self.streams)},
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
 

@@ -30,6 +30,8 @@ from actorllm.scheduling.scheduler import Scheduler
 from actorllm.settings import SchedulingSettings
 from actorllm.testing.fake_device import FakeDevice, NextToken, continuation, hashed_token
 
+ADMIT_FIELDS = frozenset(("wait_deadline", "run_deadline", "namespace", "key_ids"))
+
 
 @dataclass(slots=True)
 class Received:
@@ -82,16 +84,16 @@ class Drive:
     # --- the outside ---
 
     def add(self, request_id: str, prompt_ids: Iterable[int], *, eos_ids: tuple[int, ...] = (), **fields) -> None:
-        """Admit a request; `fields` are those of `Admit` (deadlines) and of `SamplingParams` (the rest). Unless given, the
+        """Admit a request; `fields` are those of `Admit` (deadlines, keys) and of `SamplingParams` (the rest). Unless given, the
         seed is the number of the request, so that `expected` can know it."""
-        deadlines = {name: fields.pop(name) for name in ("wait_deadline", "run_deadline") if name in fields}
+        own = {name: fields.pop(name) for name in ADMIT_FIELDS & fields.keys()}
         admit = Admit(
             request_id=request_id,
             prompt_ids=pack(prompt_ids),
             params=SamplingParams(**{"seed": len(self.admits), **fields}),
             eos_ids=eos_ids,
             arrived=self.now,
-            **deadlines,
+            **own,
         )
         self.scheduler.add(admit)
         self.admits[request_id] = admit

@@ -75,9 +75,14 @@ class FakeDevice:
             del self.rows[row]
         for opened in step.opened:
             self._open(opened)
+        heirs = [opened for opened in step.opened if any(opened.slots)]
+        computing = set(unpack(step.rows))
+        for opened in heirs:
+            if opened.row in computing:
+                self._inherit(opened)
         states = self._forward(step)
-        for opened in step.opened:
-            if any(opened.slots):
+        for opened in heirs:
+            if opened.row not in computing:
                 self._inherit(opened)
         return StepDone(
             epoch=step.epoch,
@@ -187,7 +192,8 @@ class FakeDevice:
         return range(0 if window is None else max(0, seq_len + 1 - window), seq_len)
 
     def _inherit(self, opened: RowOpen) -> None:
-        """A sibling learns the states of its prefix from the slots it shares."""
+        """A row learns the states of its prefix from the slots it shares: a sibling when choice 0 has written them, a row that
+        goes on from there before it does."""
         row = self.rows[opened.row]
         for group, table in enumerate(row.tables):
             for position, slot in table.items():

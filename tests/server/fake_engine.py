@@ -42,6 +42,7 @@ class FakeEngine:
         request_id: str,
         wait_timeout: float | None = None,
         timeout: float | None = None,
+        namespace: str = "",
     ) -> RequestStream:
         self.submitted.append((prompt, params, timeout))
         if self.refusal is not None:
