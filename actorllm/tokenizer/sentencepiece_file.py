@@ -47,9 +47,10 @@ def read_sentencepiece(
         piece, token = model.pieces[token_id], added[token_id]
         if piece.piece != token.content:
             piece.piece, piece.type = token.content, CONTROL if token.special else USER_DEFINED
-    _refuse_what_is_not_kept(model, path.name)
+    characters = _characters(model, path.name)
+    _refuse_what_is_not_kept(model, path.name, characters=characters)
     library = Library(_model(model, path.name))
-    library.normalizer, pre_tokenizer = _normalizer(model, is_legacy=config.get("legacy") is not False)
+    library.normalizer, pre_tokenizer = _normalizer(model, characters, is_legacy=config.get("legacy") is not False)
     if pre_tokenizer is not None:
         library.pre_tokenizer = pre_tokenizer
     strips_space = model.normalizer_spec.add_dummy_prefix or model.normalizer_spec.remove_extra_whitespaces
@@ -81,11 +82,19 @@ def _parse(path: Path) -> Any:
     return model
 
 
-def _refuse_what_is_not_kept(model: Any, name: str) -> None:
+def _characters(model: Any, name: str) -> normalizers.Normalizer | None:
+    """What replaces characters, such as NFKC; None where nothing does."""
+    table = model.normalizer_spec.precompiled_charsmap
+    try:
+        return normalizers.Precompiled(table) if table else None
+    except Exception as error:  # boundary: the library raises bare Exception for a table that it cannot read
+        raise TokenizerError(f"{name} has a table of characters that cannot be read; copy the file again") from error
+
+
+def _refuse_what_is_not_kept(model: Any, name: str, *, characters: normalizers.Normalizer | None) -> None:
     pieces, normalizer = model.pieces, model.normalizer_spec
     known = {piece.piece for piece in pieces}
     whole = [piece.piece for piece in pieces if piece.type == USER_DEFINED]
-    characters = normalizers.Precompiled(normalizer.precompiled_charsmap) if normalizer.precompiled_charsmap else None
     faults = {
         "pieces that are marked unused": any(piece.type == UNUSED for piece in pieces),
         "a piece that is there twice": len(known) != len(pieces),
@@ -133,16 +142,16 @@ def _merges(model: Any) -> Iterator[tuple[str, str]]:
         )
 
 
-def _normalizer(model: Any, *, is_legacy: bool) -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer | None]:
+def _normalizer(
+    model: Any, characters: normalizers.Normalizer | None, *, is_legacy: bool
+) -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer | None]:
     """What happens to a text before it is split, and where it must be split.
 
     With `is_legacy` the dummy prefix is put before each part of a text between special tokens, else before the first.
     """
     spec = model.normalizer_spec
-    steps: list[normalizers.Normalizer] = []
+    steps: list[normalizers.Normalizer] = [] if characters is None else [characters]
     splits: list[pre_tokenizers.PreTokenizer] = []
-    if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix and is_legacy:

@@ -25,7 +25,7 @@ class Installation:
         """Standard output of a command of the environment, which must succeed."""
         program, *arguments = command
         done = subprocess.run(
-            [str(self.bin / program), *arguments], cwd=self.folder, env=clean_environment(), capture_output=True, text=True, timeout=100
+            [str(self.bin / program), *arguments], cwd=self.folder, env=clean_environment(), capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -1,4 +1,4 @@
-"""The example of a third-party plugin: installed, checked by its own tests, served, and held to the public modules."""
+"""The example of a third-party plugin: installed, served, and held to the public modules. Its own tests run with the tutorial."""
 
 import json
 import os
@@ -58,11 +58,10 @@ def installed(elsewhere: Path, workshop: Installation) -> Iterator[Installation]
 
 
 @pytest.mark.timeout(300)
-def test_it_is_installed_passes_its_tests_and_generates_what_its_definition_says(elsewhere: Path, installed: Installation) -> None:
+def test_it_is_installed_and_generates_what_its_definition_says(elsewhere: Path, installed: Installation) -> None:
     rows = json.loads(installed.run("actorllm", "plugin", "list", "--json"))
     row = next(row for row in rows if row["architecture"] == "BrookForCausalLM")
     assert (row["distribution"], row["state"]) == ("actorllm-brook", "ready")
-    assert "14 passed" in installed.run("python", "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(elsewhere))
     assert "served 3" in installed.run("python", "-B", "-c", SERVE, str(elsewhere / "tests"))
 
 

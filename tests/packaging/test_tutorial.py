@@ -63,13 +63,13 @@ class Reader:
             self.compare(content)
 
     def run(self, script: str, *, code: int) -> None:
-        done = subprocess.run(["bash", "-ec", self.here(script)], **self.options(), stdout=subprocess.PIPE, timeout=110)  # type: ignore[call-overload]
+        done = subprocess.run(["bash", "-ec", self.here(script)], **self.options(), stdout=subprocess.PIPE, timeout=240)  # type: ignore[call-overload]
         self.output = done.stdout
         assert done.returncode == code, f"{script}\n{self.output}"
 
     def serve(self, script: str) -> None:
         self.servers.append(subprocess.Popen(["bash", "-c", f"exec {self.here(script)}"], **self.options(), stdout=subprocess.DEVNULL))  # type: ignore[call-overload]
-        until = time.monotonic() + 90
+        until = time.monotonic() + 240
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
@@ -110,7 +110,7 @@ def reader(workshop: Installation, tmp_path: Path) -> Iterator[Reader]:
         server.wait(30)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_tutorial_works_and_ends_with_the_example(repository: Path, reader: Reader) -> None:
     steps = blocks((repository / "plugins" / "README.md").read_text())
     assert {language for language, _ in steps} == {"python", "sh", "diff", "text"}

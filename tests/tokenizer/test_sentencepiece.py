@@ -219,6 +219,25 @@ def test_a_truncated_real_file(data_dir: Path, tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram, byte fallback"])
+def test_damaged_files_are_read_or_named(train: Train, tmp_path: Path, kind: str) -> None:
+    """Whichever bytes are wrong, and wherever the file ends."""
+    train(**KINDS[kind])
+    path, rng, num_named = tmp_path / "tokenizer.model", random.Random(1), 0
+    whole = path.read_bytes()
+    for _ in range(150):
+        damaged = bytearray(whole[: rng.choice((len(whole), rng.randrange(len(whole))))])
+        for place in rng.choices(range(len(damaged)), k=min(3, len(damaged))):
+            damaged[place] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            Tokenizer.load(tmp_path)
+        except TokenizerError as error:
+            assert "tokenizer.model" in error.message
+            num_named += 1
+    assert num_named > 50
+
+
 def test_an_unknown_class_that_does_not_say_how_texts_begin(train: Train, tmp_path: Path) -> None:
     train({"tokenizer_class": "UnheardOfTokenizer", "add_bos_token": None}, **KINDS["bpe"])
     with pytest.raises(TokenizerError, match=r"UnheardOfTokenizer .*write add_bos_token"):
