@@ -1,0 +1,1 @@
+"""The cases of the benchmark of GPU kernels, and how it reports them."""

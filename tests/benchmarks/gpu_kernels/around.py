@@ -1,0 +1,67 @@
+"""What is computed between products: norms, gated products, rotating and storing."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from actorllm_kernels.gated import reference as gated_reference
+from actorllm_kernels.gated import triton as gated
+from actorllm_kernels.norm import reference as norm_reference
+from actorllm_kernels.norm import triton as norm
+from actorllm_kernels.rotary_store import Angles
+from actorllm_kernels.rotary_store import reference as store_reference
+from actorllm_kernels.rotary_store import triton as rotary_store
+from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
+
+
+def norm_problem(num_rows: int, size: int, *, is_rms: bool) -> Problem:
+    x, y, weight = random(num_rows, size), random(num_rows, size, seed=1), random(size, seed=2)
+    results = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    launch = norm.launch(x, y, weight_D=weight, bias_D=None if is_rms else weight, eps=1e-5, is_rms=is_rms, results=results)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        total = (x + y).float()
+        if is_rms:
+            return results[1], norm_reference.rms_norm(total, weight.float(), eps=1e-5)
+        return results[1], torch.nn.functional.layer_norm(total, (size,), weight.float(), weight.float(), 1e-5)
+
+    return Problem([launch], both, num_bytes(x, y, *results))
+
+
+def gated_problem(num_rows: int, size: int, activation: str) -> Problem:
+    gate, up = random(num_rows, 2 * size).chunk(2, dim=1)
+    out = torch.full((num_rows, size), torch.nan, dtype=BF16, device=DEVICE)
+    launch = gated.launch(gate, up, activation=activation, out_TI=out)
+    return Problem(
+        [launch], lambda: (out, gated_reference.gated(gate.float(), up.float(), activation=activation)), 3 * num_bytes(out)
+    )
+
+
+def store_problem(num_tokens: int, form: torch.dtype) -> Problem:
+    q, k, v = random(num_tokens, 80, 128).split([64, 8, 8], dim=1)
+    out = torch.full(q.shape, torch.nan, dtype=BF16, device=DEVICE)
+    angles = torch.cat((random(num_tokens, 1, 64, dtype=torch.float32),) * 2, dim=-1)
+    tables = Angles(angles.cos().to(BF16), angles.sin().to(BF16))
+    slots = torch.randperm(num_tokens, device=DEVICE)
+    pools = tuple(torch.zeros(num_tokens, 8, 128, dtype=form, device=DEVICE) for _ in range(2))
+    scales = tuple(torch.zeros(num_tokens, 8, device=DEVICE) for _ in range(2)) if form.itemsize == 1 else None
+    launch = rotary_store.launch(q, k, v, angles=tables, slots_T=slots, pools=pools, scales=scales, out_THD=out)
+
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
+        exact = Angles(tables.cos_T1R.float(), tables.sin_T1R.float())
+        stored = pools[0][slots].float() * (1 if scales is None else scales[0][slots].unsqueeze(-1))
+        got = torch.cat((out.float(), stored), dim=1)
+        return got, torch.cat((store_reference.rotate(q.float(), exact), store_reference.rotate(k.float(), exact)), dim=1)
+
+    return Problem([launch], results, num_bytes(q, k, v, out, *pools, *(scales or ()), *tables[:2]))
+
+
+def around_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
+    rows, size = (3, 256) if REHEARSAL else (16384, 8192)
+    yield f"sum and RMS norm {rows} x {size}", partial(norm_problem, rows, size, is_rms=True)
+    yield f"sum and layer norm {rows} x {size}", partial(norm_problem, rows, size, is_rms=False)
+    for activation in ("silu", "gelu_tanh"):
+        yield f"{activation} and product {rows} x {2 * size}", partial(gated_problem, rows, 2 * size, activation)
+    for form in (BF16, torch.int8, torch.float8_e4m3fn):
+        yield f"rotate and store {rows} tokens, 64:8 heads, {str(form)[6:]}", partial(store_problem, rows, form)
