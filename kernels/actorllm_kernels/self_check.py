@@ -18,6 +18,9 @@ from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention_triton
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated_triton
+from actorllm_kernels.linear_int import quantize_weight
+from actorllm_kernels.linear_int import reference as linear_reference
+from actorllm_kernels.linear_int import triton as linear_triton
 from actorllm_kernels.norm import reference as norm_reference
 from actorllm_kernels.norm import triton as norm_triton
 from actorllm_kernels.quantize import quantize
@@ -109,6 +112,18 @@ def check_rotary_store(device: torch.device) -> Results:
     yield "values", pools[0][1], pools[1][1]
 
 
+def check_linear_int(device: torch.device) -> Results:
+    """8 bits with a factor for each output, 4 bits in groups."""
+    x, weight, bias = (
+        _random(3, 1024, device=device),
+        _random(96, 1024, device=device, seed=1),
+        _random(96, device=device, seed=2),
+    )
+    for num_bits, group_len in ((8, None), (4, 64)):
+        quantized = quantize_weight(weight, num_bits=num_bits, group_len=group_len)
+        yield f"{num_bits} bits", *_both(linear_triton.linear_int, linear_reference.linear_int, x, quantized, bias)
+
+
 def _both(ours: Callable, theirs: Callable, *arguments, **options) -> tuple:
     return ours(*arguments, **options), theirs(*arguments, **options)
 
@@ -123,4 +138,5 @@ CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "norm": check_norm,
     "gated": check_gated,
     "rotary_store": check_rotary_store,
+    "linear_int": check_linear_int,
 }

@@ -20,7 +20,13 @@ import aiohttp
 
 FAIR = 3.0
 IDLE_SOCKETS = 1000
-QUESTIONS = ("What is ActorLLM?", "What is {} plus {}?", "Tell me a short story about a cat.", "Hello, who are you?", "Thank you.")
+QUESTIONS = (
+    "What is ActorLLM?",
+    "What is {} plus {}?",
+    "Tell me a short story about a cat.",
+    "Hello, who are you?",
+    "Thank you.",
+)
 
 
 @dataclass

@@ -84,7 +84,9 @@ async def main(num_threads: int, num_streams: int, num_tokens: int) -> None:
     lags.sort()
     print(f"client: {out.decode().strip()}")
     print(f"{num_streams} streams, {steps} steps, {num_threads} threads")
-    print(f"event-loop processor time per step: {cpu / steps * 1e3:.2f} ms over all, {steady(costs) * 1e3:.2f} ms in the steady state")
+    print(
+        f"event-loop processor time per step: {cpu / steps * 1e3:.2f} ms over all, {steady(costs) * 1e3:.2f} ms in the steady state"
+    )
     print(
         f"loop lag: median {statistics.median(lags) * 1e3:.2f} ms, "
         f"p99 {lags[int(len(lags) * 0.99)] * 1e3:.2f} ms, worst {lags[-1] * 1e3:.1f} ms"

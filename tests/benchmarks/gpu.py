@@ -24,6 +24,7 @@ if not IS_POSSIBLE:
 import torch
 from gpu_kernels.around import around_cases
 from gpu_kernels.attention import attention_cases, attention_problem
+from gpu_kernels.products import product_cases
 from gpu_kernels.report import HEAD, Row, line, plot
 
 from actorllm_kernels import device as devices
@@ -138,7 +139,7 @@ def main() -> None:
     )
     print(HEAD, flush=True)
     rows = []
-    for case, make in (*attention_cases(), *around_cases()):
+    for case, make in (*attention_cases(), *around_cases(), *product_cases()):
         if time.perf_counter() - begin > arguments.minutes * 60:
             rows.append(Row(case, failure="not reached within --minutes"))
         else:

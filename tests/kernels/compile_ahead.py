@@ -4,6 +4,7 @@ Run as `python -m tests.kernels.compile_ahead [--all]`: a process of its own, be
 compile them. What is compiled are launches over tensors without memory, of the sizes of real models.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from actorllm_kernels.attention import RaggedKeys, triton
 from actorllm_kernels.gated import ACTIVATIONS
 from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.launch import Launch
+from actorllm_kernels.linear_int import IntWeight
+from actorllm_kernels.linear_int import triton as linear_int
 from actorllm_kernels.norm import triton as norm
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import triton as rotary_store
@@ -70,6 +73,14 @@ def around(form: torch.dtype = torch.bfloat16) -> list[Launch]:
     ]
 
 
+def products(num_rows: int, *, num_bits: int, group_len: int | None) -> list[Launch]:
+    """A product of a model of 8192 values with weights of a few bits."""
+    codes = meta(28672, 8192, dtype=torch.int8) if num_bits == 8 else meta(28672, 4096, dtype=torch.uint8)
+    weight = IntWeight(codes, meta(28672, 8192 // (group_len or 8192), dtype=torch.float32))
+    x, out = meta(num_rows, 8192, dtype=torch.bfloat16), meta(num_rows, 28672, dtype=torch.bfloat16)
+    return linear_int.launches(x, weight, meta(28672, dtype=torch.bfloat16), out_MN=out)
+
+
 def few() -> Iterator[tuple[str, list[Launch]]]:
     """The usual shapes."""
     for query_len in (1, 512):
@@ -78,12 +89,20 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield "latent 512+64", attention(query_len, (16, 1), 576, value_dim=512)
     yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
     yield "hidden size 8192", around()
+    yield "hidden size 8192, int8 pools", around(torch.int8)[-1:]
+    for num_bits, group_len in ((8, None), (4, 128)):
+        yield f"8192 x 28672, {num_bits} bits, 16 rows", products(16, num_bits=num_bits, group_len=group_len)
 
 
 def every() -> Iterator[tuple[str, list[Launch]]]:
     """Every head size, form and group, plain and with all extras."""
     for form in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
         yield f"hidden size 8192, {form}", around(form)
+    for num_rows, num_bits, group_len in itertools.product((1, 16, 32, 64), (8, 4), (None, 32, 128)):
+        yield (
+            f"{num_rows} rows, {num_bits} bits in {group_len or 'whole'} groups",
+            products(num_rows, num_bits=num_bits, group_len=group_len),
+        )
     for query_len in (1, 512):
         for form in (torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn, torch.float32):
             for head_dim in (64, 80, 96, 128, 256):
@@ -102,6 +121,7 @@ def main(cases: Iterator[tuple[str, list[Launch]]], capability: int) -> None:
     with (
         patch.object(device, "gpu", return_value=f"sm_{capability}"),
         patch.object(triton, "num_processors", return_value=processors),
+        patch.object(linear_int, "num_processors", return_value=processors),
     ):
         for name, launches in cases:
             for launch in launches:

@@ -70,7 +70,7 @@ def rotary_store_kernel(
         mask_B = head_B < K
         slot = tl.load(slot_ptr + token)
         k_ptr += token * k_stride_t
-        to_ptr = k_pool_ptr + slot * k_pool_stride + head_B[:, None] * k_pool_stride_h
+        pool_ptr = k_pool_ptr + slot * k_pool_stride + head_B[:, None] * k_pool_stride_h
         x_BP, y_BP, mask_BP = rotated(k_ptr, k_stride_h, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_P, R, BLOCK_P)
         mask = mask_B[:, None] & (rest < D)[None, :]
         rest_BD = tl.load(k_ptr + head_B[:, None] * k_stride_h + rest[None, :], mask=mask, other=0).to(tl.float32)
@@ -80,10 +80,10 @@ def rotary_store_kernel(
             factor_B = factors(size_B, k_scale_ptr + slot * k_scale_stride + head_B, mask_B, FORM)
             x_BP, y_BP, rest_BD = x_BP / factor_B[:, None], y_BP / factor_B[:, None], rest_BD / factor_B[:, None]
         DTYPE: tl.constexpr = k_pool_ptr.dtype.element_ty
-        tl.store(to_ptr + first_P[None, :], encoded(x_BP, FORM, DTYPE), mask=mask_BP)
-        tl.store(to_ptr + second_P[None, :], encoded(y_BP, FORM, DTYPE), mask=mask_BP)
+        tl.store(pool_ptr + first_P[None, :], encoded(x_BP, FORM, DTYPE), mask=mask_BP)
+        tl.store(pool_ptr + second_P[None, :], encoded(y_BP, FORM, DTYPE), mask=mask_BP)
         if R < D:
-            tl.store(to_ptr + rest[None, :], encoded(rest_BD, FORM, DTYPE), mask=mask)
+            tl.store(pool_ptr + rest[None, :], encoded(rest_BD, FORM, DTYPE), mask=mask)
         store_values(
             v_ptr + token * v_stride_t, v_stride_h, v_pool_ptr + slot * v_pool_stride, v_pool_stride_h,
             v_scale_ptr if FORM == PLAIN else v_scale_ptr + slot * v_scale_stride, head_B, mask_B, E, FORM, BLOCK_E,
