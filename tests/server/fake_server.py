@@ -49,6 +49,6 @@ async def fake_serving(*, port: int = 0, **settings: Any) -> AsyncIterator[Fake]
 
 async def until(condition: Callable[[], Any]) -> None:
     """Return when it holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 (what is awaited lives in the server, without an event of its own)
             await asyncio.sleep(0.005)

@@ -21,6 +21,7 @@ from tests.server.fake_server import until
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "2"))
 NUM_FUZZERS = 6
+MIN_FRAMES = 50
 KINDS = ("open", "send", "edit", "regenerate", "cancel", "select", "configure", "list", "pick", "close", "hello", "delta", "")
 VALUES = (None, -1, 0, 1, 2, 3, 2**63, 2**70, 1.5, True, "", "a", "b", "\ud83d\ude00", "x" * 100_000, [], {}, [{}], {"temperature": 0.5}, {"max_tokens": 3})
 
@@ -86,13 +87,17 @@ async def read_all(socket: aiohttp.ClientWebSocketResponse) -> None:
 
 
 async def fuzz(echo: Served, seed: int, deadline: float) -> int:
-    """Send frames over one socket after the other; returns how many."""
+    """Send frames over one socket after the other; returns how many. A slow machine gets the time for a few."""
     rng, loop, num_frames = random.Random(seed), asyncio.get_running_loop(), 0
-    while loop.time() < deadline:
+
+    def is_on() -> bool:
+        return loop.time() < deadline or num_frames < MIN_FRAMES
+
+    while is_on():
         async with echo.client.ws_connect(echo.address + "/v1/chat/ws", max_msg_size=0) as socket:
             reading = asyncio.create_task(read_all(socket))
             with suppress(ConnectionError):
-                while loop.time() < deadline and not socket.closed:
+                while is_on() and not socket.closed:
                     await send_one(socket, rng)
                     num_frames += 1
                     if rng.random() < 0.3:
@@ -107,7 +112,7 @@ async def talk(echo: Served, deadline: float) -> int:
     num_answers = 0
     async with chatting(echo.client, echo.address) as chat:
         await chat.ask("open", conversation="a", sampling={"max_tokens": 10, "temperature": 0})
-        while asyncio.get_running_loop().time() < deadline:
+        while asyncio.get_running_loop().time() < deadline or not num_answers:
             await chat.send("send" if num_answers == 0 else "regenerate", conversation="a", **({"text": "hi"} if num_answers == 0 else {"turn": 1}))
             text, finished = await chat.answer()
             assert text == " The quick brown fox jumps over the lazy dog.", text
@@ -133,7 +138,7 @@ async def test_fuzzed_frames(echo: Served, caplog: pytest.LogCaptureFixture) -> 
         *(fuzz(echo, seed, deadline) for seed in range(NUM_FUZZERS)), talk(echo, deadline)
     )
     print(f"{sum(num_frames)} fuzzed frames in {SECONDS} s beside {num_answers} whole answers")
-    assert sum(num_frames) > 100 and num_answers > 0
+    assert min(num_frames) >= MIN_FRAMES and num_answers > 0
     await until(lambda: echo.engine.statistics().num_open == 0 and echo.engine.statistics().slots_in_use == (0,))
     assert not escaped
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

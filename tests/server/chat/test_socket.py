@@ -208,18 +208,18 @@ async def test_a_plain_get_is_told_what_this_is(fake: Fake) -> None:
 
 
 async def test_a_socket_is_closed_when_nothing_happens_but_not_while_it_answers() -> None:
-    async with fake_serving(chat_idle_timeout=0.3) as fake, chatting(fake.client, fake.address) as chat:
+    async with fake_serving(chat_idle_timeout=1.0) as fake, chatting(fake.client, fake.address) as chat:
         await chat.ask("open", **NAME)
         await chat.send("send", **NAME, text="hi")
         await until(lambda: fake.engine.streams)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.5)
         fake.engine.push("late", finish="stop")
         assert (await chat.answer())[0] == "late"
         assert await chat.closed() == 4408
 
 
 async def test_a_client_that_answers_no_ping_is_dropped() -> None:
-    async with fake_serving(chat_ping_interval=0.1) as fake:
+    async with fake_serving(chat_ping_interval=1.0) as fake:
         async with chatting(fake.client, fake.address, autoping=False) as mute, chatting(fake.client, fake.address) as other:
             reading = asyncio.create_task(other.receive())  # aiohttp's client answers pings while it reads
             frame = await mute.socket.receive(10)

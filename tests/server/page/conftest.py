@@ -10,6 +10,8 @@ from tests.chromium import launched
 from tests.server.fake_engine import FakeEngine
 from tests.server.fake_server import Fake, fake_serving, until
 
+expect.set_options(timeout=20_000)  # milliseconds: a busy machine may take long, and then a test only takes longer
+
 
 class ChatPage:
     """A page that is open, and the engine behind it."""

@@ -7,10 +7,18 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from actorllm.errors import DeviceLost, QueueFull
+from tests.server.conftest import serving
 from tests.server.fake_server import fake_serving, until
 from tests.server.page.conftest import ChatPage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+RECORD_STATES = """
+    window.states = [];
+    addEventListener("DOMContentLoaded", () => {
+        const state = document.getElementById("state");
+        new MutationObserver(() => state.textContent !== states.at(-1) && states.push(state.textContent)).observe(state, { childList: true });
+    });
+"""
 Opener = Callable[..., Awaitable[ChatPage]]
 
 
@@ -129,13 +137,16 @@ async def test_a_server_that_is_lost_and_returns(open_chat: Opener) -> None:
 
 
 async def test_a_quiet_page_rests_and_wakes(open_chat: Opener) -> None:
-    async with fake_serving(chat_idle_timeout=0.5) as quiet:
-        chat = await open_chat(served=quiet)
+    async with fake_serving(chat_idle_timeout=1.0) as quiet:
+        chat = await open_chat()
+        await chat.page.add_init_script(RECORD_STATES)
+        await chat.page.goto(quiet.address)
         await expect(chat.state).to_have_text("Resting")
         await asyncio.sleep(0.5)
-        await expect(chat.state).to_have_text("Resting")
+        assert await chat.page.evaluate("states") == ["Connected", "Resting"]  # nothing connects by itself
         await chat.message.press("h")
-        await chat.ready()
+        await chat.page.wait_for_function("states.length > 3")
+        assert (await chat.page.evaluate("states"))[:4] == ["Connected", "Resting", "Connecting", "Connected"]
 
 
 async def test_errors_are_told_in_words_with_what_to_do(chat: ChatPage) -> None:
@@ -288,3 +299,17 @@ async def test_a_message_that_is_too_long_stays_where_it_was_written(chat: ChatP
     await expect(chat.notice).to_contain_text("longer than the server takes")
     assert len(await chat.message.input_value()) == 1_100_000
     await chat.ask("hello", "Hi!")
+
+
+async def test_a_real_engine_behind_the_page(browser: Browser) -> None:
+    page = await browser.new_page()
+    async with serving() as echo:
+        await page.goto(echo.address)
+        await expect(page.locator("#model")).to_have_text("echo")
+        await page.get_by_role("button", name="Tell me a short story.").click()
+        await expect(page.locator(".turn.assistant")).to_contain_text("The quick brown fox jumps over the lazy dog.")
+        await page.keyboard.press("Escape")
+        await expect(page.locator(".turn.assistant .note")).to_have_text("You stopped this answer.")
+        await expect(page.locator(".figures").last).to_contain_text("tokens/s")
+        await until(lambda: echo.engine.statistics().slots_in_use == (0,))
+    await page.close()
