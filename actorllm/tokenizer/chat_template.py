@@ -155,6 +155,8 @@ def _check_message(message: object, where: str) -> dict[str, Any]:
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return message
+    if content is None and role == "assistant":
+        return message | {"content": ""}  # as the clients of OpenAI send an answer that was empty
     return message | {"content": _text_of(content, f"{where}.content")}
 
 

@@ -31,6 +31,7 @@ def test_a_wheel_holds_its_package_and_no_other(wheels: dict[str, Path]) -> None
         names = zipfile.ZipFile(wheel).namelist()
         assert {name.split("/")[0] for name in names} == {package, f"{package}-{actorllm.__version__}.dist-info"}
         assert f"{package}/py.typed" in names
+        assert any(name.endswith("/licenses/LICENSE") for name in names)
         assert not [name for name in names if "__pycache__" in name]
 
 

@@ -212,6 +212,7 @@ def test_what_messages_may_be() -> None:
     assert check_messages([{"role": "user", "content": parts, "extra": 1}]) == [{"role": "user", "content": "a\nb", "extra": 1}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     assert check_messages([call]) == [call]
+    assert check_messages([{"role": "assistant", "content": None}]) == [{"role": "assistant", "content": ""}]
     message = {"role": "user", "content": [{"type": "text", "text": "a"}]}
     check_messages([message])
     assert message["content"] == [{"type": "text", "text": "a"}], "the caller's message was changed"
