@@ -12,6 +12,7 @@ from actorllm.errors import ActorLLMError
 COMMANDS = {
     "serve": "serve a model over HTTP",
     "chat": "talk with a model, in this process or on a server",
+    "bench": "measure a model on this machine",
     "quantize": "write a copy of a model with int8 or int4 weights",
     "plugin": "list, check and draft model plugins",
 }

@@ -1,0 +1,135 @@
+"""Runs loads on an engine and measures them. Knows no flags and no report.
+
+Decoding is measured apart from prefill: between the moment when every request has had its first token and the one when the
+first request ends, all of them decode and nothing else is computed.
+"""
+
+import asyncio
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tqdm import tqdm
+
+from actorllm.engine import Engine
+from actorllm.execution.roofline import Machine, measure_machine
+from actorllm.messages import SamplingParams
+from actorllm.model_info import ModelInfo
+from actorllm.settings import EngineSettings
+
+
+@dataclass(frozen=True)
+class Loads:
+    """What to run: `concurrency` requests at once of `prompt_tokens` and `output_tokens`, and single prompts of `prefill` tokens."""
+
+    concurrency: tuple[int, ...]
+    prompt_tokens: int
+    output_tokens: int
+    prefill: tuple[int, ...]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Medians over the rounds for one concurrency. Times are seconds; `itl_*` are over all gaps between two tokens of a request."""
+
+    concurrency: int
+    tokens_per_second: float
+    ttft: float
+    itl_median: float
+    itl_p95: float
+    itl_p99: float
+
+    @property
+    def steps_per_second(self) -> float:
+        """A step gives every request a token."""
+        return self.tokens_per_second / self.concurrency
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Median over the rounds for one prompt length."""
+
+    prompt_tokens: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that one run measured. `num_threads` is that of the device; bytes are of this process."""
+
+    model: ModelInfo
+    num_threads: int
+    machine: Machine
+    decoding: tuple[Decoding, ...]
+    prefill: tuple[Prefill, ...]
+    peak_bytes: int
+
+
+async def measure(settings: EngineSettings, loads: Loads) -> Results:
+    """Start the engine, run every load `rounds` times after one to warm up, and probe the machine once it has stopped."""
+    async with Engine(settings) as engine:
+        vocab_size, context = engine.info.vocab_size, engine.info.context_len
+        prefill = [length for length in loads.prefill if length < context]
+        with tqdm(total=(len(loads.concurrency) + len(prefill)) * loads.rounds + 1, unit="run", leave=False, file=sys.stderr) as bar:
+            await _run(engine, _prompts(2, 16, vocab_size), num_tokens=4)
+            bar.update()
+            decoding = []
+            for concurrency in loads.concurrency:
+                rounds = []
+                for _ in range(loads.rounds):
+                    bar.set_description(f"{concurrency} requests")
+                    prompts = _prompts(concurrency, loads.prompt_tokens, vocab_size)
+                    rounds.append(await _run(engine, prompts, num_tokens=loads.output_tokens))
+                    bar.update()
+                decoding.append(_decoding(concurrency, rounds))
+            prefills = []
+            for length in prefill:
+                seconds = []
+                for _ in range(loads.rounds):
+                    bar.set_description(f"prefill of {length}")
+                    [times] = await _run(engine, _prompts(1, length, vocab_size), num_tokens=1)
+                    seconds.append(times[1] - times[0])
+                    bar.update()
+                prefills.append(Prefill(length, length / statistics.median(seconds)))
+        info = engine.info
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    machine = await asyncio.to_thread(measure_machine)
+    return Results(info, machine.num_threads, machine, tuple(decoding), tuple(prefills), peak)
+
+
+def _prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:
+    """Random and all different, so that no two of them share anything."""
+    return [[random.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
+
+
+async def _run(engine: Engine, prompts: Sequence[list[int]], *, num_tokens: int) -> list[list[float]]:
+    """For each request: when it was sent, then when each of its tokens came."""
+
+    async def one(prompt: list[int]) -> list[float]:
+        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        times = [time.perf_counter()]
+        async for event in engine.generate(prompt, params):
+            if event.failure is not None:
+                raise event.failure.error()
+            times += [time.perf_counter()] * (event.token_id >= 0)
+        return times
+
+    return await asyncio.gather(*map(one, prompts))
+
+
+def _decoding(concurrency: int, rounds: Sequence[Sequence[Sequence[float]]]) -> Decoding:
+    rates, firsts, gaps = [], [], []
+    for requests in rounds:
+        begin, end = max(times[1] for times in requests), min(times[-1] for times in requests)
+        num_tokens = sum(begin < at <= end for times in requests for at in times[1:])
+        rates.append(num_tokens / (end - begin))
+        firsts += [times[1] - times[0] for times in requests]
+        gaps += [after - before for times in requests for before, after in pairwise(times[1:])]
+    cuts = statistics.quantiles(gaps, n=100) if len(gaps) > 1 else gaps * 99
+    return Decoding(concurrency, statistics.median(rates), statistics.median(firsts), cuts[49], cuts[94], cuts[98])

@@ -1,0 +1,54 @@
+"""`actorllm bench` on a tiny model: what is measured adds up, and comes out as a table, JSON and a plot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from actorllm.cli.bench_loads import _decoding
+from actorllm.cli.main import main
+from tests.parity.families.case import from_transformers
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+QUICK = ("--concurrency", "1,3", "--prompt-tokens", "5", "--output-tokens", "6", "--prefill", "20,600", "--rounds", "1")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    from_transformers("LlamaForCausalLM", SIZES, seed=0, directory=tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_every_load_is_measured(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(model), *QUICK, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.svg")]) == 0
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert [row["concurrency"] for row in results["decoding"]] == [1, 3]
+    assert [row["prompt_tokens"] for row in results["prefill"]] == [20]  # the model's context is 64 tokens
+    for row in results["decoding"]:
+        assert 0 < row["itl_median"] <= row["itl_p95"] <= row["itl_p99"] and row["tokens_per_second"] > 0 < row["ttft"]
+    assert results["peak_bytes"] > results["model"]["num_weight_bytes"] > 0 < results["machine"]["read_bytes_per_second"]
+    assert (tmp_path / "out.svg").read_text().lstrip().startswith("<?xml")
+    out = capsys.readouterr().out
+    assert "| 3 |" in out and "| 20 |" in out and "peak memory" in out
+
+
+def test_decoding_is_counted_while_all_decode() -> None:
+    slow, quick = [0.0, 2.0, 3.0, 4.0, 5.0], [0.0, 1.0, 2.0, 3.0, 4.0]
+    row = _decoding(2, [[slow, quick]])  # both decode from 2 to 4: two tokens each
+    assert (row.tokens_per_second, row.steps_per_second) == (2.0, 1.0)
+    assert (row.ttft, row.itl_median) == (1.5, 1.0)
+
+
+@pytest.mark.parametrize("flags", [("--rounds", "0"), ("--output-tokens", "1"), ("--prompt-tokens", "-3")])
+def test_loads_that_cannot_be(model: Path, flags: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(model), *flags]) == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_a_count_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--concurrency", "1,many"])
+    assert "counts such as" in capsys.readouterr().err
