@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
+from actorllm import LLM, SamplingParams
 from actorllm.errors import TokenizerError
 from actorllm.tokenizer.incremental import IncrementalDecoder
 from actorllm.tokenizer.load import Tokenizer
@@ -252,3 +254,21 @@ def test_without_the_optional_packages_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(TokenizerError, match=r"reading tokenizer\.model needs .*pip install 'actorllm\[sentencepiece\]'"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_model_that_has_nothing_else_is_served(train: Train, tmp_path: Path) -> None:
+    """Each token is followed by the next one of a text whose 鯨 is three byte tokens; the answer comes in pieces."""
+    reference = train({"tokenizer_class": "LlamaTokenizer", "add_bos_token": None}, **KINDS["bpe, byte fallback, identity"])
+    answer = reference.encode("the sea 鯨 best", add_bos=True)
+    assert len(set(answer)) == len(answer) and any(map(reference.IsByte, answer))
+    successors = [0] * reference.GetPieceSize()
+    for token, successor in pairwise(answer):
+        successors[token] = successor
+    config = {
+        "architectures": ["EchoForCausalLM"], "model_type": "echo", "vocab_size": len(successors), "num_hidden_layers": 2,
+        "max_position_embeddings": 64, "next_ids": successors,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with LLM(str(tmp_path)) as llm:
+        (text,) = llm.generate([""], SamplingParams(max_tokens=len(answer) - 1, temperature=0.0))
+    assert text == "the sea 鯨 best"
