@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROJECTS := kernels $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)) .
 PACKAGES := $(addprefix -e ,$(PROJECTS))
+DEMO_FILES := config.json generation_config.json loss.svg model.safetensors tokenizer.json tokenizer_config.json training.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: install install-dev serve test parity fuzz screenshots bench kernels lint types imports readme clean
@@ -46,8 +47,16 @@ screenshots: install-dev
 bench: install-dev
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+.PHONY: train-demo judge-demo adopt-demo demo-card
 train-demo: install-dev # writes build/demo; goes on from its last checkpoint
 	$(BIN)/python -m examples.train_demo
+
+adopt-demo: install-dev # build/demo becomes the demo model, with new scores and transcript
+	cp $(addprefix build/demo/,$(DEMO_FILES)) actorllm/demo/
+	$(BIN)/python -m tests.demo.card
+
+demo-card: install-dev
+	$(BIN)/python -m tests.demo.card
 
 judge-demo: install-dev # every answer to the held-out questions, and the scores
 	$(BIN)/python -m tests.demo.judge $(MODEL)

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from actorllm.actors.detokenize import DetokenizeActor, Transcripts
@@ -25,7 +24,6 @@ from actorllm.errors import (
     EngineError,
     EngineFailed,
     EngineStopped,
-    PluginMissing,
     QueueFull,
     SettingsError,
 )
@@ -45,8 +43,8 @@ from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generati
 
 FATAL = (DeviceLost, DeviceHung)
 MAILBOX = 64
-BUNDLED_MODEL = "actorllm_echo"
-BUNDLED_NAME = "echo"
+DEMO_MODEL = Path(__file__).parent / "demo"
+DEMO_NAME = "actorllm-demo"
 
 
 class House:
@@ -264,16 +262,16 @@ class LoadingBar:
 
 
 def model_directory(settings: ModelSettings) -> Path:
-    """The folder to serve: a local one, or else a model of the hub, downloaded; without a path the echo model's.
+    """The folder to serve: a local one, or else a model of the hub, downloaded; without a path the demo model's.
 
-    Blocks. Raises `SettingsError`, `HubError`, `CheckpointError` or `PluginMissing`.
+    Blocks. Raises `SettingsError`, `HubError` or `CheckpointError`.
     """
     path = settings.path
     is_folder = path is None or Path(path).is_dir()
     if is_folder and settings.revision is not None:
         raise SettingsError(f"--revision {settings.revision}: only a model of the hub has revisions, and {path or 'none'} is not one")
     if path is None:
-        return _bundled_directory()
+        return DEMO_MODEL
     if not is_folder and not is_hub_id(path):
         raise SettingsError(f"{path} is neither a folder nor a hub id: give a Hugging Face model folder, or ORG/NAME")
     directory = Path(path) if is_folder else download(path, revision=settings.revision)
@@ -285,13 +283,6 @@ def model_directory(settings: ModelSettings) -> Path:
 def model_name(path: str | None) -> str:
     """What a model is called that was given no name: its hub id, or its folder's name."""
     if path is None:
-        return BUNDLED_NAME
+        return DEMO_NAME
     return Path(path).resolve().name if Path(path).is_dir() else path
 
-
-def _bundled_directory() -> Path:
-    try:
-        bundled = import_module(BUNDLED_MODEL)
-    except ImportError as error:
-        raise PluginMissing("no model was named and actorllm-echo is not installed: give a path") from error
-    return bundled.directory()

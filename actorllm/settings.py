@@ -23,7 +23,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is served. `path` is a Hugging Face directory, or else a hub id ORG/NAME, of which `revision` names the branch, tag
-    or commit; None serves the model in the box."""
+    or commit; None serves the demo model."""
 
     path: str | None = None
     revision: str | None = None

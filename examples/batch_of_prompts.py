@@ -1,17 +1,19 @@
-"""Complete several prompts at once from a script: `python examples/batch_of_prompts.py [MODEL_DIRECTORY]`."""
+"""Ask several questions at once from a script: `python examples/batch_of_prompts.py [MODEL]`."""
 
 import sys
 
 from actorllm import LLM, SamplingParams
 
-PROMPTS = ["the quick", "the lazy", "the brown"]
+QUESTIONS = ["How do I start the server?", "What is 27 + 15?", "Tell me a story about a fox."]
 
 
 def main(path: str | None) -> None:
-    """Print one line a prompt."""
+    """Print one line a question."""
+    conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
     with LLM(path) as llm:
-        for prompt, text in zip(PROMPTS, llm.generate(PROMPTS, SamplingParams(max_tokens=16, temperature=0.0)), strict=True):
-            print(f"{prompt!r} -> {text!r}")
+        answers = llm.generate(conversations, SamplingParams(max_tokens=120, temperature=0.0))
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        print(f"{question!r} -> {answer!r}")
 
 
 if __name__ == "__main__":

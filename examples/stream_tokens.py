@@ -1,7 +1,4 @@
-"""Stream one completion from Python: `python examples/stream_tokens.py [MODEL_DIRECTORY] [PROMPT]`.
-
-Without a directory it runs the echo model, which only shows that everything works.
-"""
+"""Stream one answer from Python: `python examples/stream_tokens.py [MODEL] [QUESTION]`; without a model the demo model answers."""
 
 import asyncio
 import sys
@@ -10,14 +7,14 @@ from actorllm import Engine, EngineSettings, SamplingParams
 from actorllm.settings import ModelSettings
 
 
-async def main(path: str | None, prompt: str) -> None:
+async def main(path: str | None, question: str) -> None:
     """Print the pieces as they come."""
     async with Engine(EngineSettings(model=ModelSettings(path=path))) as engine:
-        async for piece in engine.generate(prompt, SamplingParams(max_tokens=48, temperature=0.0)):
+        async for piece in engine.generate([{"role": "user", "content": question}], SamplingParams(temperature=0.0)):
             print(piece.text, end="", flush=True)
     print()
 
 
 if __name__ == "__main__":
     arguments = [*sys.argv[1:], *[""] * 2]
-    asyncio.run(main(arguments[0] or None, arguments[1] or "the quick"))
+    asyncio.run(main(arguments[0] or None, arguments[1] or "How do I start the server?"))

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         nargs="?",
         metavar="MODEL",
-        help="a Hugging Face model folder, or ORG/NAME on the hub (default: the echo model); with --url, the server's name for it",
+        help="a Hugging Face model folder, or ORG/NAME on the hub (default: the demo model); with --url, the server's name for it",
     )
     parser.add_argument("--url", help="talk to the server there, any with OpenAI's API: http://HOST:PORT")
     parser.add_argument("--api-key-env", metavar="NAME", help="the environment variable that holds the server's API key")
@@ -66,7 +66,7 @@ def _model(arguments: argparse.Namespace) -> AbstractAsyncContextManager[ChatMod
             raise SettingsError("--api-key-env is for a server: give --url too")
         settings = read_settings(arguments)
         if sys.stderr.isatty():
-            print(f"actorllm: loading {settings.model.path or 'the echo model, which only repeats a sentence'}", file=sys.stderr)
+            print(f"actorllm: loading {settings.model.path or 'the demo model, a tiny one that knows ActorLLM and little else'}", file=sys.stderr)
         return local_model(settings.engine(), sampling)
     given = given_flags(arguments)
     given.get("model", {}).pop("path", None)

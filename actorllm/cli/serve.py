@@ -33,7 +33,7 @@ ENGINE_FAILED = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, what all commands with a model share, and the server's own flags."""
     parser.add_argument(
-        "path", nargs="?", metavar="MODEL", help="a Hugging Face model folder, or ORG/NAME on the hub (default: the echo model)"
+        "path", nargs="?", metavar="MODEL", help="a Hugging Face model folder, or ORG/NAME on the hub (default: the demo model)"
     )
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default 8000)")
@@ -59,7 +59,7 @@ async def serve(settings: Settings) -> int:
     stops = _Stops()
     await _check_address(settings)
     if settings.model.path is None:
-        _say("no model was named: serving the echo model, which only repeats a sentence (give a model's folder or ORG/NAME)")
+        _say("no model was named: serving the demo model, a tiny one that knows ActorLLM and little else (give a model's folder or ORG/NAME)")
     engine = Engine(settings.engine())
     loading = asyncio.ensure_future(engine.__aenter__())
     await stops.race(loading)

@@ -56,7 +56,7 @@ FACTS = read("facts.toml", Facts)
 def episode(rng: Random) -> list[Turn]:
     """Some questions about ActorLLM in a row."""
     turns: list[Turn] = []
-    while not turns or (len(turns) < 5 and rng.random() < 0.55):
+    while not turns or (len(turns) < 4 and rng.random() < 0.4):
         if turns and rng.random() < 0.07:
             turns.append((asked(one(FRAMES.repeat, rng), rng), turns[-1][1]))
         else:

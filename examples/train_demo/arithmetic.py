@@ -153,7 +153,7 @@ def episode(rng: Random) -> list[Turn]:
     """A calculation, and perhaps some that go on from its result."""
     current = first_sum(rng)
     turns = [(current.question, current.answer)]
-    while len(turns) < 5 and rng.random() < 0.6:
+    while len(turns) < 5 and rng.random() < 0.5:
         follows = current.result is not None and current.result >= 0 and rng.random() < 0.75
         current = next_sum(current.result, rng) if follows and current.result is not None else first_sum(rng)
         turns.append((current.question, current.answer))

@@ -1,9 +1,10 @@
 """Batches of generated conversations: batch number n of a seed is always the same, so that training can be resumed.
 
-A row holds conversations one after the other, and is cut at its end; the first one always begins at the row's start.
-Shapes: B rows, T tokens.
+Every conversation has a row of its own, as it has when the model is used. Rows of about one length form a part of the batch, so
+that little is padded. Shapes: B rows, T tokens.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 import torch
@@ -11,30 +12,41 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from examples.train_demo.conversation import conversation
-from examples.train_demo.vocabulary import encode
+from examples.train_demo.vocabulary import END_ID, encode
 
 IGNORED = -100
 """A target that does not count."""
 
-LONG_EVERY, LONG_FACTOR = 12, 4
-"""Every 12th batch has rows four times as long: positions far into the context are learned too."""
+NUM_PARTS = 6
+
+Row = tuple[list[int], list[int]]
+"""Ids, and for each the next one if that is a token of an answer, or `IGNORED`."""
 
 
-def batch(tokenizer: Tokenizer, number: int, *, seed: int, num_rows: int, row_len: int) -> tuple[Tensor, Tensor]:
-    """(ids_BT, targets_BT); a target is the next token of an answer, or `IGNORED`."""
+def batch(tokenizer: Tokenizer, number: int, *, seed: int, num_tokens: int, context_len: int) -> list[tuple[Tensor, Tensor]]:
+    """Parts (ids_BT, targets_BT) with together about `num_tokens` ids."""
     rng = Random(f"{seed} {number}")
-    if number % LONG_EVERY == LONG_EVERY - 1:
-        num_rows, row_len = max(num_rows // LONG_FACTOR, 1), row_len * LONG_FACTOR
-    ids_BT = torch.empty(num_rows, row_len, dtype=torch.long)
-    targets_BT = torch.empty(num_rows, row_len, dtype=torch.long)
-    for row in range(num_rows):
-        ids: list[int] = []
-        is_learned: list[bool] = []
-        while len(ids) <= row_len:
-            more_ids, more_learned = encode(tokenizer, conversation(rng))
-            ids += more_ids
-            is_learned += more_learned
+    rows: list[Row] = []
+    while sum(len(ids) for ids, _ in rows) < num_tokens:
+        ids, is_learned = encode(tokenizer, conversation(rng))
         targets = [token if counts else IGNORED for token, counts in zip(ids, is_learned, strict=True)]
-        ids_BT[row] = torch.tensor(ids[:row_len])
-        targets_BT[row] = torch.tensor(targets[1 : row_len + 1])
+        rows.append((ids[:-1][:context_len], targets[1:][:context_len]))
+    return [padded(part) for part in parted(sorted(rows, key=lambda row: len(row[0])))]
+
+
+def parted(rows: Sequence[Row]) -> list[list[Row]]:
+    """At most `NUM_PARTS` parts with about as many ids each; the order stays."""
+    total, before = sum(len(ids) for ids, _ in rows), 0
+    parts: list[list[Row]] = [[] for _ in range(NUM_PARTS)]
+    for row in rows:
+        parts[before * NUM_PARTS // total].append(row)
+        before += len(row[0])
+    return [part for part in parts if part]
+
+
+def padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Rows as tensors; what is padded is no target, and being last it is seen by nothing that is."""
+    length = max(len(ids) for ids, _ in rows)
+    ids_BT = torch.tensor([ids + [END_ID] * (length - len(ids)) for ids, _ in rows])
+    targets_BT = torch.tensor([targets + [IGNORED] * (length - len(targets)) for _, targets in rows])
     return ids_BT, targets_BT

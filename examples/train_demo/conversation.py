@@ -16,7 +16,9 @@ SYSTEM = (
     "[Be|Please be] [nice|helpful|brief|polite] [to the user|in your answers].",
 )
 TOPICS = ("about", "arithmetic", "smalltalk", "stories", "unknown")
-WEIGHTS = (30, 24, 24, 13, 19)
+WEIGHTS = (30, 25, 24, 9, 19)
+LONG_SHARE = 0.015
+"""So many conversations are long, so that positions far into the context are learned too."""
 
 
 def episode(rng: Random) -> list[Turn]:
@@ -34,6 +36,7 @@ def episode(rng: Random) -> list[Turn]:
 def turns(rng: Random) -> list[Turn]:
     """A conversation's questions and answers."""
     name, said = None, []
+    is_long = rng.random() < LONG_SHARE
     if rng.random() < 0.2:
         name = rng.choice(smalltalk.NAMES)
         said.append(smalltalk.introduction(name, rng))
@@ -42,7 +45,7 @@ def turns(rng: Random) -> list[Turn]:
             said += episode(rng)
         if rng.random() < (0.45 if name else 0.015):
             said.append(smalltalk.recall(name, rng))
-        if rng.random() < 0.55:
+        if rng.random() < (0.05 if is_long else 0.7):
             return said
 
 

@@ -19,7 +19,7 @@ class Size:
     vocab_size: int
     hidden_size: int = 128
     intermediate_size: int = 352
-    num_layers: int = 6
+    num_layers: int = 4
     num_heads: int = 4
     context_len: int = 1024
     rope_theta: float = 10_000.0

@@ -179,7 +179,7 @@ def episode(rng: Random) -> list[Turn]:
     """A story, and perhaps questions about it or another one."""
     request, story = first_request(rng)
     turns = [(asked(request, rng), story.tell(rng))]
-    while len(turns) < 5 and rng.random() < 0.68:
+    while len(turns) < 5 and rng.random() < 0.6:
         roll = rng.random()
         if roll < 0.8:
             turns.append(question(story, rng))

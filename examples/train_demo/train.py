@@ -24,9 +24,6 @@ from examples.train_demo.optimizer import Optimizer
 from examples.train_demo.vocabulary import train_tokenizer
 
 WARM_UP = 40
-CPU_PARTS = 4
-"""A batch is computed in so many parts on a CPU, however many threads there are: their number does not change the sums."""
-
 CHECKPOINT_SECONDS = 180.0
 LOSSES_A_POINT = 20
 """Steps that one point of the plot averages over."""
@@ -34,13 +31,12 @@ LOSSES_A_POINT = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is made of. `num_rows * row_len` tokens a step."""
+    """What a run is made of; `num_tokens` a step."""
 
     num_steps: int = 6000
-    num_rows: int = 12
-    row_len: int = 256
-    matrix_rate: float = 0.02
-    other_rate: float = 0.004
+    num_tokens: int = 2048
+    matrix_rate: float = 0.012
+    other_rate: float = 0.0015
     seed: int = 1
 
 
@@ -57,7 +53,6 @@ class Training:
         self.model = Llama(Size(self.tokenizer.get_vocab_size())).to(self._device)
         self._optimizer = Optimizer(self.model, matrix_rate=recipe.matrix_rate, other_rate=recipe.other_rate)
         self._losses: list[float] = []
-        self._num_parts = CPU_PARTS if self._device.type == "cpu" else 1
         self._threads = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         if self._checkpoint.exists():
             self._resume()
@@ -81,10 +76,11 @@ class Training:
 
     def _step(self) -> None:
         recipe, number = self._recipe, len(self._losses)
-        ids_BT, targets_BT = batch(self.tokenizer, number, seed=recipe.seed, num_rows=recipe.num_rows, row_len=recipe.row_len)
-        num_targets = int((targets_BT >= 0).sum())
-        parts = ids_BT.chunk(self._num_parts), targets_BT.chunk(self._num_parts)
-        losses, gradients = zip(*self._threads.map(self._gradients, *parts), strict=True)
+        parts = batch(
+            self.tokenizer, number, seed=recipe.seed, num_tokens=recipe.num_tokens, context_len=self.model.size.context_len
+        )
+        num_targets = sum(int((targets_BT >= 0).sum()) for _, targets_BT in parts)
+        losses, gradients = zip(*self._threads.map(self._gradients, *zip(*parts, strict=True)), strict=True)
         names = dict(self.model.named_parameters())
         mean = {name: torch.stack(parts).sum(0) / num_targets for name, *parts in zip(names, *gradients, strict=True)}
         self._optimizer.step(number + 1, mean, share=learning_share(number, recipe.num_steps))
@@ -105,7 +101,12 @@ class Training:
         unfinished = self._checkpoint.with_suffix(".part")
         save_file(tensors, unfinished, metadata={"losses": json.dumps(self._losses)})
         unfinished.replace(self._checkpoint)
-        record = {**asdict(self._recipe), "steps_done": len(self._losses), "device": self._device.type, "torch": torch.__version__}
+        record = {
+            **asdict(self._recipe),
+            "steps_done": len(self._losses),
+            "device": self._device.type,
+            "torch": torch.__version__,
+        }
         bundle.write(self._folder, self.model, tokenizer=self.tokenizer, recipe=record, losses=averaged(self._losses))
 
     def _resume(self) -> None:
@@ -117,8 +118,8 @@ class Training:
 
 
 def learning_share(step: int, num_steps: int) -> float:
-    """Up within `WARM_UP` steps, flat, and down in a line over the second half to nearly nothing."""
-    return min((step + 1) / WARM_UP, 1.0, max(2 * (num_steps - step) / num_steps, 0.01))
+    """Up within `WARM_UP` steps, then down in a line to nothing: small batches are noisy, and only small steps average that out."""
+    return min((step + 1) / WARM_UP, 1.0) * (num_steps - step) / num_steps
 
 
 def averaged(losses: list[float]) -> list[tuple[int, float]]:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+import actorllm_echo
 from tests.cli.chat_server import ChatServer, finish, hold, send, send_json
 from tests.cli.terminal_process import TerminalProcess, in_terminal
 from tests.server.conftest import serving
 
 READY = r">>>$"
+ECHO = str(actorllm_echo.directory())
 Chat = Callable[..., AbstractAsyncContextManager[TerminalProcess]]
 
 
@@ -267,9 +269,9 @@ async def test_with_a_real_server(tmp_path: Path) -> None:
 
 
 async def test_with_a_model_of_its_own(tmp_path: Path) -> None:
-    async with in_terminal("-m", "actorllm", "chat", "--threads", "1", environment={"HOME": str(tmp_path)}) as terminal:
-        await terminal.shows("loading the echo model")
-        await terminal.shows(rf"echo \(context 4096 tokens\).*{READY}")
+    async with in_terminal("-m", "actorllm", "chat", ECHO, "--threads", "1", environment={"HOME": str(tmp_path)}) as terminal:
+        await terminal.shows(f"loading {ECHO}")
+        await terminal.shows(rf"{Path(ECHO).name} \(context 4096 tokens\).*{READY}")
         terminal.type("hello\r")
         await terminal.shows("(quick brown fox.*){5}")
         terminal.type("\x03")

@@ -13,6 +13,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+import actorllm_echo
+
+ECHO = str(actorllm_echo.directory())
 LONG = {"prompt": "the", "max_tokens": 2000, "ignore_eos": True, "stream": True}
 
 
@@ -66,9 +69,8 @@ async def address_of(process: Process) -> str:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_lets_running_requests_finish_and_takes_no_new_ones(client: aiohttp.ClientSession, stop: signal.Signals) -> None:
-    async with actorllm("serve", "--port", "0", "--served-model-name", "mine", "yours") as process:
+    async with actorllm("serve", ECHO, "--port", "0", "--served-model-name", "mine", "yours") as process:
         address = await address_of(process)
-        assert "echo model" in process.said
         async with client.get(address + "/v1/models") as response:
             assert [card["id"] for card in (await response.json())["data"]] == ["mine", "yours"]
         async with client.post(address + "/v1/completions", json=LONG) as stream:
@@ -89,7 +91,7 @@ async def test_a_signal_lets_running_requests_finish_and_takes_no_new_ones(clien
 
 
 async def test_a_second_signal_stops_at_once(client: aiohttp.ClientSession) -> None:
-    async with actorllm("serve", "--port", "0", script="import os; os.environ['ACTORLLM_SERVER_DRAIN_TIMEOUT'] = '600'") as process:
+    async with actorllm("serve", ECHO, "--port", "0", script="import os; os.environ['ACTORLLM_SERVER_DRAIN_TIMEOUT'] = '600'") as process:
         address = await address_of(process)
         streams = [await client.post(address + "/v1/completions", json={**LONG, "max_tokens": 4000}) for _ in range(16)]
         process.process.terminate()
@@ -113,7 +115,7 @@ def lose(self, step, deliver):
     run(self, step, deliver)
 Devices.run = lose
 """
-    async with actorllm("serve", "--port", "0", script=script) as process:
+    async with actorllm("serve", ECHO, "--port", "0", script=script) as process:
         address = await address_of(process)
         async with asyncio.timeout(30), client.post(address + "/v1/completions", json=LONG) as stream:
             events = (await stream.text()).split("\n\n")
@@ -121,6 +123,18 @@ Devices.run = lose
         assert events[-2] == "data: [DONE]"
         assert await process.ends() == 1
         assert "actorllm: error: the device is gone" in process.said
+
+
+async def test_without_a_model_the_demo_model_is_served(client: aiohttp.ClientSession) -> None:
+    async with actorllm("serve", "--port", "0") as process:
+        address = await address_of(process)
+        assert "no model was named: serving the demo model" in process.said
+        async with client.get(address + "/v1/models") as response:
+            assert [card["id"] for card in (await response.json())["data"]] == ["actorllm-demo"]
+        question = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 40}
+        async with client.post(address + "/v1/chat/completions", json=question) as response:
+            assert response.status == 200
+            assert (await response.json())["choices"][0]["message"]["content"]
 
 
 async def test_a_port_in_use() -> None:

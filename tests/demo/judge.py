@@ -1,7 +1,8 @@
 """Asks the held-out questions and dialogues, and judges the answers by the criteria that stand beside them.
 
-`python -m tests.demo.judge [MODEL_FOLDER]` prints every answer and the scores; without a folder the demo model is asked. A
-question is right if its answer meets its criteria; a dialogue is judged turn by turn, on the model's own earlier answers.
+`python -m tests.demo.judge [MODEL_FOLDER [QUESTIONS.json]]` prints every greedy answer, the wrong ones of five sampled runs, and the
+scores; without a folder the demo model is asked. A question is right if its answer meets its criteria; a dialogue, held on the
+model's own earlier answers, is right if every turn is.
 """
 
 import asyncio
@@ -69,6 +70,27 @@ class Verdict(Struct, frozen=True):
     is_right: bool
 
 
+class Score(Struct, frozen=True):
+    """How many were right, and of how many."""
+
+    questions: tuple[int, int]
+    turns: tuple[int, int]
+    dialogues: tuple[int, int]
+
+    @classmethod
+    def of(cls, conversations: Sequence[Sequence[Verdict]]) -> "Score":
+        """A conversation of one turn is a question, others are dialogues."""
+        singles = [turns[0].is_right for turns in conversations if len(turns) == 1]
+        dialogues = [[turn.is_right for turn in turns] for turns in conversations if len(turns) > 1]
+        turns = [is_right for dialogue in dialogues for is_right in dialogue]
+        whole = [all(dialogue) for dialogue in dialogues]
+        return cls(*((sum(each), len(each)) for each in (singles, turns, whole)))
+
+    def __str__(self) -> str:
+        parts = {"questions": self.questions, "turns of dialogues": self.turns, "whole dialogues": self.dialogues}
+        return ", ".join(f"{name} {right}/{total}" for name, (right, total) in parts.items())
+
+
 def read_held_out(path: Path = Path(__file__).parent / "held_out.json") -> HeldOut:
     return msgspec.json.decode(path.read_bytes(), type=HeldOut)
 
@@ -110,22 +132,16 @@ def settings(path: str | None = None) -> EngineSettings:
 
 
 async def main(path: str | None, held_out: HeldOut, *, num_seeds: int) -> None:
-    """Print all answers of the greedy run, the wrong ones of the sampled runs, and the scores."""
+    """Print what the module says."""
     async with Engine(settings(path)) as engine:
         for temperature, seed in [(0.0, 0), *((0.7, seed) for seed in range(num_seeds))]:
             verdicts = await judge(engine, held_out, temperature=temperature, seed=seed)
             for verdict in [each for conversation in verdicts for each in conversation]:
                 if not verdict.is_right or temperature == 0.0:
                     print(f"{'  ' if verdict.is_right else 'X '}{verdict.ask}\n      {verdict.answer}")
-            flat = [each.is_right for conversation in verdicts for each in conversation]
-            singles = [conversation[0].is_right for conversation in verdicts if len(conversation) == 1]
-            whole = [all(each.is_right for each in conversation) for conversation in verdicts if len(conversation) > 1]
-            print(
-                f"== temperature {temperature}, seed {seed}: questions {sum(singles)}/{len(singles)}, "
-                f"dialogue turns {sum(flat) - sum(singles)}/{len(flat) - len(singles)}, whole dialogues {sum(whole)}/{len(whole)}"
-            )
+            print(f"== temperature {temperature}, seed {seed}: {Score.of(verdicts)}")
 
 
 if __name__ == "__main__":
     held = read_held_out(Path(sys.argv[2])) if len(sys.argv) > 2 else read_held_out()
-    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else None, held, num_seeds=2))
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else None, held, num_seeds=5))

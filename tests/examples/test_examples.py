@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = {"stream_tokens.py": "fox", "batch_of_prompts.py": "->"}
+EXAMPLES = {"stream_tokens.py": "actorllm serve", "batch_of_prompts.py": "27 + 15"}
 CLIENTS = {"chat_socket.py", "chat_in_browser.html", "openai_client.py"}
 """Tested by test_clients.py."""
 
@@ -29,4 +29,4 @@ def test_the_readme_python_runs(repository: Path, tmp_path: Path) -> None:
     code = text.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert "fox" in done.stdout
+    assert "actorllm serve" in done.stdout

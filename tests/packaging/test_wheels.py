@@ -20,9 +20,12 @@ for package in sys.argv[1:]:
 """
 
 GENERATE = """
+import actorllm_echo
 from actorllm import LLM, SamplingParams
-with LLM() as llm:
+with LLM(str(actorllm_echo.directory())) as llm:
     print(llm.generate(["the quick"], SamplingParams(max_tokens=24, temperature=0.0))[0])
+with LLM() as llm:
+    print(llm.generate([[{"role": "user", "content": "How do I start the server?"}]], SamplingParams(max_tokens=40, temperature=0.0))[0])
 """
 
 
@@ -65,5 +68,6 @@ def test_every_module_imports_from_the_wheels(installation, wheels: dict[str, Pa
     assert not [name for name, home in homes.items() if not Path(home).is_relative_to(installation.site_packages)]
 
 
-def test_the_echo_model_answers(installation) -> None:
-    assert "fox" in installation.run("python", "-c", GENERATE)
+def test_the_bundled_models_answer(installation) -> None:
+    echo, demo = installation.run("python", "-c", GENERATE).splitlines()
+    assert "fox" in echo and "actorllm serve" in demo

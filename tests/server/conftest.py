@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+import actorllm_echo
 from actorllm.engine import Engine
 from actorllm.server.app import create_app, start_site
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings, ServerSettings
@@ -36,9 +37,9 @@ class Served:
 async def serving(
     path: Path | None = None, *, kv_slots: int = 4096, tensor_parallel: int = 1, **scheduling: Any
 ) -> AsyncIterator[Served]:
-    """A server over a model folder; further keywords are scheduling settings."""
+    """A server over a model folder, the echo model's if none is named; further keywords are scheduling settings."""
     settings = EngineSettings(
-        model=ModelSettings(path=str(path) if path else None),
+        model=ModelSettings(path=str(path or actorllm_echo.directory()), served_names=() if path else ("echo",)),
         execution=ExecutionSettings(threads=1, kv_slots=kv_slots, tensor_parallel=tensor_parallel),
         scheduling=SchedulingSettings(**scheduling),
     )
