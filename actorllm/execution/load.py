@@ -25,6 +25,7 @@ from actorllm.models.contract import CausalLM
 from actorllm.models.loading import load_weights
 from actorllm.settings import EngineSettings, ExecutionSettings
 from actorllm.weights.checkpoint import Checkpoint
+from actorllm.weights.formats import Format
 from actorllm.weights.source import WeightSource, load_module
 from actorllm_kernels import native
 from actorllm_kernels.backends import is_triton_here
@@ -33,7 +34,7 @@ GPU_KV_SHARE = 0.85
 """The part of a GPU's free memory that the KV cache may take: nothing else competes for it but activations."""
 
 Progress = Callable[[int, int], None]
-NewSource = Callable[[torch.device, torch.dtype], WeightSource]
+NewSource = Callable[[torch.device, torch.dtype, Format], WeightSource]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ async def load_model(
     """Load the model of `directory`.
 
     `find_invalid(vocab_size)` names ids that are never sampled. `on_progress(read, total)` is called on device threads
-    with bytes of files, and at the end, once, with the total twice. `new_source(device, dtype)` gives the weights in place of
+    with bytes of files, and at the end, once, with the total twice. `new_source(device, dtype, storage)` gives the weights in place of
     the directory's files (random weights, say).
 
     Raises `ModelError`, `PluginError` or `SettingsError`; nothing is left running then.
@@ -87,7 +88,7 @@ async def load_model(
 
             self_check.failing(device)  # warns, and settles which kernels run
         loader.load(model)
-        return ResidentRunner(model, sizes, dtype=plan.dtype, device=device, invalid_ids=invalid_ids)
+        return ResidentRunner(model, sizes, dtype=plan.precision.dtype, device=device, invalid_ids=invalid_ids)
 
     num_threads = settings.execution.threads or Machine().num_threads()
     num_threads = max(1, num_threads // num_ranks)
@@ -103,7 +104,7 @@ async def load_model(
     return LoadedModel(
         devices=Devices(threads, runners, ranks=ranks),
         architecture=plan.architecture,
-        dtype=str(plan.dtype).removeprefix("torch."),
+        dtype=plan.precision.name,
         vocab_size=plan.config.vocab_size,
         context=plan.context,
         num_weight_bytes=plan.num_weight_bytes,
@@ -153,11 +154,11 @@ class _Loader:
         if not has_weights(model):
             return
         if self._new_source is not None:
-            load_module(model, self._new_source(self._device, self._plan.dtype))
+            load_module(model, self._new_source(self._device, self._plan.precision.dtype, self._plan.storage))
             return
         plan = self._plan
         with Checkpoint.open(
-            plan.directory, device=self._device, dtype=plan.dtype, storage=plan.storage, on_progress=self._count
+            plan.directory, device=self._device, dtype=plan.precision.dtype, storage=plan.storage, on_progress=self._count
         ) as checkpoint:
             load_weights(model, checkpoint)
 

@@ -14,28 +14,29 @@ import torch
 from actorllm.cache.sizing import GroupSize, slots_for_budget, slots_needed
 from actorllm.errors import CheckpointError, NotEnoughMemory, SettingsError, UnsupportedConfig
 from actorllm.execution.machine import default_kv_bytes
+from actorllm.execution.precision import DTYPES, Precision, resolve_precision
 from actorllm.layers.shard import Shard
 from actorllm.models.catalog import find_model
 from actorllm.models.contract import CacheGroup, CausalLM, ModelConfig
 from actorllm.settings import EngineSettings
 from actorllm.weights.checkpoint import num_bytes, num_values
+from actorllm.weights.compact import CompactFormat
 from actorllm.weights.formats import Format
 from actorllm.weights.stored import stored_format
 
 MAX_CONFIG_BYTES = 16 * 2**20
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model that can be built. `num_weight_bytes` is what all its weights take in `dtype`, `num_file_bytes` what
-    they take in the checkpoint."""
+    """A model that can be built. It computes in `precision.dtype`; `num_weight_bytes` is what all its weights take in
+    memory, `num_file_bytes` what they take in the checkpoint."""
 
     directory: Path
     architecture: str
     model_class: type[CausalLM]
     config: ModelConfig
-    dtype: torch.dtype
+    precision: Precision
     context: int
     storage: Format
     num_weight_bytes: int = 0
@@ -56,14 +57,24 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
     architecture = read_architecture(config)
     model_class = find_model(architecture)
     parsed: ModelConfig = model_class.config_class.from_hf(config)
-    dtype = resolve_dtype(settings.model.dtype, stored_dtype(config), torch.device(settings.execution.device))
+    precision = resolve_precision(settings.model.dtype, stored_dtype(config), torch.device(settings.execution.device))
+    if precision.form is not None:
+        storage = CompactFormat(storage, precision.form)
     context = settings.model.context or parsed.context_len
     if not 1 <= context <= parsed.context_len:
         raise SettingsError(f"--context {context}: this model was made for 1 to {parsed.context_len} tokens")
-    plan = ModelPlan(directory, architecture, model_class, model_class.for_context(parsed, context), dtype, context, storage)
+    plan = ModelPlan(
+        directory=directory,
+        architecture=architecture,
+        model_class=model_class,
+        config=model_class.for_context(parsed, context),
+        precision=precision,
+        context=context,
+        storage=storage,
+    )
     if not has_files or not has_weights(plan.build(Shard())):
         return plan
-    num_weight_bytes = num_values(directory, storage) * dtype.itemsize
+    num_weight_bytes = num_values(directory, storage) * precision.dtype.itemsize
     return replace(plan, num_file_bytes=num_bytes(directory), num_weight_bytes=num_weight_bytes)
 
 
@@ -102,17 +113,6 @@ def stored_dtype(config: dict[str, Any]) -> torch.dtype:
     return DTYPES[name]
 
 
-def resolve_dtype(wanted: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The precision to compute in. "auto": half-precision weights are served in bfloat16 where the device
-    computes with it (GPUs, processors with AMX or AVX512-BF16), all else in float32."""
-    if wanted != "auto":
-        return DTYPES[wanted]
-    has_bfloat16 = device.type != "cpu" or any(
-        getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
-    return torch.bfloat16 if stored != torch.float32 and has_bfloat16 else torch.float32
-
-
 def has_weights(model: CausalLM) -> bool:
     """Whether any layer of the model pulls weights."""
     return any(hasattr(module, "load") for module in model.modules())
@@ -130,12 +130,12 @@ def plan_slots(
     left = free_bytes - weight_bytes
     if left <= 0:
         raise NotEnoughMemory(
-            f"the weights take {_mib(weight_bytes)} in {plan.dtype}, but only {_mib(free_bytes)} of memory are free: "
+            f"the weights take {_mib(weight_bytes)} in {plan.precision.name}, but only {_mib(free_bytes)} of memory are free: "
             "free some, serve with --dtype bfloat16 if that is not set yet, or use a smaller model"
         )
     if execution.kv_slots is not None:
         return tuple(GroupSize(group.name, execution.kv_slots, group.window) for group in groups)
-    sizes = [(group.name, group.window, group.values_per_token() * plan.dtype.itemsize) for group in groups]
+    sizes = [(group.name, group.window, group.values_per_token() * plan.precision.dtype.itemsize) for group in groups]
     step_tokens = scheduling.max_step_tokens
     wanted = scheduling.max_running * sum(
         slots_needed(plan.context, window, step_tokens) * token_bytes for _, window, token_bytes in sizes

@@ -21,20 +21,26 @@ class Embedding(nn.Module):
         super().__init__()
         self.shape = (vocab_size, hidden_size)
         self.scale = scale
-        self.weight: Tensor | None = None
+        self.table: LinearWeight | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
-        self.weight = source.tensor(f"{prefix}weight", self.shape)
+        self.table = source.table(prefix.removesuffix("."), self.shape)
 
     def unload(self) -> None:
-        self.weight = None
+        self.table = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's precision."""
+        assert self.table is not None, "the layer has no weights yet"
+        return self.table.dtype
 
     def forward(self, ids_T: Tensor, given: Sequence[GivenEmbeddings] = ()) -> Tensor:
-        assert self.weight is not None, "the layer has no weights yet"
-        x_TD = nn.functional.embedding(ids_T, self.weight)
+        assert self.table is not None, "the layer has no weights yet"
+        x_TD = self.table.rows(ids_T)
         if self.scale != 1.0:
-            # In the weights' precision, as models are trained: Gemma's sqrt(3072) is 55.5 in bfloat16.
-            x_TD = x_TD * torch.tensor(self.scale, dtype=self.weight.dtype)
+            # In the model's precision, as models are trained: Gemma's sqrt(3072) is 55.5 in bfloat16.
+            x_TD = x_TD * torch.tensor(self.scale, dtype=x_TD.dtype)
         for span in given:
             x_TD[span.start : span.start + len(span.values_TD)] = span.values_TD
         return x_TD
@@ -92,20 +98,23 @@ class Head(nn.Module):
         if self.is_normalised:
             rows_VD = source.tensor(f"{prefix}weight", self.shape, rows=self.rows)
             self.weight = DenseWeight(nn.functional.normalize(rows_VD)).packed()
-        elif self._tied[0] is None:
+        elif (embedding := self._tied[0]) is None:
             self.weight = source.linear(prefix.removesuffix("."), self.shape, rows=self.rows).packed()
+        else:
+            assert embedding.table is not None, "an embedding is loaded before the head that is tied to it"
+            if self.shard.num_ranks > 1:
+                self.weight = embedding.table.outputs(*self.rows).packed_table()
+            else:
+                embedding.table = embedding.table.packed_table()
 
     def unload(self) -> None:
         self.weight = None
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        logits = self.weight(hidden_TD) if self.weight is not None else self._tied_logits(hidden_TD)
-        logits = logits.to(torch.float32)
+        embedding = self._tied[0]
+        weight = self.weight if self.weight is not None or embedding is None else embedding.table
+        assert weight is not None, "the layer has no weights yet"
+        logits = weight(hidden_TD).to(torch.float32)
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
         return self.shard.collectives.all_gather(logits, self.sizes)
-
-    def _tied_logits(self, hidden_TD: Tensor) -> Tensor:
-        embedding = self._tied[0]
-        assert embedding is not None and embedding.weight is not None, "the layer has no weights yet"
-        return DenseWeight(embedding.weight[slice(*self.rows)])(hidden_TD)

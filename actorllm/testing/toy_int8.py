@@ -22,6 +22,7 @@ class Int8Weight(LinearWeight):
         self.codes_OI = codes_OI
         self.scale_O1 = scale_O1
         self.out_features = codes_OI.shape[0]
+        self.dtype = scale_O1.dtype
 
     @classmethod
     def quantized(cls, weight_OI: Tensor) -> "Int8Weight":
@@ -56,6 +57,9 @@ class Int8Weights:
 
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
         return self._form(self._inner.linear(name, shape, rows=rows, cols=cols))
+
+    def table(self, name: str, shape: tuple[int, int]) -> LinearWeight:
+        return self._inner.table(name, shape)
 
     def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
         return (self._form(dense) for dense in self._inner.stack(name, shape, rows=rows, cols=cols))

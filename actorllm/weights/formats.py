@@ -54,6 +54,10 @@ class Format(Protocol):
         """The part `rows` x `cols` of the linear [out, in] called `name`."""
         ...
 
+    def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int]) -> LinearWeight:
+        """The whole embedding [vocabulary, hidden] called `name`."""
+        ...
+
     def stack(
         self, reader: TensorReader, name: str, *, shape: tuple[int, int, int], rows: Part, cols: Part
     ) -> Iterator[LinearWeight]:
@@ -70,6 +74,9 @@ class PlainFormat:
 
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
         return DenseWeight(reader.read(f"{name}.weight", shape, rows=rows, cols=cols))
+
+    def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int]) -> LinearWeight:
+        return DenseWeight(reader.read(f"{name}.weight", shape))
 
     def stack(
         self, reader: TensorReader, name: str, *, shape: tuple[int, int, int], rows: Part, cols: Part

@@ -22,6 +22,8 @@ class LinearWeight(nn.Module):
     """
 
     out_features: int
+    dtype: torch.dtype
+    """Of what it multiplies and gives."""
 
     def packed(self) -> "LinearWeight":
         """The form that computes fastest on its device, once nothing more will be joined to it."""
@@ -33,6 +35,18 @@ class LinearWeight(nn.Module):
             f"this model needs the values of a linear that is stored as {type(self).__name__}, which does not give them: "
             "choose a checkpoint in float32, float16 or bfloat16"
         )
+
+    def packed_table(self) -> "LinearWeight":
+        """The form that computes fastest of those that still give `rows`."""
+        return self
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """[len(ids), in]: rows of W, where it is an embedding."""
+        return self.dense()[ids]
+
+    def outputs(self, begin: int, end: int) -> "LinearWeight":
+        """The weight of some of the outputs; asked before it is packed."""
+        return DenseWeight(self.dense()[begin:end])
 
     @classmethod
     def join(cls, parts: "list[LinearWeight]") -> "LinearWeight | None":
@@ -47,12 +61,16 @@ class DenseWeight(LinearWeight):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.out_features = weight.shape[0]
+        self.dtype = weight.dtype
 
     def packed(self) -> LinearWeight:
         return OneDNNWeight(self.weight) if OneDNNWeight.suits(self.weight) else self
 
     def dense(self) -> Tensor:
         return self.weight.detach()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.ndim == 2 and 1 < x.shape[0] <= MAX_TRANSPOSED_ROWS:
@@ -72,6 +90,7 @@ class OneDNNWeight(LinearWeight):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS)
         self.out_features = weight.shape[0]
+        self.dtype = weight.dtype
 
     @staticmethod
     def suits(weight: Tensor) -> bool:
@@ -89,6 +108,7 @@ class JoinedWeight(LinearWeight):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.out_features = sum(part.out_features for part in parts)
+        self.dtype = parts[0].dtype
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([part(x) for part in self.parts], dim=-1)

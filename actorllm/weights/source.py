@@ -30,6 +30,10 @@ class WeightSource(Protocol):
         """A part of the linear [out, in] called `name`, in its internal form; a format knows its tensors' names."""
         ...
 
+    def table(self, name: str, shape: tuple[int, int]) -> LinearWeight:
+        """The embedding [vocabulary, hidden] called `name`: its rows are looked up, and a tied head multiplies by it."""
+        ...
+
     def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
         """The same part of each linear of the stack [number, out, in] called `name` (experts), read one by one."""
         ...

@@ -11,7 +11,7 @@ import actorllm_echo
 from actorllm.errors import CheckpointError, ModelError, NotEnoughMemory, PluginMissing, SettingsError, UnsupportedConfig
 from actorllm.execution.devices import Devices
 from actorllm.execution.load import load_model
-from actorllm.execution.model_plan import plan_model, plan_slots, resolve_dtype
+from actorllm.execution.model_plan import plan_model, plan_slots
 from actorllm.layers.shard import Shard
 from actorllm.messages import Step, StepDone, unpack
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings
@@ -70,20 +70,6 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
         plan_model(tmp_path, settings())
 
 
-@pytest.mark.parametrize(
-    ("wanted", "stored", "device", "dtype"),
-    [
-        ("float32", torch.bfloat16, "cpu", torch.float32),
-        ("bfloat16", torch.float32, "cpu", torch.bfloat16),
-        ("auto", torch.float32, "cuda", torch.float32),
-        ("auto", torch.float16, "cuda", torch.bfloat16),
-        ("auto", torch.float32, "cpu", torch.float32),
-    ],
-)
-def test_precision(wanted: str, stored: torch.dtype, device: str, dtype: torch.dtype) -> None:
-    assert resolve_dtype(wanted, stored, torch.device(device)) == dtype
-
-
 class TestSlots:
     """How many slots a rank gets: a token of the echo model takes 2 layers of 3 floats, 24 bytes."""
 
@@ -139,7 +125,7 @@ async def test_two_ranks_sample_what_one_samples(tmp_path: Path, new_steps) -> N
         loaded = await load_model(
             folder(tmp_path, LLAMA),
             settings(tensor_parallel=num_ranks),
-            new_source=lambda device, dtype: RandomWeights(1, std=0.2, device=device, dtype=dtype),
+            new_source=lambda device, dtype, storage: RandomWeights(1, std=0.2, device=device, dtype=dtype, storage=storage),
         )
         steps = new_steps(num_slots=sum(group.num_slots for group in loaded.groups))
         steps.open(0, temperature=1.0, top_p=0.9, seed=3, repetition_penalty=1.2).open(1, temperature=0.7, top_k=9)

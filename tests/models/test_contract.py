@@ -96,8 +96,8 @@ def test_given_embeddings_take_the_place_of_tokens():
     model = LlamaForCausalLM(LlamaForCausalLM.config_class.from_hf(CONFIG), Shard())
     load_module(model, RandomWeights(0, std=0.3))
     plain = model.head(model.norm(forward(model, TinyCache(model.cache_groups).batch([(0, [1, 2, 3, 4])]))))
-    table = model.model.embed_tokens.weight
+    table = model.model.embed_tokens.table
     assert table is not None
     batch = TinyCache(model.cache_groups).batch([(0, [1, 0, 0, 4])])
-    batch.given = (GivenEmbeddings(1, table[[2, 3]]),)
+    batch.given = (GivenEmbeddings(1, table.rows(torch.tensor([2, 3]))),)
     assert torch.equal(model.head(model.norm(forward(model, batch))), plain)

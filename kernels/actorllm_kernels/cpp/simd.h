@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int VL = 16;  // floats in a vector
 #elif defined(__AVX2__)
@@ -29,7 +33,13 @@ static inline vf load(const float* p) {
 static inline vf load(const uint16_t* p) {
     vh h;
     memcpy(&h, p, sizeof h);
+#if defined(__AVX512F__)  // compilers make several instructions of the conversion
+    vu u = (vu)_mm512_cvtepu16_epi32((__m256i)h) << 16;
+#elif defined(__AVX2__)
+    vu u = (vu)_mm256_cvtepu16_epi32((__m128i)h) << 16;
+#else
     vu u = __builtin_convertvector(h, vu) << 16;
+#endif
     vf v;
     memcpy(&v, &u, sizeof v);
     return v;

@@ -129,8 +129,7 @@ class Gemma2ForCausalLM(CausalLM):
         return {"lm_head.weight": "model.embed_tokens.weight"} if self.config.is_tied else {}
 
     def prepare(self, batch: Batch) -> Tables:
-        assert self.model.embed_tokens.weight is not None, "the model has no weights yet"
-        dtype = self.model.embed_tokens.weight.dtype
+        dtype = self.model.embed_tokens.dtype
         everywhere = self.config.rotary.tables(batch.positions_T, dtype)
         is_one = self.config.local_rotary == self.config.rotary
         return Tables(everywhere, everywhere if is_one else self.config.local_rotary.tables(batch.positions_T, dtype))

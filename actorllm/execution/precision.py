@@ -1,0 +1,40 @@
+"""In which precision a model computes, and how its linears are kept: from what was asked, the checkpoint and the device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from actorllm_kernels.linear import Bf16, Form
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`dtype` is that of activations and plain tensors; linears and embeddings are kept in `form`, or in `dtype` too."""
+
+    dtype: torch.dtype
+    form: Form | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the linears' values, as users know it."""
+        return str(self.dtype).removeprefix("torch.") if self.form is None else self.form.name
+
+
+def resolve_precision(wanted: str, stored: torch.dtype, device: torch.device) -> Precision:
+    """The precision for `--dtype` `wanted` and a checkpoint in `stored`.
+
+    "auto" keeps a half-precision checkpoint in half precision where that computes fast: all in bfloat16 on GPUs and on processors
+    that multiply in it (AMX, AVX512-BF16). Other processors keep bfloat16 weights, which is exact and half of what is read for a
+    token, and compute in float32; they serve float16 in float32.
+    """
+    computes_bfloat16 = device.type != "cpu" or any(
+        getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    if wanted == "auto":
+        is_half = stored == torch.bfloat16 or (stored == torch.float16 and computes_bfloat16)
+        wanted = "bfloat16" if is_half else "float32"
+    if wanted == "bfloat16" and not computes_bfloat16:
+        return Precision(torch.float32, Bf16())
+    return Precision(DTYPES[wanted])

@@ -1,0 +1,33 @@
+"""Linears by the C++ kernels, one call and one parallel region each."""
+
+from ctypes import c_int, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from actorllm_kernels.native import function, library
+
+_BF16 = (c_void_p, c_int64, c_void_p, c_void_p) + (c_int,) * 4
+
+
+def suits(x_TI: Tensor) -> bool:
+    """Whether the kernels can take these rows, and exist."""
+    return x_TI.device.type == "cpu" and x_TI.dtype == torch.float32 and library() is not None
+
+
+def linear_bf16(x_TI: Tensor, packed_PIB: Tensor, num_outputs: int) -> Tensor:
+    """See `reference.linear_bf16`."""
+    x_TI = _rows(x_TI)
+    num_rows, num_inputs = x_TI.shape
+    assert packed_PIB.is_contiguous() and packed_PIB.shape[1] == num_inputs
+    out_TO = torch.empty(num_rows, num_outputs)
+    function("actorllm_linear_bf16", _BF16)(
+        x_TI.data_ptr(), x_TI.stride(0), packed_PIB.data_ptr(), out_TO.data_ptr(),
+        num_rows, num_outputs, num_inputs, torch.get_num_threads(),
+    )  # fmt: skip
+    return out_TO
+
+
+def _rows(x_TI: Tensor) -> Tensor:
+    """The same values, contiguous along a row."""
+    return x_TI if x_TI.stride(1) == 1 or x_TI.shape[1] == 1 else x_TI.contiguous()

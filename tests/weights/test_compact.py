@@ -1,0 +1,88 @@
+"""Compact weights in a model: what is kept, what it takes, and that the model computes what its codes say."""
+
+import pytest
+import torch
+
+from actorllm.layers.embedding import Embedding, Head
+from actorllm.layers.linear import GateUpLinear
+from actorllm.layers.shard import Shard
+from actorllm.testing.tiny import TinyCache, logits_of, on_thread_ranks
+from actorllm.weights.compact import CompactFormat, CompactWeight, PackedWeight
+from actorllm.weights.formats import PlainFormat
+from actorllm.weights.linear_weight import DenseWeight, join_weights
+from actorllm.weights.random import RandomWeights
+from actorllm.weights.source import load_module
+from actorllm_kernels.linear import Bf16
+from actorllm_llama.llama import LlamaForCausalLM
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97, "hidden_size": 40, "intermediate_size": 50,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+FORMS = [pytest.param(Bf16(), id="bfloat16")]
+IDS = list(range(20))
+
+
+class DenseAgain(CompactFormat):
+    """The same rounded values as plain float32 weights."""
+
+    def _compact(self, weight):
+        return DenseWeight(super()._compact(weight).dense())
+
+
+def logits(storage, shard: Shard, **changes) -> torch.Tensor:
+    model = LlamaForCausalLM(LlamaForCausalLM.config_class.from_hf(CONFIG | changes), shard)
+    load_module(model, RandomWeights(3, std=0.2, storage=storage))
+    return logits_of(model, TinyCache(model.cache_groups, num_rows=1, context=32), [(0, IDS)])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_model_computes_what_its_codes_say(form, is_tied, num_ranks, request):
+    expected = logits(DenseAgain(PlainFormat(), form), Shard(), tie_word_embeddings=is_tied)
+    storage = CompactFormat(PlainFormat(), form)
+    for got in on_thread_ranks(num_ranks, lambda shard: logits(storage, shard, tie_word_embeddings=is_tied)):
+        # Rounding of activations is the form's own, and differs where ranks split what is rounded.
+        distance = (got - expected).norm() / expected.norm()
+        assert distance < (1e-5 if form.name == "bfloat16" else 0.05)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_siblings_are_joined_before_they_are_packed(form):
+    source = RandomWeights(1, storage=CompactFormat(PlainFormat(), form))
+    layer = GateUpLinear(24, 20, shard=Shard())
+    layer.load(source, "mlp.gate_up_proj.")
+    assert isinstance(layer.weight, PackedWeight) and layer.weight.out_features == 40
+    apart = [source.linear(name, (20, 24)) for name in ("mlp.gate_proj", "mlp.up_proj")]
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(layer(x), torch.cat([part(x) for part in apart], dim=1))
+
+
+def test_different_forms_stay_apart():
+    values = torch.randn(4, 32)
+    parts = [CompactWeight(Bf16(), Bf16().codes(values)), DenseWeight(values)]
+    x = torch.randn(2, 32)
+    torch.testing.assert_close(join_weights(parts)(x), torch.cat([part(x) for part in parts], dim=1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tied_head_shares_the_packed_table(form):
+    embedding = Embedding(50, 32)
+    head = Head(32, 50, shard=Shard(), tied=embedding)
+    source = RandomWeights(1, storage=CompactFormat(PlainFormat(), form))
+    embedding.load(source, "embed.")
+    rows = embedding(torch.tensor([49, 0, 3]))
+    head.load(source, "head.")
+    assert isinstance(embedding.table, PackedWeight) and head.weight is None
+    assert torch.equal(embedding(torch.tensor([49, 0, 3])), rows)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_is_told_beforehand(form):
+    storage = CompactFormat(PlainFormat(), form)
+    shape = (64, 128)
+    packed = CompactWeight(form, form.codes(torch.randn(shape))).packed()
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in packed.tensors)
+    assert storage.num_values("linear.weight", shape) * 4 == pytest.approx(num_bytes, rel=0.05)
+    assert storage.num_values("norm.weight", (64,)) == 64
