@@ -23,12 +23,13 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is served. `path` is a Hugging Face directory, or else a hub id ORG/NAME, of which `revision` names the branch, tag
-    or commit; None serves the demo model."""
+    or commit; None serves the demo model. `quantize` rounds its weights while they are loaded."""
 
     path: str | None = None
     revision: str | None = None
     served_names: tuple[str, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Literal["int8", "int4"] | None = None
     context: Count | None = None
 
 

@@ -154,11 +154,11 @@ class _Loader:
         if not has_weights(model):
             return
         if self._new_source is not None:
-            load_module(model, self._new_source(self._device, self._plan.precision.dtype, self._plan.storage))
+            load_module(model, self._new_source(self._device, self._plan.precision.dtype, self._plan.kept))
             return
         plan = self._plan
         with Checkpoint.open(
-            plan.directory, device=self._device, dtype=plan.precision.dtype, storage=plan.storage, on_progress=self._count
+            plan.directory, device=self._device, dtype=plan.precision.dtype, storage=plan.kept, on_progress=self._count
         ) as checkpoint:
             load_weights(model, checkpoint)
 

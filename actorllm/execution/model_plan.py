@@ -42,6 +42,14 @@ class ModelPlan:
     num_weight_bytes: int = 0
     num_file_bytes: int = 0
 
+    @property
+    def kept(self) -> Format:
+        """What its linears become in memory."""
+        precision = self.precision
+        if precision.form is None:
+            return self.storage
+        return CompactFormat(self.storage, precision.form, table_form=precision.table_form)
+
     def build(self, shard: Shard) -> CausalLM:
         """The model of one rank, without weights."""
         return self.model_class(self.config, shard)
@@ -57,9 +65,8 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
     architecture = read_architecture(config)
     model_class = find_model(architecture)
     parsed: ModelConfig = model_class.config_class.from_hf(config)
-    precision = resolve_precision(settings.model.dtype, stored_dtype(config), torch.device(settings.execution.device))
-    if precision.form is not None:
-        storage = CompactFormat(storage, precision.form)
+    model, device = settings.model, torch.device(settings.execution.device)
+    precision = resolve_precision(model.dtype, stored_dtype(config), device=device, quantize=model.quantize)
     context = settings.model.context or parsed.context_len
     if not 1 <= context <= parsed.context_len:
         raise SettingsError(f"--context {context}: this model was made for 1 to {parsed.context_len} tokens")
@@ -74,7 +81,7 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
     )
     if not has_files or not has_weights(plan.build(Shard())):
         return plan
-    num_weight_bytes = num_values(directory, storage) * precision.dtype.itemsize
+    num_weight_bytes = num_values(directory, plan.kept) * precision.dtype.itemsize
     return replace(plan, num_file_bytes=num_bytes(directory), num_weight_bytes=num_weight_bytes)
 
 

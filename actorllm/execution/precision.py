@@ -4,17 +4,20 @@ from dataclasses import dataclass
 
 import torch
 
-from actorllm_kernels.linear import Bf16, Form
+from actorllm.errors import SettingsError
+from actorllm_kernels.linear import Bf16, Form, Int4, Int8
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """`dtype` is that of activations and plain tensors; linears and embeddings are kept in `form`, or in `dtype` too."""
+    """`dtype` is that of activations and plain tensors; linears are kept in `form`, embeddings and heads in `table_form`, or
+    both in `dtype` too."""
 
     dtype: torch.dtype
     form: Form | None = None
+    table_form: Form | None = None
 
     @property
     def name(self) -> str:
@@ -22,13 +25,20 @@ class Precision:
         return str(self.dtype).removeprefix("torch.") if self.form is None else self.form.name
 
 
-def resolve_precision(wanted: str, stored: torch.dtype, device: torch.device) -> Precision:
-    """The precision for `--dtype` `wanted` and a checkpoint in `stored`.
+def resolve_precision(wanted: str, stored: torch.dtype, *, device: torch.device, quantize: str | None = None) -> Precision:
+    """The precision for `--dtype` `wanted`, `--quantize` and a checkpoint in `stored`. Raises `SettingsError`.
 
     "auto" keeps a half-precision checkpoint in half precision where that computes fast: all in bfloat16 on GPUs and on processors
     that multiply in it (AMX, AVX512-BF16). Other processors keep bfloat16 weights, which is exact and half of what is read for a
-    token, and compute in float32; they serve float16 in float32.
+    token, and compute in float32; they serve float16 in float32. With 4-bit linears embeddings and heads have 8 bits: they decide
+    the quality, and are few.
     """
+    if quantize is not None:
+        if device.type != "cpu":
+            raise SettingsError(f"--quantize {quantize} is for processors; leave it out on {device.type}")
+        if wanted == "bfloat16":
+            raise SettingsError(f"--quantize {quantize} keeps weights in {quantize}: leave out --dtype bfloat16")
+        return Precision(torch.float32, Int8() if quantize == "int8" else Int4(), Int8())
     computes_bfloat16 = device.type != "cpu" or any(
         getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     )
@@ -36,5 +46,5 @@ def resolve_precision(wanted: str, stored: torch.dtype, device: torch.device) ->
         is_half = stored == torch.bfloat16 or (stored == torch.float16 and computes_bfloat16)
         wanted = "bfloat16" if is_half else "float32"
     if wanted == "bfloat16" and not computes_bfloat16:
-        return Precision(torch.float32, Bf16())
+        return Precision(torch.float32, Bf16(), Bf16())
     return Precision(DTYPES[wanted])

@@ -99,7 +99,7 @@ class Head(nn.Module):
             rows_VD = source.tensor(f"{prefix}weight", self.shape, rows=self.rows)
             self.weight = DenseWeight(nn.functional.normalize(rows_VD)).packed()
         elif (embedding := self._tied[0]) is None:
-            self.weight = source.linear(prefix.removesuffix("."), self.shape, rows=self.rows).packed()
+            self.weight = source.table(prefix.removesuffix("."), self.shape, rows=self.rows).packed()
         else:
             assert embedding.table is not None, "an embedding is loaded before the head that is tied to it"
             if self.shard.num_ranks > 1:

@@ -40,6 +40,10 @@ class PullNames:
         self.linears[name] = shape
         return self._inner.linear(name, shape, rows=rows, cols=cols)
 
+    def table(self, name: str, shape: tuple[int, int], *, rows: Part = None) -> LinearWeight:
+        self.tensors.add(f"{name}.weight")
+        return self._inner.table(name, shape, rows=rows)
+
     def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
         self.stacks.add(name)
         return self._inner.stack(name, shape, rows=rows, cols=cols)

@@ -29,9 +29,9 @@ class RecordingWeights:
         self._record(f"{name}.weight", shape, rows=rows, num_rows=shape[0])
         return self._inner.linear(name, shape, rows=rows, cols=cols)
 
-    def table(self, name: str, shape: tuple[int, int]) -> LinearWeight:
-        self._record(f"{name}.weight", shape, rows=None, num_rows=shape[0])
-        return self._inner.table(name, shape)
+    def table(self, name: str, shape: tuple[int, int], *, rows: Part = None) -> LinearWeight:
+        self._record(f"{name}.weight", shape, rows=rows, num_rows=shape[0])
+        return self._inner.table(name, shape, rows=rows)
 
     def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
         self._record(name, shape, rows=rows, num_rows=shape[1])

@@ -58,8 +58,8 @@ class Int8Weights:
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
         return self._form(self._inner.linear(name, shape, rows=rows, cols=cols))
 
-    def table(self, name: str, shape: tuple[int, int]) -> LinearWeight:
-        return self._inner.table(name, shape)
+    def table(self, name: str, shape: tuple[int, int], *, rows: Part = None) -> LinearWeight:
+        return self._inner.table(name, shape, rows=rows)
 
     def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
         return (self._form(dense) for dense in self._inner.stack(name, shape, rows=rows, cols=cols))

@@ -54,8 +54,8 @@ class Format(Protocol):
         """The part `rows` x `cols` of the linear [out, in] called `name`."""
         ...
 
-    def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int]) -> LinearWeight:
-        """The whole embedding [vocabulary, hidden] called `name`."""
+    def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> LinearWeight:
+        """The part `rows` of the embedding or head [vocabulary, hidden] called `name`."""
         ...
 
     def stack(
@@ -75,8 +75,8 @@ class PlainFormat:
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
         return DenseWeight(reader.read(f"{name}.weight", shape, rows=rows, cols=cols))
 
-    def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int]) -> LinearWeight:
-        return DenseWeight(reader.read(f"{name}.weight", shape))
+    def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> LinearWeight:
+        return self.linear(reader, name, shape=shape, rows=rows, cols=None)
 
     def stack(
         self, reader: TensorReader, name: str, *, shape: tuple[int, int, int], rows: Part, cols: Part

@@ -41,8 +41,8 @@ class RandomWeights:
     def linear(self, name: str, shape: tuple[int, int], *, rows: Part = None, cols: Part = None) -> LinearWeight:
         return self._format.linear(self, name, shape=shape, rows=rows, cols=cols)
 
-    def table(self, name: str, shape: tuple[int, int]) -> LinearWeight:
-        return self._format.table(self, name, shape=shape)
+    def table(self, name: str, shape: tuple[int, int], *, rows: Part = None) -> LinearWeight:
+        return self._format.table(self, name, shape=shape, rows=rows)
 
     def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:
         return self._format.stack(self, name, shape=shape, rows=rows, cols=cols)

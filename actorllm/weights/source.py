@@ -30,8 +30,9 @@ class WeightSource(Protocol):
         """A part of the linear [out, in] called `name`, in its internal form; a format knows its tensors' names."""
         ...
 
-    def table(self, name: str, shape: tuple[int, int]) -> LinearWeight:
-        """The embedding [vocabulary, hidden] called `name`: its rows are looked up, and a tied head multiplies by it."""
+    def table(self, name: str, shape: tuple[int, int], *, rows: Part = None) -> LinearWeight:
+        """The embedding or the head [vocabulary, hidden] called `name`, which a format may keep finer than other linears; rows of
+        an embedding are looked up, and a tied head multiplies by it."""
         ...
 
     def stack(self, name: str, shape: tuple[int, int, int], *, rows: Part = None, cols: Part = None) -> Iterator[LinearWeight]:

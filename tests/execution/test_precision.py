@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from actorllm.errors import SettingsError
 from actorllm.execution.precision import resolve_precision
 
 
@@ -24,7 +25,7 @@ def computes_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     ],
 )
 def test_on_a_processor(computes_bfloat16, wanted, stored, dtype, form, dtype_with_bfloat16) -> None:
-    got = resolve_precision(wanted, getattr(torch, stored), torch.device("cpu"))
+    got = resolve_precision(wanted, getattr(torch, stored), device=torch.device("cpu"))
     if computes_bfloat16:
         dtype, form = dtype_with_bfloat16, None
     assert (got.dtype, got.form.name if got.form else None) == (getattr(torch, dtype), form)
@@ -33,5 +34,18 @@ def test_on_a_processor(computes_bfloat16, wanted, stored, dtype, form, dtype_wi
 
 @pytest.mark.parametrize(("stored", "dtype"), [("float32", "float32"), ("float16", "bfloat16"), ("bfloat16", "bfloat16")])
 def test_on_a_gpu(stored, dtype) -> None:
-    got = resolve_precision("auto", getattr(torch, stored), torch.device("cuda"))
+    got = resolve_precision("auto", getattr(torch, stored), device=torch.device("cuda"))
     assert (got.dtype, got.form) == (getattr(torch, dtype), None)
+
+
+@pytest.mark.parametrize(("quantize", "table"), [("int8", "int8"), ("int4", "int8")])
+def test_quantized_while_loading(computes_bfloat16, quantize, table) -> None:
+    got = resolve_precision("auto", torch.bfloat16, device=torch.device("cpu"), quantize=quantize)
+    assert got.form is not None and got.table_form is not None
+    assert (got.name, got.dtype, got.form.name, got.table_form.name) == (quantize, torch.float32, quantize, table)
+
+
+@pytest.mark.parametrize(("wanted", "device"), [("bfloat16", "cpu"), ("auto", "cuda")])
+def test_what_cannot_be_quantized_is_refused(wanted, device) -> None:
+    with pytest.raises(SettingsError, match="--quantize int4"):
+        resolve_precision(wanted, torch.bfloat16, device=torch.device(device), quantize="int4")

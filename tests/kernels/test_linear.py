@@ -5,12 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actorllm_kernels.linear import Bf16, cpu, reference
+from actorllm_kernels.linear import Bf16, Int4, Int8, cpu, reference
 from actorllm_kernels.native import library
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
 OPERATORS = [pytest.param(cpu, id="cpu", marks=needs_compiler), pytest.param(reference, id="reference")]
-FORMS = [pytest.param(Bf16(), id="bfloat16")]
+FORMS = [
+    pytest.param(Bf16(), id="bfloat16"),
+    pytest.param(Int8(), id="int8"),
+    pytest.param(Int4(32), id="int4 by 32"),
+    pytest.param(Int4(128), id="int4 by 128"),
+]
 
 sizes = st.tuples(st.integers(0, 20), st.integers(1, 150), st.integers(1, 600))
 
@@ -66,6 +71,95 @@ def test_bf16_with_denormals(operator):
     torch.testing.assert_close(operator.linear_bf16(torch.ones(2, 16), packed_bf16(tiny), 3), torch.full((2, 3), 2.0**-126), atol=0, rtol=1e-3)
 
 
+def exact_codes(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row's codes and scale, written out value by value."""
+    codes, scales = torch.zeros(x_TI.shape, dtype=torch.int64), torch.zeros(len(x_TI))
+    for row, values in enumerate(x_TI):
+        largest = max(map(abs, values.tolist()))
+        factor = float(torch.tensor(127.0) / torch.tensor(largest))
+        codes[row] = torch.tensor([round(value * factor) for value in values.tolist()])
+        scales[row] = torch.tensor(largest) / 127
+    return codes, scales
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@settings(deadline=None, max_examples=25)
+@given(st.tuples(st.integers(1, 12), st.integers(1, 100), st.integers(1, 600)), st.integers(0, 99))
+def test_int8_is_the_exact_product_of_codes(operator, shape, seed):
+    x_TI, w_OI = rows_and_weights(*shape, seed)
+    codes_TI, scales_T = exact_codes(x_TI)
+    w_codes_OI, w_scales_O = reference.int8_codes(w_OI)
+    got = operator.linear_int8(x_TI, *reference.pack_int8(w_codes_OI, w_scales_O), len(w_OI))
+    expected = (codes_TI @ w_codes_OI.long().T).float() * scales_T.unsqueeze(1) * w_scales_O
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@settings(deadline=None, max_examples=25)
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 100), st.integers(1, 600)), st.sampled_from([32, 64, 128]), st.integers(0, 99)
+)
+def test_int4_is_the_product_of_codes(operator, shape, group_len, seed):
+    x_TI, w_OI = rows_and_weights(*shape, seed)
+    codes_TI, scales_T = exact_codes(x_TI)
+    codes = reference.int4_codes(w_OI, group_len)
+    got = operator.linear_int4(x_TI, *reference.pack_int4(*codes, group_len), len(w_OI))
+    values_OI = reference.int4_values(*codes, group_len).double()
+    close(got, codes_TI.double() @ values_OI.T * scales_T.double().unsqueeze(1))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_extreme_codes_do_not_saturate(operator):
+    x_TI = torch.tensor([[1.0], [-1.0]]).expand(2, 512)
+    ones = torch.ones(17, 512, dtype=torch.int8)
+    packed = reference.pack_int8(ones * 127, torch.ones(17))
+    close(operator.linear_int8(x_TI, *packed, 17), torch.tensor([[512.0 * 127], [-512.0 * 127]]).expand(2, 17))
+    for code in (-8, 7):
+        for group_len in (32, 128):
+            packed = reference.pack_int4(ones * code, torch.ones(17, 512 // group_len).bfloat16(), group_len)
+            expected = torch.tensor([[512.0 * code], [-512.0 * code]]).expand(2, 17)
+            close(operator.linear_int4(x_TI, *packed, 17), expected)
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_spoils_its_own_row_or_output(form, value):
+    x_TI, w_OI = rows_and_weights(8, 20, 40)
+    x_TI[3, 7] = value
+    w_OI[15, 9] = value
+    got = form.linear(x_TI, form.pack(form.codes(w_OI)), 20)
+    assert got[3].isnan().all() and not got[:, 15].isfinite().any()
+    kept = torch.ones_like(got, dtype=torch.bool)
+    kept[3], kept[:, 15] = False, False
+    assert got[kept].isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_rows_of_almost_nothing_are_zero(form):
+    _, w_OI = rows_and_weights(1, 20, 40)
+    packed = form.pack(form.codes(w_OI))
+    assert not form.linear(torch.stack((torch.full((40,), 1e-40), torch.zeros(40))), packed, 20).any()
+    small = torch.full((1, 40), 1e-25)
+    torch.testing.assert_close(form.linear(small, packed, 20) * 1e25, form.linear(small * 1e25, packed, 20), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("shape", [(0, 3, 5), (3, 0, 5), (2, 3, 0), (1, 1, 1), (70, 64, 1100)])
+def test_codes_at_the_edges(form, shape):
+    x_TI, w_OI = rows_and_weights(*shape)
+    codes = form.codes(w_OI)
+    got = form.linear(x_TI, form.pack(codes), len(w_OI))
+    assert got.shape == (shape[0], shape[1])
+    expected = x_TI @ form.values(codes).T
+    assert (got - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize(("form", "most"), [(Int8(), 0.008), (Int4(32), 0.1), (Int4(128), 0.13)], ids=["int8", "int4", "int4 by 128"])
+def test_codes_are_near_the_values(form, most):
+    _, w_OI = rows_and_weights(1, 64, 512)
+    assert (form.values(form.codes(w_OI)) - w_OI).norm() / w_OI.norm() < most
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 6, 7, 13, 40])
 def test_a_row_does_not_depend_on_its_mates(form, num_rows):
@@ -74,6 +168,8 @@ def test_a_row_does_not_depend_on_its_mates(form, num_rows):
     together = form.linear(x_TI, packed, 75)
     for row in range(num_rows):
         alone = form.linear(x_TI[row : row + 1], packed, 75)
+        if library() is not None:
+            assert torch.equal(together[row : row + 1], alone)
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -95,7 +191,7 @@ def test_rows_of_the_packed_matrix_are_its_values(form, shape, seed):
     _, w_OI = rows_and_weights(*shape, seed)
     codes = form.codes(w_OI)
     outputs = torch.randint(len(w_OI), (7,), generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(form.rows(form.pack(codes), outputs), form.values(codes)[outputs])
+    assert torch.equal(form.rows(form.pack(codes), outputs, w_OI.shape[1]), form.values(codes)[outputs])
 
 
 @needs_compiler

@@ -12,22 +12,22 @@ from actorllm.weights.formats import PlainFormat
 from actorllm.weights.linear_weight import DenseWeight, join_weights
 from actorllm.weights.random import RandomWeights
 from actorllm.weights.source import load_module
-from actorllm_kernels.linear import Bf16
+from actorllm_kernels.linear import Bf16, Int4, Int8
 from actorllm_llama.llama import LlamaForCausalLM
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97, "hidden_size": 40, "intermediate_size": 50,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
 }  # fmt: skip
-FORMS = [pytest.param(Bf16(), id="bfloat16")]
+FORMS = [pytest.param(form, id=form.name) for form in (Bf16(), Int8(), Int4())]
 IDS = list(range(20))
 
 
 class DenseAgain(CompactFormat):
     """The same rounded values as plain float32 weights."""
 
-    def _compact(self, weight):
-        return DenseWeight(super()._compact(weight).dense())
+    def _compact(self, weight, form):
+        return DenseWeight(super()._compact(weight, form).dense())
 
 
 def logits(storage, shard: Shard, **changes) -> torch.Tensor:
@@ -39,13 +39,13 @@ def logits(storage, shard: Shard, **changes) -> torch.Tensor:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("is_tied", [False, True])
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_a_model_computes_what_its_codes_say(form, is_tied, num_ranks, request):
+def test_a_model_computes_what_its_codes_say(form, is_tied, num_ranks):
     expected = logits(DenseAgain(PlainFormat(), form), Shard(), tie_word_embeddings=is_tied)
     storage = CompactFormat(PlainFormat(), form)
     for got in on_thread_ranks(num_ranks, lambda shard: logits(storage, shard, tie_word_embeddings=is_tied)):
-        # Rounding of activations is the form's own, and differs where ranks split what is rounded.
+        # Activations are rounded too; and ranks cut rows into other groups, so that weights of 4 bits round to other values.
         distance = (got - expected).norm() / expected.norm()
-        assert distance < (1e-5 if form.name == "bfloat16" else 0.05)
+        assert distance < (1e-5 if form.name == "bfloat16" else 0.4 if form.name == "int4" and num_ranks > 1 else 0.05)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -86,3 +86,9 @@ def test_memory_is_told_beforehand(form):
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in packed.tensors)
     assert storage.num_values("linear.weight", shape) * 4 == pytest.approx(num_bytes, rel=0.05)
     assert storage.num_values("norm.weight", (64,)) == 64
+
+
+def test_embeddings_and_heads_may_be_kept_finer():
+    source = RandomWeights(1, storage=CompactFormat(PlainFormat(), Int4(), table_form=Int8()))
+    forms = [weight.form.name for weight in (source.linear("proj", (8, 32)), source.table("head", (8, 32), rows=(2, 5)))]
+    assert forms == ["int4", "int8"] and source.table("head", (8, 32), rows=(2, 5)).out_features == 3

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actorllm_kernels.linear import cpu, reference
 
-__all__ = ["Bf16", "Form"]
+__all__ = ["Bf16", "Form", "Int4", "Int8"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -36,7 +36,7 @@ class Form(Protocol):
         """The codes as `linear` and `rows` take them."""
         ...
 
-    def rows(self, packed: Tensors, outputs: Tensor) -> Tensor:
+    def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
         """[len(outputs), I] float32: rows of the matrix."""
         ...
 
@@ -60,8 +60,56 @@ class Bf16:
     def pack(self, codes: Tensors) -> Tensors:
         return (reference.pack_bf16(codes[0]),)
 
-    def rows(self, packed: Tensors, outputs: Tensor) -> Tensor:
+    def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
         return reference.rows_bf16(packed[0], outputs)
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_bf16(x_TI, packed[0], num_outputs)
+
+
+class Int8:
+    """Codes of 8 bits with a scale for each output; a row of activations is rounded to 8 bits, too, with its own scale."""
+
+    name = "int8"
+    bits_per_value = 8.0
+
+    def codes(self, w_OI: Tensor) -> Tensors:
+        return reference.int8_codes(w_OI)
+
+    def values(self, codes: Tensors) -> Tensor:
+        return codes[0] * codes[1].unsqueeze(1)
+
+    def pack(self, codes: Tensors) -> Tensors:
+        return reference.pack_int8(codes[0], codes[1])
+
+    def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
+        return reference.rows_int8(packed[0], packed[1], outputs, num_inputs)
+
+    def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
+        return (cpu if cpu.suits(x_TI) else reference).linear_int8(x_TI, packed[0], packed[1], num_outputs)
+
+
+class Int4:
+    """Codes of 4 bits with a scale for each `group_len` inputs of an output; activations as with int8."""
+
+    name = "int4"
+
+    def __init__(self, group_len: int = 32) -> None:
+        assert group_len > 0 and group_len % 32 == 0, "the kernel sums 32 inputs at a time"
+        self.group_len = group_len
+        self.bits_per_value = 4 + 16 / group_len
+
+    def codes(self, w_OI: Tensor) -> Tensors:
+        return reference.int4_codes(w_OI, self.group_len)
+
+    def values(self, codes: Tensors) -> Tensor:
+        return reference.int4_values(codes[0], codes[1], self.group_len)
+
+    def pack(self, codes: Tensors) -> Tensors:
+        return reference.pack_int4(codes[0], codes[1], self.group_len)
+
+    def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
+        return reference.rows_int4(packed[0], packed[1], outputs, num_inputs)
+
+    def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
+        return (cpu if cpu.suits(x_TI) else reference).linear_int4(x_TI, packed[0], packed[1], num_outputs)

@@ -8,6 +8,8 @@ from torch import Tensor
 from actorllm_kernels.native import function, library
 
 _BF16 = (c_void_p, c_int64, c_void_p, c_void_p) + (c_int,) * 4
+_INT8 = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p) + (c_int,) * 4
+_INT4 = (*_INT8, c_int)
 
 
 def suits(x_TI: Tensor) -> bool:
@@ -24,6 +26,33 @@ def linear_bf16(x_TI: Tensor, packed_PIB: Tensor, num_outputs: int) -> Tensor:
     function("actorllm_linear_bf16", _BF16)(
         x_TI.data_ptr(), x_TI.stride(0), packed_PIB.data_ptr(), out_TO.data_ptr(),
         num_rows, num_outputs, num_inputs, torch.get_num_threads(),
+    )  # fmt: skip
+    return out_TO
+
+
+def linear_int8(x_TI: Tensor, packed_PQB4: Tensor, scales_PB: Tensor, num_outputs: int) -> Tensor:
+    """See `reference.linear_int8`; the sums are exact integers."""
+    x_TI = _rows(x_TI)
+    num_rows, num_inputs = x_TI.shape
+    assert packed_PQB4.is_contiguous() and scales_PB.is_contiguous() and packed_PQB4.shape[1] == -(-num_inputs // 4)
+    out_TO = torch.empty(num_rows, num_outputs)
+    function("actorllm_linear_int8", _INT8)(
+        x_TI.data_ptr(), x_TI.stride(0), packed_PQB4.data_ptr(), scales_PB.data_ptr(), out_TO.data_ptr(),
+        num_rows, num_outputs, num_inputs, torch.get_num_threads(),
+    )  # fmt: skip
+    return out_TO
+
+
+def linear_int4(x_TI: Tensor, packed_PEB4: Tensor, scales_PGB: Tensor, num_outputs: int) -> Tensor:
+    """See `reference.linear_int4`; the sums of a group are exact integers."""
+    x_TI = _rows(x_TI)
+    num_rows, num_inputs = x_TI.shape
+    group_len = packed_PEB4.shape[1] * 8 // max(1, scales_PGB.shape[1]) or 32
+    assert packed_PEB4.is_contiguous() and scales_PGB.is_contiguous() and scales_PGB.shape[1] == -(-num_inputs // group_len)
+    out_TO = torch.empty(num_rows, num_outputs)
+    function("actorllm_linear_int4", _INT4)(
+        x_TI.data_ptr(), x_TI.stride(0), packed_PEB4.data_ptr(), scales_PGB.data_ptr(), out_TO.data_ptr(),
+        num_rows, num_outputs, num_inputs, group_len, torch.get_num_threads(),
     )  # fmt: skip
     return out_TO
 

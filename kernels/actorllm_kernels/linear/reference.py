@@ -1,7 +1,11 @@
 """What the linears compute, in plain torch operators: the specification of the kernels, and what runs without them.
 
-Weights lie in panels: the weights of `PANEL` outputs for one input are neighbours, so that a product reads memory in
-one direction. Legend: T rows (tokens), I inputs, O outputs, P panels, B = PANEL outputs of one panel.
+Weights lie in panels: the weights of `PANEL` outputs for one input (or four) are neighbours, so that a product reads memory
+in one direction. Integer products round each row of activations to 8 bits with a scale of its own, after LLM.int8()
+(arXiv 2208.07339) without outliers; groups of 4-bit weights have scales after GPTQ's (arXiv 2210.17323).
+
+Legend: T rows (tokens), I inputs, O outputs, P panels, B = PANEL outputs of one panel, Q quads of inputs, E octets of
+inputs, G groups of inputs.
 """
 
 import torch
@@ -9,6 +13,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 PANEL = 16
+LARGEST = 127
+"""The largest code of 8 bits; -128 is not used."""
+SCALE_DIVISORS = (-8.0, -8.6, -7.4, 7.0)
+"""What the weight of largest magnitude in a group of 4-bit weights is tried to become."""
+SMALLEST_ROW = 1e-30
+"""A row whose values are all below counts as zero: the reciprocal of its scale would not be finite."""
 
 
 def bf16_codes(w_OI: Tensor) -> Tensor:
@@ -32,3 +42,102 @@ def linear_bf16(x_TI: Tensor, packed_PIB: Tensor, num_outputs: int) -> Tensor:
     """[T, O] float32: `x @ w.T` of float32 rows and packed bfloat16 weights, as if the weights were float32."""
     w_OI = packed_PIB.to(torch.float32).transpose(1, 2).flatten(0, 1)
     return x_TI @ w_OI[:num_outputs].T
+
+
+def row_codes(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [T, I] int8 and scales [T]: a row's scale is its largest magnitude / 127, its codes are x / scale, rounded to even.
+
+    A row with a value that is not finite has the scale NaN, so that all of its results are NaN.
+    """
+    largest_T = x_TI.abs().amax(dim=1) if x_TI.shape[1] else x_TI.new_zeros(len(x_TI))
+    is_plain = largest_T.isfinite() & (largest_T >= SMALLEST_ROW)
+    factor_T = torch.where(is_plain, LARGEST / largest_T, 0.0)
+    x_TI = torch.where(is_plain.unsqueeze(1), x_TI, 0.0)
+    codes_TI = (x_TI.double() * factor_T.double().unsqueeze(1)).round().to(torch.int8)
+    scales_T = torch.where(is_plain, largest_T / LARGEST, torch.where(largest_T.isfinite(), 0.0, torch.nan))
+    return codes_TI, scales_T
+
+
+def int8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [O, I] int8 and scales [O] float32: the largest magnitude of an output's weights is 127 scales."""
+    return row_codes(w_OI.to(torch.float32))
+
+
+def pack_int8(codes_OI: Tensor, scales_O: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [P, Q, B, 4] and scales [P, B], filled up with zeros."""
+    num_outputs, num_inputs = codes_OI.shape
+    whole = pad(codes_OI, (0, -num_inputs % 4, 0, -num_outputs % PANEL))
+    num_panels = len(whole) // PANEL
+    packed_PQB4 = whole.view(num_panels, PANEL, whole.shape[1] // 4, 4).transpose(1, 2).contiguous()
+    return packed_PQB4, pad(scales_O, (0, -num_outputs % PANEL)).view(num_panels, PANEL)
+
+
+def rows_int8(packed_PQB4: Tensor, scales_PB: Tensor, outputs: Tensor, num_inputs: int) -> Tensor:
+    """[len(outputs), I] float32: rows of the matrix that was packed."""
+    panels, places = outputs // PANEL, outputs % PANEL
+    codes = packed_PQB4[panels, :, places].flatten(1)[:, :num_inputs]
+    return codes * scales_PB[panels, places].unsqueeze(1)
+
+
+def linear_int8(x_TI: Tensor, packed_PQB4: Tensor, scales_PB: Tensor, num_outputs: int) -> Tensor:
+    """[T, O] float32: the product of the rows' codes and the weights' codes, times both scales."""
+    codes_TI, scales_T = row_codes(x_TI)
+    w_OI = packed_PQB4.transpose(1, 2).flatten(0, 1).flatten(1)[:num_outputs, : x_TI.shape[1]]
+    return (codes_TI.float() @ w_OI.float().T) * scales_T.unsqueeze(1) * scales_PB.flatten()[:num_outputs]
+
+
+def int4_codes(w_OI: Tensor, group_len: int) -> tuple[Tensor, Tensor]:
+    """Codes [O, I] int8 within -8..7 and scales [O, G] bfloat16, one for each `group_len` inputs.
+
+    Of some scales for which the weight of largest magnitude becomes -8 or a little more, the one with the least squared error.
+    """
+    num_outputs, num_inputs = w_OI.shape
+    w_OGI = pad(w_OI.to(torch.float32), (0, -num_inputs % group_len)).view(num_outputs, -(-num_inputs // group_len), group_len)
+    extreme_OG1 = w_OGI.gather(2, w_OGI.abs().argmax(dim=2, keepdim=True)) if w_OGI.numel() else w_OGI[..., :1]
+    best = least = None
+    for divisor in SCALE_DIVISORS:
+        scale_OG1 = (extreme_OG1 / divisor).to(torch.bfloat16).to(torch.float32)
+        codes = (w_OGI / scale_OG1).nan_to_num_(0.0).round_().clamp_(-8, 7)
+        error_OG1 = (codes * scale_OG1 - w_OGI).square_().sum(dim=2, keepdim=True)
+        if best is None or least is None:
+            best, least = (codes, scale_OG1), error_OG1
+        else:
+            is_better = error_OG1 < least
+            best = torch.where(is_better, codes, best[0]), torch.where(is_better, scale_OG1, best[1])
+            least = torch.minimum(error_OG1, least)
+    assert best is not None
+    codes_OI = best[0].to(torch.int8).flatten(1)[:, :num_inputs].contiguous()
+    return codes_OI, best[1].squeeze(2).to(torch.bfloat16)
+
+
+def int4_values(codes_OI: Tensor, scales_OG: Tensor, group_len: int) -> Tensor:
+    """[O, I] float32: what codes stand for."""
+    return codes_OI * scales_OG.to(torch.float32).repeat_interleave(group_len, dim=1)[:, : codes_OI.shape[1]]
+
+
+def pack_int4(codes_OI: Tensor, scales_OG: Tensor, group_len: int) -> tuple[Tensor, Tensor]:
+    """Bytes [P, E, B, 4], of an octet's inputs 0-3 in the lower bits and 4-7 in the upper ones, code + 8; and scales [P, G, B]."""
+    num_outputs, num_inputs = codes_OI.shape
+    whole = pad(codes_OI, (0, -num_inputs % group_len, 0, -num_outputs % PANEL))
+    num_panels = len(whole) // PANEL
+    halves = (whole + 8).to(torch.uint8).view(num_panels, PANEL, whole.shape[1] // 8, 2, 4)
+    packed_PEB4 = (halves[:, :, :, 0] | (halves[:, :, :, 1] << 4)).transpose(1, 2).contiguous()
+    scales = pad(scales_OG, (0, 0, 0, -num_outputs % PANEL)).view(num_panels, PANEL, scales_OG.shape[1])
+    return packed_PEB4, scales.transpose(1, 2).contiguous()
+
+
+def rows_int4(packed_PEB4: Tensor, scales_PGB: Tensor, outputs: Tensor, num_inputs: int) -> Tensor:
+    """[len(outputs), I] float32: rows of the matrix that was packed."""
+    panels, places = outputs // PANEL, outputs % PANEL
+    packed = packed_PEB4[panels, :, places]
+    codes = torch.stack((packed & 15, packed >> 4), dim=2).flatten(1).to(torch.int8) - 8
+    scales = scales_PGB[panels, :, places]
+    group_len = codes.shape[1] // scales.shape[1] if scales.shape[1] else 1
+    return int4_values(codes[:, :num_inputs], scales, group_len)
+
+
+def linear_int4(x_TI: Tensor, packed_PEB4: Tensor, scales_PGB: Tensor, num_outputs: int) -> Tensor:
+    """[T, O] float32: the product of the rows' codes and the weights, times the rows' scales."""
+    codes_TI, scales_T = row_codes(x_TI)
+    outputs = torch.arange(num_outputs, device=x_TI.device)
+    return (codes_TI.float() @ rows_int4(packed_PEB4, scales_PGB, outputs, x_TI.shape[1]).T) * scales_T.unsqueeze(1)

@@ -1,0 +1,85 @@
+// out = x W^T for float32 rows x and int8 weights with a scale for each output; linear/reference.py specifies it.
+//
+// Rows become codes with a scale of their own (rows.h); products are exact integers (dot.h), so a row's result does not depend
+// on the other rows. Few rows stream the weights of several panels at once; many rows take tiles.
+//
+// Legend: M rows, N outputs, K inputs.
+
+#include "dot.h"
+#include "panels.h"
+#include "rows.h"
+
+namespace {
+
+constexpr int PARTS = PANEL / Dot::COLS;      // of a panel: what a vector holds
+constexpr bool IS_WIDE = Dot::COLS == 16;
+constexpr int TILE_ROWS = IS_WIDE ? 6 : 2;     // what the registers hold  // what the registers hold
+constexpr int AHEAD = 1024;                   // bytes of a panel that are fetched before they are used
+
+struct Problem {
+    const CodedRows<Dot::Code>& x;
+    const int8_t* w;      // [panels, K / 4, PANEL, 4]
+    const float* scales;  // [panels, PANEL]
+    float* out;
+    int M, N;
+};
+
+// M rows of neighbouring parts.
+template <int M, int NUM>
+void tile(const Problem& p, int m0, int part) {
+    const int steps = p.x.padded / 4;
+    const Dot::Code* x = p.x.tile(m0);
+    const int8_t* w[NUM];
+    for (int i = 0; i < NUM; i++)
+        w[i] = p.w + int64_t((part + i) / PARTS) * steps * PANEL * 4 + (part + i) % PARTS * Dot::COLS * 4;
+    Dot::Sums sums[M][NUM];
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < NUM; i++) Dot::zero(sums[m][i]);
+    for (int64_t k = 0; k < steps; k++) {
+        Dot::Weights weights[NUM];
+        for (int i = 0; i < NUM; i++) {
+            if ((part + i) % PARTS == 0) __builtin_prefetch(w[i] + k * PANEL * 4 + AHEAD);
+            Dot::weights(weights[i], w[i] + k * PANEL * 4);
+        }
+        for (int m = 0; m < M; m++)
+            for (int i = 0; i < NUM; i++) Dot::add(sums[m][i], weights[i], x + (k * M + m) * 4);
+    }
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < NUM; i++) {
+            const int n = (part + i) * Dot::COLS;
+            int32_t row_sum = 0, totals[Dot::COLS];
+            for (int k = 0; k < p.x.padded / p.x.unit; k++) row_sum += p.x.tile_sums(m0)[k * M + m];
+            Dot::totals(sums[m][i], row_sum, totals);
+            float* out = p.out + int64_t(m0 + m) * p.N + n;
+            for (int c = 0; c < std::min(Dot::COLS, p.N - n); c++) out[c] = float(totals[c]) * p.x.scales[m0 + m] * p.scales[n + c];
+        }
+}
+
+template <int M>
+struct Tiles {
+    static void run(const Problem& p, int m, int part, int num_parts) {
+        constexpr int NUM = IS_WIDE || M == 1 ? 4 : 2;
+        int i = 0;
+        for (; i + NUM <= num_parts; i += NUM) tile<M, NUM>(p, m, part + i);
+        for (; i < num_parts; i++) tile<M, 1>(p, m, part + i);
+    }
+};
+
+}  // namespace
+
+// `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N].
+extern "C" void actorllm_linear_int8(
+    const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
+    static thread_local CodedRows<Dot::Code> rows;
+    CodedRows<Dot::Code>& coded = rows;  // of the calling thread, for all threads
+    coded.resize(M, K, TILE_ROWS, std::max(4, (K + 3) / 4 * 4));
+    const Problem p{coded, w, scales, out, M, N};
+    const Shares shares(M, N, K, num_threads);
+#pragma omp parallel num_threads(shares.num_threads)
+    {
+#pragma omp for schedule(static)
+        for (int m = 0; m < M; m++) coded.code(m, x + m * x_stride);
+#pragma omp for schedule(dynamic, 1)
+        for (int i = 0; i < shares.num_groups; i++) by_tiles<TILE_ROWS, Tiles>(M, p, i * GROUP * PARTS, shares.size(i) * PARTS);
+    }
+}

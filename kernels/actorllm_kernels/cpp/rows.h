@@ -1,0 +1,85 @@
+// A batch's rows as 8-bit codes: each row has its own scale, so that it does not depend on its mates.
+//
+// A row's scale is its largest magnitude / 127, its codes are x / scale, rounded to even. A row with a value that is not finite gets
+// the scale NaN, so that its result is NaN; one whose values are all below 1e-30 counts as zero.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "simd.h"
+
+// Codes lie tile by tile, as [tile, K / 4, rows of the tile, 4]: the rows of a tile are read together, and K is filled up with zeros to
+// a multiple of `unit`. `sums` of a row are of each `unit` codes, as [tile, K / unit, rows of the tile].
+template <class Code>
+struct CodedRows {
+    int M, K, tile_rows, unit, padded;
+    std::vector<Code> codes;
+    std::vector<float> scales;
+    std::vector<int32_t> sums;
+
+    // Keeps its memory from call to call.
+    void resize(int num_rows, int num_inputs, int rows_of_tile, int sum_unit) {
+        M = num_rows, K = num_inputs, tile_rows = rows_of_tile, unit = sum_unit;
+        padded = (K + unit - 1) / unit * unit;
+        if (codes.size() < size_t(M) * padded) codes.resize(size_t(M) * padded);
+        if (scales.size() < size_t(M)) scales.resize(M);
+        if (sums.size() < size_t(M) * (padded / unit)) sums.resize(size_t(M) * (padded / unit));
+    }
+
+    const Code* tile(int first_row) const { return codes.data() + int64_t(first_row) * padded; }
+    const int32_t* tile_sums(int first_row) const { return sums.data() + int64_t(first_row) * (padded / unit); }
+
+    void code(int row, const float* x) {
+        const int first = row / tile_rows * tile_rows, rows = std::min(tile_rows, M - first), at = row - first;
+        const float largest = magnitude(x);
+        const bool is_finite = largest < INFINITY, is_zero = !(largest >= 1e-30f);
+        scales[row] = !is_finite ? NAN : is_zero ? 0 : largest / 127;
+        const float factor = is_finite && !is_zero ? 127 / largest : 0;
+        Code* to = codes.data() + int64_t(first) * padded + at * 4;
+        int32_t* sum = sums.data() + int64_t(first) * (padded / unit) + at;
+        for (int begin = 0; begin < padded; begin += unit) {
+            int32_t total = 0;
+            for (int k = begin; k < begin + unit; k += 4) {
+                Four<int32_t> four = {};
+                if (factor && k + 4 <= K) {
+                    four = codes_of(x + k, factor);
+                } else if (factor && k < K) {
+                    float last[4] = {};
+                    for (int j = 0; k + j < K; j++) last[j] = x[k + j];
+                    four = codes_of(last, factor);
+                }
+                const Four<Code> narrow = __builtin_convertvector(four, Four<Code>);
+                memcpy(to + int64_t(k) * rows, &narrow, sizeof narrow);
+                total += four[0] + four[1] + four[2] + four[3];
+            }
+            sum[begin / unit * rows] = total;
+        }
+    }
+
+    template <class T>
+    using Four __attribute__((vector_size(4 * sizeof(T)))) = T;
+
+    static Four<int32_t> codes_of(const float* x, float factor) {
+        Four<float> value;
+        memcpy(&value, x, sizeof value);
+        value = value * factor + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+        Four<int32_t> bits;
+        memcpy(&bits, &value, sizeof bits);
+        return bits - 0x4b400000;
+    }
+
+    // The largest |x|; infinity or NaN if there is one. Magnitudes of floats are ordered as their bits are.
+    float magnitude(const float* x) const {
+        uint32_t most = 0;
+        for (int k = 0; k < K; k++) {
+            uint32_t bits;
+            memcpy(&bits, x + k, sizeof bits);
+            most = std::max(most, bits & 0x7fffffff);
+        }
+        float value;
+        memcpy(&value, &most, sizeof value);
+        return value;
+    }
+};
