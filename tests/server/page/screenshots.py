@@ -1,4 +1,4 @@
-"""The README's pictures of the chat page: `make screenshots` talks with what `actorllm serve` serves, and pictures what it says."""
+"""The README's pictures of the chat page: `make screenshots` talks with the demo model, and pictures what it says."""
 
 import argparse
 import asyncio
@@ -7,18 +7,14 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, expect
 
+from actorllm.house import DEMO_MODEL
 from tests.chromium import launched
 from tests.server.conftest import serving
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "screenshots"
-QUESTIONS = ("What is ActorLLM?", "What is 17 plus 25?", "And twice that?")
+QUESTIONS = ("How do I start you?", "How do I serve my own model?", "Tell me a story about a cat.")
 DESK: dict[str, Any] = {"viewport": {"width": 960, "height": 640}}
-PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
-PICTURES = {
-    "light": DESK | {"color_scheme": "light"},
-    "dark": DESK | {"color_scheme": "dark"},
-    "phone": PHONE | {"color_scheme": "light"},
-}
+PICTURES = {"light": DESK | {"color_scheme": "light"}, "dark": DESK | {"color_scheme": "dark"}}
 
 
 async def talk(page: Page) -> None:
@@ -41,7 +37,7 @@ async def picture(browser: Browser, address: str, *, name: str, options: dict[st
     await context.close()
 
 
-async def main(model: Path | None) -> None:
+async def main(model: Path) -> None:
     """All pictures."""
     FOLDER.mkdir(exist_ok=True)
     async with serving(model) as served, launched() as browser:
@@ -51,5 +47,5 @@ async def main(model: Path | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("model", nargs="?", type=Path, default=DEMO_MODEL)
     asyncio.run(main(parser.parse_args().model))
