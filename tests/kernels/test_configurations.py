@@ -33,7 +33,7 @@ def test_the_shipped_file_has_every_size_for_both_gpus():
                 for each in known
                 if each.gpu == gpu and each.kernel == kernel
             }
-            assert sizes == {(size, head_dim) for size in (1, 2, 4) for head_dim in (64, 128, 256, 576)}
+            assert sizes >= {(size, head_dim) for size in (1, 2, 4) for head_dim in (64, 128, 256, 576)}
 
 
 def test_an_unknown_shape_takes_the_nearest():
