@@ -88,8 +88,7 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_draining = True
-        self._streams.fail_all(EngineStopped("the engine has stopped"))
+        self.cut()
         await self._stop()
 
     # --- facts ---
@@ -198,6 +197,11 @@ class Engine:
             async with asyncio.timeout(timeout):
                 await self._streams.wait_empty()
         return len(self._streams) == 0
+
+    def cut(self) -> None:
+        """Refuse new requests, and end those that still run with `EngineStopped`."""
+        self._is_draining = True
+        self._streams.fail_all(EngineStopped("the server is stopping and has ended this request; send it again elsewhere or later"))
 
     async def wait_failed(self) -> EngineError:
         """Return the error once the engine has failed for good."""

@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped; returns the exit code."""
     settings = read_settings(arguments)
+    if settings.model.path is None and arguments.served_names and len(arguments.served_names) > 1:
+        last = arguments.served_names[-1]
+        raise SettingsError(f"--served-model-name took {last!r} as one more name: put the model before the flags")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the hub's client logs every request,
     logging.getLogger("huggingface_hub").propagate = False  # and the hub's library prints what it logs itself
@@ -96,6 +99,7 @@ async def _serve_loaded(engine: Engine, settings: Settings, stops: "_Stops") -> 
             draining = asyncio.ensure_future(engine.drain(settings.server.drain_timeout))
             await stops.race(draining, failure)
             draining.cancel()
+            engine.cut()  # whoever still runs is told so, while there is a connection to say it on
         if failure.done():
             _say(f"error: {failure.result().message}")
             return ENGINE_FAILED

@@ -36,6 +36,9 @@ GPU_KV_SHARE = 0.85
 Progress = Callable[[int, int], None]
 NewSource = Callable[[torch.device, torch.dtype, Format], WeightSource]
 
+MOST_THREADS = 256
+"""Asked for by hand, on machines with fewer processors."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
@@ -67,6 +70,7 @@ async def load_model(
     Raises `ModelError`, `PluginError` or `SettingsError`; nothing is left running then.
     """
     device = checked_device(settings.execution)
+    num_threads = _num_threads(settings.execution)
     num_ranks = settings.execution.tensor_parallel
     plan = plan_model(directory, settings, has_files=new_source is None)
     ranks = ThreadRanks.group(num_ranks, timeout=settings.execution.step_timeout) if num_ranks > 1 else []
@@ -90,7 +94,6 @@ async def load_model(
         loader.load(model)
         return ResidentRunner(model, sizes, dtype=plan.precision.dtype, device=device, invalid_ids=invalid_ids)
 
-    num_threads = settings.execution.threads or Machine().num_threads()
     num_threads = max(1, num_threads // num_ranks)
     with ExitStack() as undo:
         threads = [DeviceThread(f"{device} rank {shard.rank}", device, num_threads=num_threads) for shard in shards]
@@ -168,3 +171,11 @@ class _Loader:
             # the end is told once, by whoever knows that all ranks are ready
             total = self._plan.num_file_bytes
             self._on_progress(min(self._num_read, total - 1), total)
+
+
+def _num_threads(settings: ExecutionSettings) -> int:
+    """Threads of a step; raises `SettingsError` for so many that libgomp would end the process."""
+    usual = Machine().num_threads()
+    if settings.threads is not None and settings.threads > max(MOST_THREADS, usual):
+        raise SettingsError(f"--threads is {settings.threads}, but this process may use {usual} processors: give at most {usual}")
+    return settings.threads or usual

@@ -38,6 +38,7 @@ UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": (),
     "regex": (),
     "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
     "store": (False,),
     "structured_outputs": (),
     "suffix": ("",),
@@ -87,10 +88,16 @@ class RequestBody(Struct, kw_only=True):
     seed: int | None = None
     min_tokens: int | None = None
     max_tokens: int | None = None
+    max_completion_tokens: int | None = None
     prompt_logprobs: int | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a choice, by the field's newer name or its older one."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def is_streamed(self) -> bool:
@@ -150,7 +157,7 @@ class CompletionBody(RequestBody, kw_only=True):
 
     def params(self, defaults: SamplingParams) -> SamplingParams:
         """Sampling parameters; `echo` with `logprobs` scores the prompt as well."""
-        max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        max_tokens = DEFAULT_COMPLETION_TOKENS if self.longest is None else self.longest
         own: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": self.logprobs}
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             own["prompt_logprobs"] = self.logprobs
@@ -161,7 +168,6 @@ class ChatBody(RequestBody, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
-    max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
@@ -172,8 +178,7 @@ class ChatBody(RequestBody, kw_only=True):
         """Sampling parameters; without a limit the answer may fill the context."""
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        return self.sampling(defaults, max_tokens=max_tokens, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+        return self.sampling(defaults, max_tokens=self.longest, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
 
 class TokenizeBody(Struct):

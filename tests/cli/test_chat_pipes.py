@@ -36,7 +36,7 @@ async def test_without_a_terminal_the_input_is_a_message_and_the_output_its_answ
     url = f"http://127.0.0.1:{server.port}"
     assert await piped("--url", url, "--system", "s", message="two\nlines\n") == (0, "TWO\nLINES\n", "")
     assert server.conversation == [("system", "s"), ("user", "two\nlines")]
-    assert await piped("--max-tokens", "3", "--temperature", "0", message="hello") == (0, " The quick brown\n", "")
+    assert await piped(str(actorllm_echo.directory()), "--max-tokens", "3", "--temperature", "0", message="hello") == (0, " The quick brown\n", "")
 
 
 @pytest.mark.parametrize(

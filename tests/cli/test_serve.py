@@ -99,8 +99,33 @@ async def test_a_second_signal_stops_at_once(client: aiohttp.ClientSession) -> N
         process.process.terminate()
         assert await process.ends() == 0
         assert "Traceback" not in process.said
-        texts = await asyncio.gather(*(stream.text() for stream in streams), return_exceptions=True)
-        assert not [text for text in texts if isinstance(text, str) and '"finish_reason":"length"' in text]
+        for text in await asyncio.gather(*(stream.text() for stream in streams)):
+            *_, last, done, _ = text.split("\n\n")
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "EngineStopped" and done == "data: [DONE]"
+
+
+async def test_a_drain_that_takes_too_long_tells_those_it_cuts_off(client: aiohttp.ClientSession) -> None:
+    async with actorllm("serve", ECHO, "--port", "0", script="import os; os.environ['ACTORLLM_SERVER_DRAIN_TIMEOUT'] = '0.2'") as process:
+        address = await address_of(process)
+        whole = asyncio.create_task(client.post(address + "/v1/completions", json={**LONG, "stream": False, "max_tokens": 4000}))
+        async with client.post(address + "/v1/completions", json={**LONG, "max_tokens": 4000}) as stream:
+            await stream.content.readany()
+            process.process.terminate()
+            assert "EngineStopped" in await stream.text()
+        assert (await whole).status == 503
+        assert await process.ends() == 0
+
+
+async def test_a_model_after_the_names_is_no_name(client: aiohttp.ClientSession) -> None:
+    async with actorllm("serve", "--port", "0", "--served-model-name", "mine", ECHO) as process:
+        assert await process.ends() == 2
+        assert "put the model before the flags" in process.said
+
+
+async def test_more_threads_than_can_be_started_are_refused() -> None:
+    async with actorllm("serve", ECHO, "--port", "0", "--threads", "99999") as process:
+        assert await process.ends() == 2
+        assert "--threads is 99999" in process.said
 
 
 async def test_an_engine_that_fails_ends_its_streams_and_the_process(client: aiohttp.ClientSession) -> None:

@@ -59,12 +59,13 @@ def is_ragged(step: Step) -> bool:
 
 
 async def run_ragged(engine: Engine, golden) -> None:
-    """Some requests of mixed lengths decode; a long prompt joins them."""
+    """Some requests of mixed lengths decode; a long prompt joins them. Each is in a namespace of its own, so all is computed."""
     params = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
-    streams = [await engine.submit(golden.greedy_ids[: 3 + 11 * number], params) for number in range(NUM_DECODING)]
+    prompts = [golden.greedy_ids[: 3 + 11 * number] for number in range(NUM_DECODING)]
+    streams = [await engine.submit(prompt, params, namespace=str(len(prompt))) for prompt in prompts]
     for stream in streams:
         await anext(stream)
-    async with await engine.submit(golden.greedy_ids[:PREFILL_LEN], params) as late:
+    async with await engine.submit(golden.greedy_ids[:PREFILL_LEN], params, namespace="late") as late:
         await anext(late)
     for stream in streams:
         stream.abort()

@@ -285,6 +285,7 @@ def test_a_model_of_the_hub_generates_what_its_folder_does(hub: HubServer, clien
 def test_a_folder_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(ID).mkdir(parents=True)
+    (Path(ID) / "config.json").write_text("{}")
     assert model_directory(ModelSettings(path=ID)) == Path(ID) and model_name(ID) == "tiny-llama"
     with pytest.raises(SettingsError, match="revision"):
         model_directory(ModelSettings(path=ID, revision="v1"))

@@ -89,7 +89,6 @@ def test_scales_of_layers():
         ({"layer_norm_epsilon": -1}, "layer_norm_epsilon"),
         ({"scale_attn_weights": 1}, "scale_attn_weights"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_by_name(architecture, changes, named):

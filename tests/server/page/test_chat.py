@@ -145,7 +145,7 @@ async def test_a_quiet_page_rests_and_wakes(open_chat: Opener) -> None:
         await asyncio.sleep(0.5)
         assert await chat.page.evaluate("states") == ["Connected", "Resting"]  # nothing connects by itself
         await chat.message.press("h")
-        await chat.page.wait_for_function("states.length > 3")
+        await expect(chat.state).to_have_text("Connected")
         assert (await chat.page.evaluate("states"))[:4] == ["Connected", "Resting", "Connecting", "Connected"]
 
 
