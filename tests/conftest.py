@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from actorllm.execution.devices import Devices
+from actorllm.messages import Step
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -27,3 +30,12 @@ def data_dir() -> Path:
 def stories_dir(data_dir: Path) -> Path:
     """A real trained 260K-parameter Llama in Hugging Face form."""
     return data_dir / "models" / "stories260K"
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """Every step that an engine of this process gives to its devices from now on."""
+    seen: list[Step] = []
+    run = Devices.run
+    monkeypatch.setattr(Devices, "run", lambda devices, step, deliver: (seen.append(step), run(devices, step, deliver)))
+    return seen
