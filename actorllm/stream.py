@@ -46,6 +46,10 @@ class RequestStream:
         """Whether every choice has had its last event (which may still wait to be read)."""
         return len(self.finish_reasons) == len(self._next_index)
 
+    def ends(self) -> list[FinishReason]:
+        """How each choice ended, when nobody reads on: one without a last event was aborted."""
+        return [self.finish_reasons.get(choice, "abort") for choice in range(self.num_choices)]
+
     def abort(self) -> None:
         """End the request if it has not ended; the remaining choices finish with "abort". Idempotent."""
         if not self.is_finished and not self._is_aborted:

@@ -101,8 +101,8 @@ class Generation:
         }
 
     def log_fields(self) -> str:
-        """What a log line says of it."""
-        reasons = sorted({reason for stream in self.streams for reason in stream.finish_reasons.values()})
+        """What a log line says of it once it is over."""
+        reasons = sorted({reason for stream in self.streams for reason in stream.ends()})
         first = "-" if self.first_token_seconds is None else f"{self.first_token_seconds:.3f}"
         tokens = f"prompt_tokens={self.num_prompt_tokens} output_tokens={self.num_output_tokens}"
         return f"{tokens} ttft={first} finish={','.join(reasons) or '-'}"

@@ -15,6 +15,8 @@ from actorllm.stream import RequestStream
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 LAG_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 LAG_PERIOD = 0.05
+REQUEST_SUCCESS = "Choices that ended, by reason: stop and length succeeded, error failed, abort was left by its client"
+"""The help of a counter whose name is the one that dashboards know."""
 
 
 class Metrics:
@@ -25,7 +27,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of ended requests")
         self.generation_tokens = self._counter("generation_tokens", "Generated tokens of ended requests")
-        self.request_success = self._counter("request_success", "Requests that ended, by reason", ("finished_reason",))
+        self.request_success = self._counter("request_success", REQUEST_SUCCESS, ("finished_reason",))
         self.responses = self._counter("http_responses", "HTTP answers, by status", ("status",))
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "From arrival to the first token")
         self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Between tokens of a request")
@@ -57,7 +59,7 @@ class Metrics:
         for stream in streams:
             self.prompt_tokens.inc(stream.num_prompt_tokens)
             self.generation_tokens.inc(stream.num_output_tokens)
-            for reason in stream.finish_reasons.values():
+            for reason in stream.ends():
                 self.request_success.labels(reason).inc()
 
     def render(self) -> bytes:

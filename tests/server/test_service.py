@@ -43,7 +43,8 @@ async def test_tokenize_and_detokenize_are_inverse(stories) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_frees_its_slots(stories, stream: bool) -> None:
+async def test_a_client_that_leaves_frees_its_slots(stories, *, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "actorllm.requests")
     body = {"prompt": "Once", "max_tokens": 480, "ignore_eos": True, "stream": stream}
     async with aiohttp.ClientSession() as client:
         request = asyncio.ensure_future(client.post(stories.address + "/v1/completions", json=body))
@@ -56,6 +57,13 @@ async def test_a_client_that_leaves_frees_its_slots(stories, stream: bool) -> No
             request.cancel()
     await _until(lambda: stories.engine.statistics().slots_in_use == (0,))
     assert stories.engine.statistics().num_ended["abort"] == 1
+    await _until(lambda: "finish=" in caplog.text)
+    assert "finish=abort" in caplog.text
+    async with stories.client.get(stories.address + "/metrics") as response:
+        lines = (await response.text()).splitlines()
+    assert [line for line in lines if line.startswith("actorllm_request_success_total{")] == [
+        'actorllm_request_success_total{finished_reason="abort"} 1.0'
+    ]
 
 
 async def test_one_log_line_a_request_without_the_prompt(stories, caplog) -> None:
