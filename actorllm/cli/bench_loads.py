@@ -17,6 +17,7 @@ from itertools import pairwise
 from tqdm import tqdm
 
 from actorllm.engine import Engine
+from actorllm.execution.load import step_threads
 from actorllm.execution.roofline import Machine, measure_machine
 from actorllm.messages import SamplingParams
 from actorllm.model_info import ModelInfo
@@ -61,10 +62,9 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Results:
-    """All that one run measured. `num_threads` is that of the device; bytes are of this process."""
+    """All that one run measured. Bytes are of this process."""
 
     model: ModelInfo
-    num_threads: int
     machine: Machine
     decoding: tuple[Decoding, ...]
     prefill: tuple[Prefill, ...]
@@ -99,8 +99,8 @@ async def measure(settings: EngineSettings, loads: Loads) -> Results:
                 prefills.append(Prefill(length, length / statistics.median(seconds)))
         info = engine.info
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    machine = await asyncio.to_thread(measure_machine)
-    return Results(info, machine.num_threads, machine, tuple(decoding), tuple(prefills), peak)
+    machine = await asyncio.to_thread(measure_machine, step_threads(settings.execution))
+    return Results(info, machine, tuple(decoding), tuple(prefills), peak)
 
 
 def _prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:

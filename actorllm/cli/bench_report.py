@@ -13,7 +13,7 @@ def table(results: Results) -> str:
     model, machine = results.model, results.machine
     lines = [
         f"{model.name} ({model.architecture}, {model.dtype}, {model.num_weight_bytes / 2**20:.0f} MiB of weights), "
-        f"{results.num_threads} threads, {date.today().isoformat()}",
+        f"{results.machine.num_threads} threads, {date.today().isoformat()}",
         f"{machine.name}: reads {machine.read_bytes_per_second / 1e9:.1f} GB/s, "
         f"multiplies {machine.float_ops_per_second / 1e9:.0f} GFLOP/s in float32",
         "",
@@ -50,5 +50,5 @@ def draw(results: Results, path: Path) -> None:
     latency.legend()
     for axes in (throughput, latency):
         axes.set_xticks(concurrency)
-    figure.suptitle(f"{results.model.name} on {results.machine.name}, {results.num_threads} threads", fontsize=10)
+    figure.suptitle(f"{results.model.name} on {results.machine.name}, {results.machine.num_threads} threads", fontsize=10)
     figure.savefig(path)

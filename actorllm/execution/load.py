@@ -70,7 +70,7 @@ async def load_model(
     Raises `ModelError`, `PluginError` or `SettingsError`; nothing is left running then.
     """
     device = checked_device(settings.execution)
-    num_threads = _num_threads(settings.execution)
+    num_threads = step_threads(settings.execution)
     num_ranks = settings.execution.tensor_parallel
     plan = plan_model(directory, settings, has_files=new_source is None)
     ranks = ThreadRanks.group(num_ranks, timeout=settings.execution.step_timeout) if num_ranks > 1 else []
@@ -173,7 +173,7 @@ class _Loader:
             self._on_progress(min(self._num_read, total - 1), total)
 
 
-def _num_threads(settings: ExecutionSettings) -> int:
+def step_threads(settings: ExecutionSettings) -> int:
     """Threads of a step; raises `SettingsError` for so many that libgomp would end the process."""
     usual = Machine().num_threads()
     if settings.threads is not None and settings.threads > max(MOST_THREADS, usual):

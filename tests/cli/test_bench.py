@@ -13,7 +13,7 @@ SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
-QUICK = ("--concurrency", "1,3", "--prompt-tokens", "5", "--output-tokens", "6", "--prefill", "20,600", "--rounds", "1")
+QUICK = ("--concurrency", "1,3", "--prompt-tokens", "5", "--output-tokens", "6", "--prefill", "20,600", "--rounds", "1", "--threads", "1")
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def test_every_load_is_measured(model: Path, tmp_path: Path, capsys: pytest.Capt
     for row in results["decoding"]:
         assert 0 < row["itl_median"] <= row["itl_p95"] <= row["itl_p99"] and row["tokens_per_second"] > 0 < row["ttft"]
     assert results["peak_bytes"] > results["model"]["num_weight_bytes"] > 0 < results["machine"]["read_bytes_per_second"]
+    assert results["machine"]["num_threads"] == 1
     assert (tmp_path / "out.svg").read_text().lstrip().startswith("<?xml")
     out = capsys.readouterr().out
     assert "| 3 |" in out and "| 20 |" in out and "peak memory" in out

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from actorllm.testing.reference import randomize
 from tests.parity.families.case import VOCAB_SIZE, save_tokenizer
@@ -59,6 +60,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return x_TD / (x_TD.pow(2).mean(-1, keepdim=True) + self.eps).sqrt() * self.weight
+
+
+class MLP(nn.Module):
+    """The gated feed-forward block under its usual names."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config["hidden_size"], config["intermediate_size"], bias=False)
+        self.up_proj = nn.Linear(config["hidden_size"], config["intermediate_size"], bias=False)
+        self.down_proj = nn.Linear(config["intermediate_size"], config["hidden_size"], bias=False)
+        self.activation = getattr(functional, config["hidden_act"])
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.gate_proj(x_TD)) * self.up_proj(x_TD))
 
 
 def num_past(past: Past) -> int:

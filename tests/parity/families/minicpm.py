@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tests.parity.families.case import CONTEXT, ORIGINAL_CONTEXT, VOCAB_SIZE, Build
-from tests.parity.plain import Past, PlainCausalLM, RMSNorm, attend, num_past, published_rope_angles, save, turned_halves
+from tests.parity.plain import MLP, Past, PlainCausalLM, RMSNorm, attend, num_past, published_rope_angles, save, turned_halves
 
 ROPES = ("default", "longrope", "dynamic", "linear")
 
@@ -70,18 +69,6 @@ class Attention(nn.Module):
         q, k, v = (linear(x_TD).unflatten(-1, (-1, self.head_dim)) for linear in (self.q_proj, self.k_proj, self.v_proj))
         angles, scale = rope
         return self.o_proj(attend(turned_halves(q, angles) * scale, turned_halves(k, angles) * scale, v, past, layer=layer))
-
-
-class MLP(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config["hidden_size"], config["intermediate_size"], bias=False)
-        self.up_proj = nn.Linear(config["hidden_size"], config["intermediate_size"], bias=False)
-        self.down_proj = nn.Linear(config["intermediate_size"], config["hidden_size"], bias=False)
-        self.activation = getattr(functional, config["hidden_act"])
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_proj(x_TD)) * self.up_proj(x_TD))
 
 
 class Layer(nn.Module):
