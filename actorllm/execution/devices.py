@@ -136,7 +136,7 @@ class Devices:
                 raise _Skipped("an earlier step failed")
             if is_new:
                 runner.reset()
-            pending = runner.launch(step)
+            pending = runner.sample(runner.forward(step))
             return pending if reader else pending.read()
 
         def launched(result: Any, error: BaseException | None) -> None:

@@ -1,14 +1,14 @@
 """A model on one device, from `Step` to `StepDone`.
 
-A step has two phases: the forward pass writes the cache and gives hidden states, sampling turns some of them into tokens.
-Both are only launched; `Launched.read` waits for the device. So the next step can be launched, on the device's own
-sampled ids, before this one's are read. Knows no event loop and no thread.
+A step has two phases: `forward` writes the cache and gives logits, `sample` turns them into tokens. Both are only
+launched; `Launched.read` waits for the device. So the next step's forward can be launched, on the device's own sampled ids,
+before this one's are read, and its sampling can wait for a mask that depends on them. Knows no event loop and no thread.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +41,31 @@ class Pending(Protocol):
 
 
 class Runner(Protocol):
-    """What a device thread drives. Steps come in order."""
+    """What a device thread drives. Steps come in order; each is sampled before the next one's forward is launched."""
 
-    def launch(self, step: Step) -> Pending:
-        """Start the step."""
+    def forward(self, step: Step) -> Any:
+        """Start the step's first phase; the result is for `sample` alone."""
+        ...
+
+    def sample(self, forwarded: Any, *, allowed: Mapping[int, Tensor] | None = None) -> Pending:
+        """Start its second phase. `allowed[row]`, [V] bool on the host, are the only tokens that this device row may be given
+        now (a grammar's, say); other rows are free."""
         ...
 
     def reset(self) -> None:
         """Forget every row: a new epoch begins."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """A step whose forward pass is launched. `logits_SV` is None if nothing is sampled."""
+
+    step: Step
+    inputs: StepInputs
+    logits_SV: Tensor | None
+    prompts: tuple[tuple[Scores | None, int], ...]
+    started: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +129,12 @@ class ResidentRunner:
         self._sampler.reset()
 
     def run(self, step: Step) -> StepDone:
-        """Launch the step and wait for it."""
-        return self.launch(step).read()
+        """Both phases of the step, and wait for them."""
+        return self.sample(self.forward(step)).read()
 
     @torch.inference_mode()
-    def launch(self, step: Step) -> Launched:
-        """Both phases of the step."""
+    def forward(self, step: Step) -> Forwarded:
+        """The first phase: rows end and begin, the cache is written, logits are computed."""
         started = time.perf_counter()
         for row in step.closed:
             self._sampler.close(row)
@@ -129,25 +145,28 @@ class ResidentRunner:
             )
         inputs = self._reader.read(step)
         state = forward(self.model, inputs.batch, layer=self._layer)
-        sampled, prompts = Sampled(torch.empty(0, dtype=torch.int64)), ()
-        if inputs.samples.rows or inputs.prompts:  # the chunks of a long prompt need neither norm nor head
-            hidden_TD = self.model.norm(state)
-            prompts = tuple((self._score(tokens, hidden_TD), tokens.width) for tokens in inputs.prompts)
-            if inputs.samples.rows:
-                sampled = self._sample(inputs, hidden_TD)
+        if not inputs.samples.rows and not inputs.prompts:  # the chunks of a long prompt need neither norm nor head
+            return Forwarded(step, inputs, None, (), started)
+        hidden_TD = self.model.norm(state)
+        prompts = tuple((self._score(tokens, hidden_TD), tokens.width) for tokens in inputs.prompts)
+        logits_SV = self.model.head(hidden_TD[inputs.sample_tokens_S]) if inputs.samples.rows else None
+        return Forwarded(step, inputs, logits_SV, prompts, started)
+
+    @torch.inference_mode()
+    def sample(self, forwarded: Forwarded, *, allowed: Mapping[int, Tensor] | None = None) -> Launched:
+        """The second phase; the results are on their way to the host."""
+        sampled = Sampled(torch.empty(0, dtype=torch.int64))
+        if forwarded.logits_SV is not None:
+            samples = forwarded.inputs.samples
+            found = self._sampler.sample(forwarded.logits_SV, samples, allowed=allowed)
+            self._reader.remember(samples.rows_S, found.ids_S)
+            scores = found.scores.to_host() if found.scores is not None else None
+            sampled = Sampled(found.ids_S.to("cpu", non_blocking=True), found.scored, found.widths, scores)
         ready = None
         if self._device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
-        return Launched(step, sampled, prompts, ready, started)
-
-    def _sample(self, inputs: StepInputs, hidden_TD: Tensor) -> Sampled:
-        """The second phase; the result is on its way to the host."""
-        logits_SV = self.model.head(hidden_TD[inputs.sample_tokens_S])
-        sampled = self._sampler.sample(logits_SV, inputs.samples)
-        self._reader.remember(inputs.samples.rows_S, sampled.ids_S)
-        scores = sampled.scores.to_host() if sampled.scores is not None else None
-        return Sampled(sampled.ids_S.to("cpu", non_blocking=True), sampled.scored, sampled.widths, scores)
+        return Launched(forwarded.step, sampled, forwarded.prompts, ready, forwarded.started)
 
     def _score(self, tokens: PromptTokens, hidden_TD: Tensor) -> Scores | None:
         """A prompt's logprobs, on their way to the host; None if no token of it has a next one."""

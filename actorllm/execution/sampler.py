@@ -1,14 +1,14 @@
 """From logits to tokens: every row by its own parameters, whatever else is in the batch.
 
-The order of processing is the one of vLLM and Hugging Face's generate: penalties, logit bias, bans, temperature, top-k,
-top-p, min-p. Then one uniform number (`randomness`) picks a token by the inverse of the cumulative distribution in the
+The order of processing is the one of vLLM and Hugging Face's generate: penalties, logit bias, bans, a given mask,
+temperature, top-k, top-p, min-p. Then one uniform number (`randomness`) picks a token by the inverse of the cumulative distribution in the
 order of ids: an order that rounding cannot change, so every rank and device picks the same token up to rounding of
 the probabilities themselves. Logprobs are of the raw distribution. Rows that need nothing of all this cost an argmax.
 
 Legend: R device rows, S samples, A some of the samples, V vocabulary, P parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,8 +123,11 @@ class Sampler:
         self._rows.pop(row, None)
         self._special.discard(row)
 
-    def sample(self, logits_SV: Tensor, samples: Samples) -> Sampled:
-        """One token a sample. `logits` float32 may be written into."""
+    def sample(self, logits_SV: Tensor, samples: Samples, *, allowed: Mapping[int, Tensor] | None = None) -> Sampled:
+        """One token a sample, of the tokens `allowed[row]` ([V] bool on the host) where the row has an entry.
+
+        `logits` float32 may be written into. A row that is allowed nothing fails as one whose logits are not finite.
+        """
         special = [index for index, row in enumerate(samples.rows) if row in self._special]
         rows = {index: self._rows[samples.rows[index]] for index in special}
         scored = tuple(index for index, row in rows.items() if row.sampling.logprobs is not None)
@@ -134,6 +137,8 @@ class Sampler:
         penalized = [index for index, row in rows.items() if row.has_penalty]
         if rows:
             self._process(logits_SV, samples, rows=rows, penalized=penalized)
+        if allowed:
+            self._mask(logits_SV, samples, allowed)
         best_S = logits_SV.max(-1)
         ids_S = best_S.indices
         if random := [index for index, row in rows.items() if row.is_random]:
@@ -158,6 +163,18 @@ class Sampler:
                 logits_SV[index, row.bias_ids] += row.bias_values
             if row.banned_ids is not None and samples.positions[index] < row.sampling.min_tokens:
                 logits_SV[index, row.banned_ids] = -torch.inf
+
+    def _mask(self, logits_SV: Tensor, samples: Samples, allowed: Mapping[int, Tensor]) -> None:
+        """Leave only what each masked row may be given; all masks travel in one copy."""
+        masked = [index for index, row in enumerate(samples.rows) if row in allowed]
+        if not masked:
+            return
+        masks_AV = torch.stack([allowed[samples.rows[index]] for index in masked])
+        assert masks_AV.shape[1] == self._vocab_size, "a mask has one entry for each token of the vocabulary"
+        if self._device.type == "cuda":
+            masks_AV = masks_AV.pin_memory().to(self._device, non_blocking=True)
+        for index, mask_V in zip(masked, masks_AV, strict=True):
+            logits_SV[index].masked_fill_(~mask_V, -torch.inf)
 
     def _draw(self, logits_SV: Tensor, samples: Samples, *, best_S: Tensor, ids_S: Tensor, random: Sequence[int]) -> None:
         """Sample the `random` samples and write their ids into `ids_S`."""

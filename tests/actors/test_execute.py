@@ -27,9 +27,9 @@ class FaultyRunner(ResidentRunner):
 
     fault: Callable[[Step], object] = staticmethod(lambda step: None)
 
-    def launch(self, step: Step):
+    def forward(self, step: Step):
         self.fault(step)
-        return super().launch(step)
+        return super().forward(step)
 
 
 class Bench:

@@ -62,13 +62,13 @@ async def ends_with(stream: RequestStream) -> ActorLLMError:
 @pytest.fixture
 def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step takes 10 ms at least, so that a long request surely runs while others come and go."""
-    launch = ResidentRunner.launch
+    forward = ResidentRunner.forward
 
-    def launch_slowly(runner: ResidentRunner, step: Any) -> Any:
+    def forward_slowly(runner: ResidentRunner, step: Any) -> Any:
         time.sleep(0.01)
-        return launch(runner, step)
+        return forward(runner, step)
 
-    monkeypatch.setattr(ResidentRunner, "launch", launch_slowly)
+    monkeypatch.setattr(ResidentRunner, "forward", forward_slowly)
 
 
 # --- choices and seeds ---

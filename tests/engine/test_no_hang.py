@@ -184,7 +184,7 @@ def break_transcripts(monkeypatch: pytest.MonkeyPatch) -> Fault:
 
 
 def break_device(monkeypatch: pytest.MonkeyPatch) -> Fault:
-    fault = Fault(monkeypatch, ResidentRunner, name="launch")
+    fault = Fault(monkeypatch, ResidentRunner, name="forward")
     fault.error = RuntimeError("a kernel was given a wrong shape")
     return fault
 
@@ -262,22 +262,22 @@ async def test_outputs_that_wait_for_room_outlive_a_crash(
     """Schedule waits because detokenize's mailbox is full; a crash of execute restarts it in the middle of that."""
     monkeypatch.setattr(house, "MAILBOX", 1)
     gate, mailboxes, is_blocked = asyncio.Event(), [], threading.Event()
-    receive, launch = DetokenizeActor.receive, ResidentRunner.launch
+    receive, forward = DetokenizeActor.receive, ResidentRunner.forward
 
     async def receive_behind_the_gate(actor: DetokenizeActor, message: Outputs) -> None:
         mailboxes.append(actor.ref)
         await gate.wait()
         await receive(actor, message)
 
-    def launch_slowly(runner: ResidentRunner, step: Step) -> Any:
+    def forward_slowly(runner: ResidentRunner, step: Step) -> Any:
         if not gate.is_set() and is_blocked.wait(0.5):
             is_blocked.clear()
             raise RuntimeError("a step failed while schedule waited")
-        return launch(runner, step)
+        return forward(runner, step)
 
     async with running(stories_settings(), golden) as streams, asyncio.timeout(GUARD):
         monkeypatch.setattr(DetokenizeActor, "receive", receive_behind_the_gate)
-        monkeypatch.setattr(ResidentRunner, "launch", launch_slowly)
+        monkeypatch.setattr(ResidentRunner, "forward", forward_slowly)
         await until(lambda: bool(mailboxes) and mailboxes[0].statistics().blocked > 0)
         is_blocked.set()
         await until(lambda: streams.engine.statistics().num_restarts == 2)
@@ -291,7 +291,7 @@ async def test_a_lost_device_fails_every_stream(
     stories_settings: SettingsFactory, golden, *, monkeypatch: pytest.MonkeyPatch, encode: bool
 ) -> None:
     async with running(stories_settings(encode=encode, depth=2), golden) as streams:
-        fault = Fault(monkeypatch, ResidentRunner, name="launch")
+        fault = Fault(monkeypatch, ResidentRunner, name="forward")
         fault.error = DeviceLost("the device is lost")
         await check_all_failed(streams, DeviceLost)
 
@@ -303,7 +303,7 @@ async def test_a_step_that_never_returns_fails_every_stream(
     released = threading.Event()
     async with running(stories_settings(encode=encode, step_timeout=1.0), golden) as streams:
         try:
-            fault = Fault(monkeypatch, ResidentRunner, name="launch")
+            fault = Fault(monkeypatch, ResidentRunner, name="forward")
             fault.strike = released.wait  # type: ignore[method-assign]
             await check_all_failed(streams, DeviceHung)
         finally:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from actorllm.engine import Engine
 from actorllm.execution.devices import Devices
-from actorllm.execution.runner import ResidentRunner
+from actorllm.execution.runner import Forwarded, Launched, ResidentRunner
 from actorllm.messages import SamplingParams, Step, unpack
 from actorllm.settings import EngineSettings
 
@@ -89,21 +89,30 @@ async def test_no_tensor_of_a_ragged_step_is_rows_by_longest(
     stories_settings: SettingsFactory, golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded_steps: list[tuple[Step, set[tuple[str, tuple[int, ...]]]]] = []
-    launch = ResidentRunner.launch
+    forward, sample = ResidentRunner.forward, ResidentRunner.sample
 
-    def recorded(runner: ResidentRunner, step: Step) -> Any:
+    def recorded_forward(runner: ResidentRunner, step: Step) -> Forwarded:
         if not is_ragged(step):
-            return launch(runner, step)
+            return forward(runner, step)
         with ShapeRecorder() as recorder:
             recorded_steps.append((step, recorder.seen))
-            return launch(runner, step)
+            return forward(runner, step)
 
-    monkeypatch.setattr(ResidentRunner, "launch", recorded)
+    def recorded_sample(runner: ResidentRunner, forwarded: Forwarded) -> Launched:
+        if not is_ragged(forwarded.step):
+            return sample(runner, forwarded)
+        with ShapeRecorder() as recorder:
+            recorded_steps.append((forwarded.step, recorder.seen))
+            return sample(runner, forwarded)
+
+    monkeypatch.setattr(ResidentRunner, "forward", recorded_forward)
+    monkeypatch.setattr(ResidentRunner, "sample", recorded_sample)
     settings = stories_settings()
     settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, context=400))
     async with Engine(settings) as engine, asyncio.timeout(30):
         await run_ragged(engine, golden)
-    [(step, seen)] = recorded_steps
+    [(step, seen), (_, seen_sampling)] = recorded_steps
+    seen |= seen_sampling
     contexts = sorted(unpack(step.seq_lens))
     longest_decoding = contexts[-2]
     assert contexts[-1] == PREFILL_LEN

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ from actorllm.layers.collectives import ThreadRanks
 from actorllm.messages import Step, StepDone, pack
 
 CPU = torch.device("cpu")
+
+
+@dataclass
+class Done:
+    """A step that needs no waiting for."""
+
+    result: StepDone
+
+    def read(self) -> StepDone:
+        return self.result
 
 
 class SumRunner:
@@ -27,18 +38,17 @@ class SumRunner:
     def reset(self) -> None:
         self.log.append("reset")
 
-    def launch(self, step: Step) -> "SumRunner":
+    def forward(self, step: Step) -> StepDone:
         self.log.append(step.number)
         value = torch.tensor([self.rank + step.number])
         for _ in range(2):
             self.fault(step.number)
             if self.collectives is not None:
                 value = self.collectives.all_reduce(value)
-        self.done = StepDone(epoch=step.epoch, number=step.number, sampled=pack(value.tolist()))
-        return self
+        return StepDone(epoch=step.epoch, number=step.number, sampled=pack(value.tolist()))
 
-    def read(self) -> StepDone:
-        return self.done
+    def sample(self, forwarded: StepDone, *, allowed: object = None) -> "Done":
+        return Done(forwarded)
 
 
 def two_ranks() -> tuple[Devices, list[SumRunner]]:
