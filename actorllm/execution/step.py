@@ -16,6 +16,7 @@ from actorllm.execution.kv_pool import SlotTables
 from actorllm.execution.sampler import Samples
 from actorllm.layers.batch import Batch, KVCache, Span
 from actorllm.messages import RowOpen, Step, unpack
+from actorllm_kernels.token_ids import gather_ids, scatter_ids
 
 _MINUS_ONE = b"\xff" * 4
 
@@ -66,7 +67,7 @@ class StepReader:
         num_tokens = len(token_ids_T)
         rows_T, columns_T = _places(rows_B, query_lens_B, seq_lens_B=seq_lens_B, num_tokens=num_tokens)
         if _MINUS_ONE in step.token_ids:  # or, rarely, in two neighbours' bytes, which changes nothing
-            token_ids_T = torch.where(token_ids_T < 0, self._last_ids_R[rows_T], token_ids_T)
+            token_ids_T = gather_ids(token_ids_T, rows_T, self._last_ids_R)
         self._tables.write(rows_T, columns_T, slots_T)
         spans = _spans(unpack(step.rows), unpack(step.query_lens), unpack(step.seq_lens))
         batch = Batch(
@@ -83,7 +84,7 @@ class StepReader:
 
     def remember(self, rows_S: Tensor, ids_S: Tensor) -> None:
         """Sampled ids, for later steps; a failed sample (-1) counts as token 0, because its row is about to end."""
-        self._last_ids_R[rows_S] = ids_S.clamp(min=0)
+        scatter_ids(ids_S, rows_S, self._last_ids_R)
 
     def _prompt(self, span: Span, width: int, next_ids: bytes) -> PromptTokens:
         ids = int32(next_ids).to(torch.int64)

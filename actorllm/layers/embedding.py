@@ -9,6 +9,7 @@ from actorllm.layers.batch import GivenEmbeddings
 from actorllm.layers.shard import Shard
 from actorllm.weights.linear_weight import DenseWeight, LinearWeight
 from actorllm.weights.source import WeightSource
+from actorllm_kernels.embedding import embedding
 
 
 class Embedding(nn.Module):
@@ -63,7 +64,7 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, positions_T: Tensor) -> Tensor:
         assert self.weight is not None, "the layer has no weights yet"
-        return nn.functional.embedding(positions_T + self.offset, self.weight)
+        return embedding(positions_T + self.offset, self.weight)
 
 
 class Head(nn.Module):

@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
 from actorllm.layers.linear import sibling
 from actorllm.weights.source import WeightSource
-from actorllm_kernels.norm import add_rms_norm, rms_norm
+from actorllm_kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -64,12 +63,12 @@ class LayerNorm(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         assert self.weight is not None or not self.has_weight, "the layer has no weights yet"
-        return layer_norm(x_TD, (self.size,), self.weight, self.bias, self.eps)
+        return layer_norm(x_TD, weight_D=self.weight, bias_D=self.bias, eps=self.eps)
 
     def after_add(self, x_TD: Tensor, y_TD: Tensor) -> tuple[Tensor, Tensor]:
         """`x + y`, and it normalised."""
-        sum_TD = x_TD + y_TD
-        return sum_TD, self(sum_TD)
+        assert self.weight is not None or not self.has_weight, "the layer has no weights yet"
+        return add_layer_norm(x_TD, y_TD, weight_D=self.weight, bias_D=self.bias, eps=self.eps)
 
 
 Norm = RMSNorm | LayerNorm
@@ -104,5 +103,5 @@ class HeadNorm(nn.Module):
 
     def forward(self, x_THD: Tensor) -> Tensor:
         assert self.weight_HD is not None, "the layer has no weights yet"
-        normed_THD = layer_norm(x_THD.to(torch.float32), self.shape[1:], eps=self.eps)
+        normed_THD = layer_norm(x_THD.to(torch.float32), weight_D=None, bias_D=None, eps=self.eps)
         return (normed_THD * self.weight_HD).to(x_THD.dtype)

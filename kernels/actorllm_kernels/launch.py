@@ -25,6 +25,7 @@ INTERPRETED = knobs.runtime.interpret
 ALIGNMENT = 16
 """Bytes and counts that are multiples of this let Triton use wide loads."""
 TYPES = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",

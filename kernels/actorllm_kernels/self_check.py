@@ -16,6 +16,8 @@ from torch import Tensor
 from actorllm_kernels.attention import RaggedKeys
 from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention_triton
+from actorllm_kernels.embedding import reference as embedding_reference
+from actorllm_kernels.embedding import triton as embedding_triton
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated_triton
 from actorllm_kernels.linear_int import quantize_weight
@@ -27,6 +29,8 @@ from actorllm_kernels.quantize import quantize
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import reference as store_reference
 from actorllm_kernels.rotary_store import triton as store_triton
+from actorllm_kernels.token_ids import reference as ids_reference
+from actorllm_kernels.token_ids import triton as ids_triton
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +128,24 @@ def check_linear_int(device: torch.device) -> Results:
         yield f"{num_bits} bits", *_both(linear_triton.linear_int, linear_reference.linear_int, x, quantized, bias)
 
 
+def check_embedding(device: torch.device) -> Results:
+    """A whole table and a part of one."""
+    ids, table = torch.tensor([3, 0, 7, 12], device=device), _random(8, 1500, device=device)
+    yield "whole", *_both(embedding_triton.embedding, embedding_reference.embedding, ids[:3], table)
+    yield "part", *_both(embedding_triton.embedding, embedding_reference.embedding, ids, table, first_id=2)
+
+
+def check_token_ids(device: torch.device) -> Results:
+    """Sampled ids are kept by row, and read by row."""
+    sampled, rows = torch.tensor([11, -1, 13], device=device), torch.tensor([2, 0, 3], device=device)
+    kept = torch.full((2, 4), 5, device=device)
+    ids_triton.scatter_ids(sampled, rows, kept[0])
+    ids_reference.scatter_ids(sampled, rows, kept[1])
+    yield "scatter", kept[0], kept[1]
+    ids = torch.tensor([-1, 9, -1], device=device)
+    yield "gather", *_both(ids_triton.gather_ids, ids_reference.gather_ids, ids, rows, kept[1])
+
+
 def _both(ours: Callable, theirs: Callable, *arguments, **options) -> tuple:
     return ours(*arguments, **options), theirs(*arguments, **options)
 
@@ -139,4 +161,6 @@ CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "gated": check_gated,
     "rotary_store": check_rotary_store,
     "linear_int": check_linear_int,
+    "embedding": check_embedding,
+    "token_ids": check_token_ids,
 }

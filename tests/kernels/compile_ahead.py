@@ -15,6 +15,7 @@ import torch
 
 from actorllm_kernels import device
 from actorllm_kernels.attention import RaggedKeys, triton
+from actorllm_kernels.embedding import triton as embedding
 from actorllm_kernels.gated import ACTIVATIONS
 from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.launch import Launch
@@ -23,6 +24,7 @@ from actorllm_kernels.linear_int import triton as linear_int
 from actorllm_kernels.norm import triton as norm
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import triton as rotary_store
+from actorllm_kernels.token_ids import triton as token_ids
 
 GPUS = {80: (163 * 1024, 108), 90: (227 * 1024, 132)}
 """By compute capability: bytes of shared memory a program may have, and multiprocessors."""
@@ -73,6 +75,17 @@ def around(form: torch.dtype = torch.bfloat16) -> list[Launch]:
     ]
 
 
+def ids() -> list[Launch]:
+    """Embedding 64 tokens, and handing on their ids."""
+    numbers = partial(meta, dtype=torch.int64)
+    table, out = meta(128_256, 8192, dtype=torch.bfloat16), meta(64, 8192, dtype=torch.bfloat16)
+    return [
+        embedding.launch(numbers(64), table, first_id=0, out_TD=out),
+        token_ids.gather_launch(numbers(64), numbers(64), numbers(256), out_T=numbers(64)),
+        token_ids.scatter_launch(numbers(64), numbers(64), numbers(256)),
+    ]
+
+
 def products(num_rows: int, *, num_bits: int, group_len: int | None) -> list[Launch]:
     """A product of a model of 8192 values with weights of a few bits."""
     codes = meta(28672, 8192, dtype=torch.int8) if num_bits == 8 else meta(28672, 4096, dtype=torch.uint8)
@@ -90,12 +103,14 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
     yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
     yield "hidden size 8192", around()
     yield "hidden size 8192, int8 pools", around(torch.int8)[-1:]
+    yield "64 tokens", ids()
     for num_bits, group_len in ((8, None), (4, 128)):
         yield f"8192 x 28672, {num_bits} bits, 16 rows", products(16, num_bits=num_bits, group_len=group_len)
 
 
 def every() -> Iterator[tuple[str, list[Launch]]]:
     """Every head size, form and group, plain and with all extras."""
+    yield "64 tokens", ids()
     for form in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
         yield f"hidden size 8192, {form}", around(form)
     for num_rows, num_bits, group_len in itertools.product((1, 16, 32, 64), (8, 4), (None, 32, 128)):

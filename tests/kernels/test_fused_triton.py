@@ -55,6 +55,12 @@ def test_sum_and_layer_norm(has_weight, has_bias):
         close(one, other)
 
 
+def test_layer_norm_of_heads_alone():
+    x, weight = random(5, 3, 2, 64, seed=1, dtype=torch.bfloat16)[:, :, 1], random(64, seed=2, dtype=torch.bfloat16)
+    got = norm_triton.layer_norm(x, weight_D=weight, bias_D=None, eps=1e-5)
+    close(got, norm_reference.layer_norm(x, weight_D=weight, bias_D=None, eps=1e-5))
+
+
 def test_norm_of_heads_with_a_float32_weight():
     x, weight = random(5, 3, 2, 64, seed=1, dtype=torch.bfloat16)[:, :, 1], random(64, seed=2)
     close(norm_triton.rms_norm(x, weight, eps=0.0), norm_reference.rms_norm(x, weight, eps=0.0))

@@ -16,9 +16,15 @@ def add_rms_norm(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, *, eps: float) ->
     return sum_TD, rms_norm(sum_TD, weight_D, eps=eps)
 
 
+def layer_norm(x_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float) -> Tensor:
+    """x less its mean over its standard deviation (over the last axis, in float32), times the weight, plus the bias, if there
+    are any."""
+    return F.layer_norm(x_TD, x_TD.shape[-1:], weight_D, bias_D, eps)
+
+
 def add_layer_norm(
     x_TD: Tensor, y_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The sum `x + y`, and it less its mean over its standard deviation, times the weight, plus the bias, if there are any."""
+    """The sum `x + y`, and it normalised."""
     sum_TD = x_TD + y_TD
-    return sum_TD, F.layer_norm(sum_TD, sum_TD.shape[-1:], weight_D, bias_D, eps)
+    return sum_TD, layer_norm(sum_TD, weight_D=weight_D, bias_D=bias_D, eps=eps)

@@ -52,10 +52,12 @@ def suits(x_TD: Tensor) -> bool:
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, *, eps: float) -> Tensor:
     """As the reference's."""
-    x = x_TD.reshape(-1, x_TD.shape[-1])
-    out_TD = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    launch(x, None, weight_D=weight_D, bias_D=None, eps=eps, is_rms=True, results=(None, out_TD)).run()
-    return out_TD.view(x_TD.shape)
+    return _alone(x_TD, weight_D=weight_D, bias_D=None, eps=eps, is_rms=True)
+
+
+def layer_norm(x_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float) -> Tensor:
+    """As the reference's."""
+    return _alone(x_TD, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=False)
 
 
 def add_rms_norm(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
@@ -72,6 +74,13 @@ def add_layer_norm(
     results = _empty(x_TD), _empty(x_TD)
     launch(x_TD, y_TD, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=False, results=results).run()
     return results
+
+
+def _alone(x_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float, is_rms: bool) -> Tensor:
+    x = x_TD.reshape(-1, x_TD.shape[-1])
+    out_TD = _empty(x)
+    launch(x, None, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=is_rms, results=(None, out_TD)).run()
+    return out_TD.view(x_TD.shape)
 
 
 def _empty(x_TD: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from actorllm_kernels.embedding import triton as embedding
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.norm import reference as norm_reference
@@ -12,6 +13,7 @@ from actorllm_kernels.norm import triton as norm
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import reference as store_reference
 from actorllm_kernels.rotary_store import triton as rotary_store
+from actorllm_kernels.token_ids import triton as token_ids
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
 
 
@@ -57,10 +59,32 @@ def store_problem(num_tokens: int, form: torch.dtype) -> Problem:
     return Problem([launch], results, num_bytes(q, k, v, out, *pools, *(scales or ()), *tables[:2]))
 
 
+def embedding_problem(num_tokens: int, size: int, vocab_size: int) -> Problem:
+    table, ids = random(vocab_size, size), torch.randperm(vocab_size, device=DEVICE)[:num_tokens]
+    out = torch.full((num_tokens, size), torch.nan, dtype=BF16, device=DEVICE)
+    launch = embedding.launch(ids, table, first_id=0, out_TD=out)
+
+    def rival() -> Callable[[], object]:
+        return lambda: torch.nn.functional.embedding(ids, table)
+
+    return Problem([launch], lambda: (out, table[ids].float()), 2 * num_bytes(out) + num_bytes(ids), rival=rival)
+
+
+def ids_problem(num_rows: int) -> Problem:
+    """What a decode step does with the last one's ids: keeps them by row, and reads them by row."""
+    sampled, rows = torch.arange(1, num_rows + 1, device=DEVICE), torch.randperm(num_rows, device=DEVICE)
+    last, unknown, out = torch.zeros_like(rows), torch.full_like(rows, -1), torch.zeros_like(rows)
+    launches = [token_ids.scatter_launch(sampled, rows, last), token_ids.gather_launch(unknown, rows, last, out_T=out)]
+    return Problem(launches, lambda: (out, sampled.float()), 7 * num_bytes(rows))
+
+
 def around_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
     rows, size = (3, 256) if REHEARSAL else (16384, 8192)
     yield f"sum and RMS norm {rows} x {size}", partial(norm_problem, rows, size, is_rms=True)
     yield f"sum and layer norm {rows} x {size}", partial(norm_problem, rows, size, is_rms=False)
+    vocab_size = 2 * rows if REHEARSAL else 128_256
+    yield f"embedding of {rows} tokens, {size}", partial(embedding_problem, rows, size, vocab_size)
+    yield "sampled ids of 256 rows, kept and read", partial(ids_problem, 256)
     for activation in ("silu", "gelu_tanh"):
         yield f"{activation} and product {rows} x {2 * size}", partial(gated_problem, rows, 2 * size, activation)
     for form in (BF16, torch.int8, torch.float8_e4m3fn):

@@ -1,0 +1,32 @@
+"""Token ids that never leave the device: what one step samples by rows, the next one reads.
+
+`reference` specifies it; `triton` are the kernels for GPUs. Legend: T tokens of a batch, S samples, R device rows.
+"""
+
+from types import ModuleType
+
+from torch import Tensor
+
+from actorllm_kernels.backends import takes_triton
+from actorllm_kernels.token_ids import reference
+
+__all__ = ["gather_ids", "scatter_ids"]
+
+
+def gather_ids(ids_T: Tensor, rows_T: Tensor, last_ids_R: Tensor) -> Tensor:
+    """[T], see `reference.gather_ids`; the fastest way there is here."""
+    return kernels_for(ids_T).gather_ids(ids_T, rows_T, last_ids_R)
+
+
+def scatter_ids(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> None:
+    """See `reference.scatter_ids`; the fastest way there is here."""
+    kernels_for(ids_S).scatter_ids(ids_S, rows_S, last_ids_R)
+
+
+def kernels_for(ids: Tensor) -> ModuleType:
+    """The GPU's kernels if they are right here, else the reference."""
+    if not takes_triton("token_ids", ids):
+        return reference
+    from actorllm_kernels.token_ids import triton  # takes a second, and is not there without a GPU
+
+    return triton
