@@ -15,6 +15,7 @@ PARTS = {
     "quantize": "model",
     "context": "model",
     "threads": "execution",
+    "kv_cache": "execution",
     "kv_memory": "execution",
     "tensor_parallel": "execution",
     "max_waiting": "scheduling",
@@ -31,6 +32,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantize", choices=("int8", "int4"), help="round the weights to so many bits while loading (CPU)")
     parser.add_argument("--threads", type=int, help="threads of a device step (default: the processors it may use)")
     parser.add_argument("--context", type=int, help="longest prompt plus output in tokens (default: the model's)")
+    parser.add_argument("--kv-cache", choices=("auto", "int8", "fp8"), help="keys and values as computed, or in 8 bits (fp8: GPU)")
     parser.add_argument("--kv-memory", type=byte_count, metavar="BYTES", help="memory for the KV cache, as 2GiB or 512MB")
     parser.add_argument("--tensor-parallel", type=int, metavar="RANKS", help="ranks that share the model")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")

@@ -7,6 +7,7 @@ Legend: N slots of a group's pool, R device rows, C context length.
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -17,27 +18,44 @@ from actorllm.models.contract import CacheGroup
 class KVPool:
     """The buffers of all cache groups of one rank; `num_slots[g]` is the size of group g's pool.
 
-    Implements `actorllm.layers.batch.KVCache`. Memory starts as zeros, which the operating system hands out
-    only as slots are written to.
+    They are of `kv_dtype`, int8 or float8_e4m3fn, with scales beside them, or of the model's own `dtype` (None). Implements
+    `actorllm.layers.batch.KVCache`. Memory starts as zeros, which the operating system hands out only as slots are written to.
     """
 
     def __init__(
-        self, groups: Sequence[CacheGroup], num_slots: Sequence[int], *, dtype: torch.dtype, device: torch.device
+        self,
+        groups: Sequence[CacheGroup],
+        num_slots: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
-        self._buffers: dict[tuple[int, int, str], Tensor] = {
-            (index, layer, buffer.name): torch.zeros(size, *buffer.shape, dtype=dtype, device=device)
-            for index, (group, size) in enumerate(zip(groups, num_slots, strict=True))
-            for layer in group.layers
-            for buffer in group.buffers
-        }
+        self._buffers: dict[tuple[int, int, str], Tensor] = {}
+        self._scales: dict[tuple[int, int, str], Tensor] = {}
+        for index, (group, size) in enumerate(zip(groups, num_slots, strict=True)):
+            for layer, buffer in product(group.layers, group.buffers):
+                key = index, layer, buffer.name
+                is_plain = kv_dtype is None or buffer.is_exact
+                self._buffers[key] = torch.zeros(size, *buffer.shape, dtype=dtype if is_plain else kv_dtype, device=device)
+                if not is_plain:
+                    self._scales[key] = torch.zeros(size, *buffer.scale_shape, dtype=torch.float32, device=device)
 
     def buffer(self, group: int, layer: int, name: str) -> Tensor:
         """[N, *shape] buffer `name` of model layer `layer` in cache group `group`."""
         return self._buffers[group, layer, name]
 
+    def scales(self, group: int, layer: int, name: str) -> Tensor | None:
+        """[N, *scale_shape] float32 scales of that buffer, or None."""
+        return self._scales.get((group, layer, name))
+
+    def tensors(self, group: int) -> list[Tensor]:
+        """All memory of the group."""
+        return [tensor for kept in (self._buffers, self._scales) for (owner, _, _), tensor in kept.items() if owner == group]
+
     def num_bytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+        """Bytes of all buffers and scales."""
+        return sum(tensor.nbytes for kept in (self._buffers, self._scales) for tensor in kept.values())
 
 
 class SlotTables:

@@ -70,8 +70,8 @@ async def load_model(
     Raises `ModelError`, `PluginError` or `SettingsError`; nothing is left running then.
     """
     device = checked_device(settings.execution)
-    num_threads = step_threads(settings.execution)
     num_ranks = settings.execution.tensor_parallel
+    num_threads = max(1, step_threads(settings.execution) // num_ranks)
     plan = plan_model(directory, settings, has_files=new_source is None)
     ranks = ThreadRanks.group(num_ranks, timeout=settings.execution.step_timeout) if num_ranks > 1 else []
     shards = [Shard(rank, num_ranks, collectives) for rank, collectives in enumerate(ranks)] or [Shard()]
@@ -82,7 +82,7 @@ async def load_model(
         num_slots=tuple(group.num_slots for group in groups), max_running=settings.scheduling.max_running, context=plan.context
     )
     loader = _Loader(plan, device, new_source=new_source, on_progress=on_progress)
-    invalid_ids = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
+    invalid = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
 
     def build(model: CausalLM) -> ResidentRunner:
         if device.type == "cpu":
@@ -92,9 +92,8 @@ async def load_model(
 
             self_check.failing(device)  # warns, and settles which kernels run
         loader.load(model)
-        return ResidentRunner(model, sizes, dtype=plan.precision.dtype, device=device, invalid_ids=invalid_ids)
+        return ResidentRunner(model, sizes, dtype=plan.precision.dtype, kv_dtype=plan.kv_dtype, device=device, invalid_ids=invalid)
 
-    num_threads = max(1, num_threads // num_ranks)
     with ExitStack() as undo:
         threads = [DeviceThread(f"{device} rank {shard.rank}", device, num_threads=num_threads) for shard in shards]
         for thread in threads:

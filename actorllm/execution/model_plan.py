@@ -14,7 +14,7 @@ import torch
 from actorllm.cache.sizing import GroupSize, slots_for_budget, slots_needed
 from actorllm.errors import CheckpointError, NotEnoughMemory, SettingsError, UnsupportedConfig
 from actorllm.execution.machine import default_kv_bytes
-from actorllm.execution.precision import DTYPES, Precision, resolve_precision
+from actorllm.execution.precision import DTYPES, Precision, resolve_kv_dtype, resolve_precision
 from actorllm.layers.shard import Shard
 from actorllm.models.catalog import find_model
 from actorllm.models.contract import CacheGroup, CausalLM, ModelConfig
@@ -29,8 +29,8 @@ MAX_CONFIG_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model that can be built. It computes in `precision.dtype`; `num_weight_bytes` is what all its weights take in
-    memory, `num_file_bytes` what they take in the checkpoint."""
+    """A model that can be built. It computes in `precision.dtype` and keeps keys and values in that, or quantized to
+    `kv_dtype`; `num_weight_bytes` is what all its weights take in memory, `num_file_bytes` what they take in the checkpoint."""
 
     directory: Path
     architecture: str
@@ -39,6 +39,7 @@ class ModelPlan:
     precision: Precision
     context: int
     storage: Format
+    kv_dtype: torch.dtype | None = None
     num_weight_bytes: int = 0
     num_file_bytes: int = 0
 
@@ -78,6 +79,7 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
         precision=precision,
         context=context,
         storage=storage,
+        kv_dtype=resolve_kv_dtype(settings.execution.kv_cache, device=device),
     )
     if not has_files or not has_weights(plan.build(Shard())):
         return plan
@@ -142,7 +144,7 @@ def plan_slots(
         )
     if execution.kv_slots is not None:
         return tuple(GroupSize(group.name, execution.kv_slots, group.window) for group in groups)
-    sizes = [(group.name, group.window, group.values_per_token() * plan.precision.dtype.itemsize) for group in groups]
+    sizes = [(group.name, group.window, group.bytes_per_token(plan.precision.dtype, plan.kv_dtype)) for group in groups]
     step_tokens = scheduling.max_step_tokens
     wanted = scheduling.max_running * sum(
         slots_needed(plan.context, window, step_tokens) * token_bytes for _, window, token_bytes in sizes

@@ -10,6 +10,10 @@ from actorllm_kernels.linear import Bf16, Form, Int4, Int8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""The formats of a quantized KV cache, by what `--kv-cache` calls them."""
+
+
 @dataclass(frozen=True)
 class Precision:
     """`dtype` is that of activations and plain tensors; linears are kept in `form`, embeddings and heads in `table_form`, or
@@ -48,3 +52,10 @@ def resolve_precision(wanted: str, stored: torch.dtype, *, device: torch.device,
     if wanted == "bfloat16" and not computes_bfloat16:
         return Precision(torch.float32, Bf16(), Bf16())
     return Precision(DTYPES[wanted])
+
+
+def resolve_kv_dtype(wanted: str, *, device: torch.device) -> torch.dtype | None:
+    """The dtype of a quantized KV cache for `--kv-cache` `wanted`, or None for the model's own. Raises `SettingsError`."""
+    if wanted == "fp8" and device.type == "cpu":
+        raise SettingsError("--kv-cache fp8 is for GPUs; use --kv-cache int8 on a processor, which takes the same memory")
+    return KV_DTYPES.get(wanted)

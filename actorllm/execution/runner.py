@@ -99,7 +99,7 @@ class Launched:
 
 
 class ResidentRunner:
-    """All layers stay on the device. `layer` gives layer i in place of the model's own, for a runner that loads
+    """All layers stay on the device; the cache is of `kv_dtype`, see `KVPool`. `layer` gives layer i in place of the model's own, for a runner that loads
     layers as they are needed."""
 
     def __init__(
@@ -109,6 +109,7 @@ class ResidentRunner:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        kv_dtype: torch.dtype | None = None,
         invalid_ids: tuple[int, ...] = (),
         layer: Callable[[int], nn.Module] | None = None,
     ) -> None:
@@ -117,7 +118,7 @@ class ResidentRunner:
         self._device = device
         self._layer = layer
         self._vocab_size: int = model.config.vocab_size
-        self._cache = KVPool(model.cache_groups, sizes.num_slots, dtype=dtype, device=device)
+        self._cache = KVPool(model.cache_groups, sizes.num_slots, dtype=dtype, device=device, kv_dtype=kv_dtype)
         self._sampler = Sampler(self._vocab_size, max_running=sizes.max_running, device=device, invalid_ids=invalid_ids)
         self.reset()
 

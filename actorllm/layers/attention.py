@@ -18,7 +18,7 @@ from actorllm_kernels.rotary_store import Angles, rotate_and_store, store
 class Attention(nn.Module):
     """Softmax attention over token slots for model layer `layer` in cache group `group`.
 
-    The group has buffers "k" and "v" of [K, D] values a token. Scores are `scale * q.k`. `window` W limits a query to
+    The group has buffers "k" and "v" of [K, D] values a token, in a quantized cache with a scale for each head. Scores are `scale * q.k`. `window` W limits a query to
     the last W keys, its own included; `soft_cap` limits scores to that size by a tanh; `slopes`, one for each of this
     rank's H heads, are ALiBi's (`alibi_slopes`). Has no weights.
     """
@@ -53,14 +53,15 @@ class Attention(nn.Module):
         sinks_H: Tensor | None = None,
     ) -> Tensor:
         """[T, H, D]. `angles` rotate queries and keys first (`Rotary`); `sinks_H` are the heads' sinks, see `Sinks`."""
-        k_pool = batch.cache.buffer(self.group, self.layer, "k")
-        v_pool = batch.cache.buffer(self.group, self.layer, "v")
-        slots_T = batch.write_slots_T[self.group]
+        cache, slots_T = batch.cache, batch.write_slots_T[self.group]
+        k_pool, v_pool = cache.buffer(self.group, self.layer, "k"), cache.buffer(self.group, self.layer, "v")
+        k_scales, v_scales = cache.scales(self.group, self.layer, "k"), cache.scales(self.group, self.layer, "v")
         if angles is None:
-            store(k_TKD, slots_T, k_pool)
-            store(v_TKD, slots_T, v_pool)
+            store(k_TKD, slots_T, k_pool, k_scales)
+            store(v_TKD, slots_T, v_pool, v_scales)
         else:
-            q_THD = rotate_and_store(q_THD, k_TKD, v_TKD, angles, slots_T, (k_pool, v_pool))
+            scales = None if k_scales is None or v_scales is None else (k_scales, v_scales)
+            q_THD = rotate_and_store(q_THD, k_TKD, v_TKD, angles, slots_T, (k_pool, v_pool), scales)
         if self.group not in batch.keys:
             spans = tuple((span.row, span.query_len, span.seq_len) for span in batch.spans)
             batch.keys[self.group] = RaggedKeys(spans, batch.slot_tables[self.group], self.window)
@@ -73,6 +74,8 @@ class Attention(nn.Module):
             soft_cap=self.soft_cap,
             sinks_H=sinks_H,
             slopes_H=self._device_slopes(q_THD.device),
+            k_scales_NK=k_scales,
+            v_scales_NK=v_scales,
         )
 
     def _device_slopes(self, device: torch.device) -> Tensor | None:

@@ -17,6 +17,10 @@ class KVCache(Protocol):
         """[N, *shape] buffer `name` of model layer `layer` in cache group `group`."""
         ...
 
+    def scales(self, group: int, layer: int, name: str) -> Tensor | None:
+        """[N, *scale_shape] float32: the scales of that buffer's int8 or fp8 values; None where values are stored as they are."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -14,15 +14,14 @@ from actorllm.layers.batch import Batch
 from actorllm.layers.linear import HeadSplit
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.attention import RaggedKeys
-from actorllm_kernels.latent_attention import attend_latent
-from actorllm_kernels.rotary_store import store
+from actorllm_kernels.latent_attention import attend_latent, store_latent
 
 
 class LatentAttention(nn.Module):
     """Softmax attention over latents for model layer `layer` in cache group `group`.
 
     The group has one buffer "latent" of C values a token: the latent, of which there are `latent_size`, then the rotated
-    key. Scores are `scale * q.k`. Has no weights.
+    key; in a quantized cache these two `parts` have a scale each. Scores are `scale * q.k`. Has no weights.
     """
 
     def __init__(self, layer: int, *, group: int, latent_size: int, scale: float) -> None:
@@ -35,11 +34,13 @@ class LatentAttention(nn.Module):
     def forward(self, q_THC: Tensor, latent_TC: Tensor, batch: Batch) -> Tensor:
         """[T, H, R] mixtures of latents, from queries whose first R values are folded (`LatentHeads.fold`)."""
         pool_NC = batch.cache.buffer(self.group, self.layer, "latent")
-        store(latent_TC, batch.write_slots_T[self.group], pool_NC)
+        scales_N2 = batch.cache.scales(self.group, self.layer, "latent")
+        store_latent(latent_TC, batch.write_slots_T[self.group], pool_NC, latent_size=self.latent_size, scales_N2=scales_N2)
         if self.group not in batch.keys:
             spans = tuple((span.row, span.query_len, span.seq_len) for span in batch.spans)
             batch.keys[self.group] = RaggedKeys(spans, batch.slot_tables[self.group])
-        return attend_latent(q_THC, pool_NC, batch.keys[self.group], latent_size=self.latent_size, scale=self.scale)
+        keys = batch.keys[self.group]
+        return attend_latent(q_THC, pool_NC, keys, latent_size=self.latent_size, scale=self.scale, scales_N2=scales_N2)
 
 
 class LatentHeads(nn.Module):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 from actorllm.errors import UnsupportedConfig
@@ -38,14 +39,32 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CacheBuffer:
-    """A named buffer with `shape` values per token, in the dtype of the cache."""
+    """A named buffer with `shape` values per token, in the dtype of the cache.
+
+    Where the cache has one byte a value (`--kv-cache int8`), each head, which is the last axis of `shape`, has a float32 scale
+    beside it, or each of the `parts` of those sizes that it consists of, where they differ in kind. A buffer that `is_exact`
+    stays in the dtype that the model computes in.
+    """
 
     name: str
     shape: tuple[int, ...]
+    parts: tuple[int, ...] = ()
+    is_exact: bool = False
 
     def num_values(self) -> int:
         """Values per token."""
         return prod(self.shape)
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """Of a token's scales, where it has some."""
+        return (*self.shape[:-1], len(self.parts)) if self.parts else self.shape[:-1]
+
+    def num_bytes(self, dtype: torch.dtype, kv_dtype: torch.dtype | None) -> int:
+        """Bytes per token in a cache of `kv_dtype`, one byte a value, or of the model's own `dtype` (None)."""
+        if kv_dtype is None or self.is_exact:
+            return self.num_values() * dtype.itemsize
+        return self.num_values() * kv_dtype.itemsize + prod(self.scale_shape) * torch.float32.itemsize
 
 
 @dataclass(frozen=True)
@@ -58,9 +77,9 @@ class CacheGroup:
     buffers: tuple[CacheBuffer, ...]
     window: int | None = None
 
-    def values_per_token(self) -> int:
-        """Values that one token takes in this group, over all its layers."""
-        return len(self.layers) * sum(buffer.num_values() for buffer in self.buffers)
+    def bytes_per_token(self, dtype: torch.dtype, kv_dtype: torch.dtype | None = None) -> int:
+        """Bytes that one token takes in this group, over all its layers, its scales included; see `CacheBuffer.num_bytes`."""
+        return len(self.layers) * sum(buffer.num_bytes(dtype, kv_dtype) for buffer in self.buffers)
 
 
 def window_groups(

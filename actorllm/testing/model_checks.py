@@ -44,6 +44,8 @@ TINY_SIZES: Mapping[str, Any] = {
 }
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of their standard deviation."""
+INT8_DIVERGENCE = 0.02
+"""Of next-token distributions with a cache in int8, in nats: tiny models with large random weights have few values a head."""
 
 
 class Case(Protocol):
@@ -264,6 +266,28 @@ def check_int8_source(case: ModelCase) -> str:
     return expect_equal(int8, rounded, "with int8 linears the logits differ from the same rounded values")
 
 
+def check_int8_cache(case: ModelCase) -> str:
+    """With keys and values in int8 nearly the same distribution, in any chunks and on two ranks."""
+    model = case.build()
+    whole = logits_in_chunks(model, case.ids, kv_dtype=torch.int8)
+    chunks = logits_in_chunks(model, case.ids, sizes=[7, 1, 13], kv_dtype=torch.int8)
+    ranks = on_thread_ranks(2, lambda shard: logits_in_chunks(case.build(shard=shard), case.ids, kv_dtype=torch.int8))
+    for got, wanted, limit, fault in (
+        (whole, case.plain_logits, INT8_DIVERGENCE, "with an int8 cache the distribution differs: mark a buffer that must be exact"),
+        (chunks, whole, TOLERANCE, "with an int8 cache chunks change the distribution"),
+        *((rank, whole, TOLERANCE, "with an int8 cache two ranks differ from one") for rank in ranks),
+    ):
+        if not (divergence := _divergence(got, wanted)) <= limit:
+            raise CheckFailed(f"{fault} (by {divergence:.3g} nats, allowed are {limit:.3g})")
+    return f"{shape_text(whole)}, {_divergence(whole, case.plain_logits):.2g} nats"
+
+
+def _divergence(got: Tensor, wanted: Tensor) -> float:
+    """Kullback-Leibler, from `wanted`'s distribution to `got`'s, in nats on average."""
+    got, wanted = got.log_softmax(dim=-1), wanted.log_softmax(dim=-1)
+    return float((wanted.exp() * (wanted - got)).sum(dim=-1).mean())
+
+
 CHECKS: Mapping[str, Check] = {
     check.__name__.removeprefix("check_"): check
     for check in (
@@ -279,6 +303,7 @@ CHECKS: Mapping[str, Check] = {
         check_two_models,
         check_one_layer_resident,
         check_int8_source,
+        check_int8_cache,
         check_transformers,
     )
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from actorllm.execution.forward import forward
+from actorllm.execution.kv_pool import KVPool
 from actorllm.layers.batch import Batch, Span
 from actorllm.layers.collectives import Collectives, ThreadRanks
 from actorllm.layers.shard import Shard
@@ -27,7 +28,7 @@ Chunk = tuple[int, Sequence[int]]
 class TinyCache:
     """A `KVCache` with its slot tables, for `num_rows` sequences of at most `context` tokens each.
 
-    `lens[row]` is how many tokens a sequence has so far. `seed` shuffles the slots.
+    `lens[row]` is how many tokens a sequence has so far. `seed` shuffles the slots; `kv_dtype` is as `KVPool`'s.
     """
 
     def __init__(
@@ -38,17 +39,16 @@ class TinyCache:
         context: int = 128,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self._groups = tuple(groups)
         self._device = device
         num_slots = num_rows * context
-        self._buffers = {
-            (index, layer, buffer.name): torch.full((num_slots, *buffer.shape), torch.nan, dtype=dtype, device=device)
-            for index, group in enumerate(self._groups)
-            for layer in group.layers
-            for buffer in group.buffers
-        }
+        slots = [num_slots] * len(self._groups)
+        self._pool = KVPool(self._groups, slots, dtype=dtype, device=torch.device(device), kv_dtype=kv_dtype)
+        for index in range(len(self._groups)):
+            self._make_unreadable(index, slice(None))
         shuffle = random.Random(seed)
         self._free = [shuffle.sample(range(num_slots), num_slots) for _ in self._groups]
         self._tables = tuple(torch.zeros(num_rows, context, dtype=torch.int32, device=device) for _ in self._groups)
@@ -56,7 +56,11 @@ class TinyCache:
 
     def buffer(self, group: int, layer: int, name: str) -> Tensor:
         """[slots, *shape]."""
-        return self._buffers[group, layer, name]
+        return self._pool.buffer(group, layer, name)
+
+    def scales(self, group: int, layer: int, name: str) -> Tensor | None:
+        """[slots, *scale_shape], or None."""
+        return self._pool.scales(group, layer, name)
 
     def batch(self, chunks: Iterable[Chunk]) -> Batch:
         """A flat batch that appends each `(row, token ids)` to its sequence; a row comes at most once."""
@@ -88,10 +92,13 @@ class TinyCache:
         """Make unreadable what no later query of the row may see."""
         window = self._groups[group].window
         gone = 0 if window is None else max(0, self.lens[row] - window + 1)
-        slots = self._tables[group][row, :gone].long()
-        for (owner, _, _), buffer in self._buffers.items():
-            if owner == group:
-                buffer[slots] = torch.nan
+        self._make_unreadable(group, self._tables[group][row, :gone].long())
+
+    def _make_unreadable(self, group: int, slots: Tensor | slice) -> None:
+        """NaN in place of values, or of their scales."""
+        for tensor in self._pool.tensors(group):
+            if tensor.dtype != torch.int8:
+                tensor[slots] = torch.nan
 
     def _longs(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
@@ -103,9 +110,17 @@ def logits_of(model: CausalLM, cache: TinyCache, chunks: Iterable[Chunk]) -> Ten
     return model.head(model.norm(forward(model, cache.batch(chunks))))
 
 
-def logits_in_chunks(model: CausalLM, ids: Sequence[int], *, sizes: Iterable[int] = (), row: int = 0, seed: int = 0) -> Tensor:
+def logits_in_chunks(
+    model: CausalLM,
+    ids: Sequence[int],
+    *,
+    sizes: Iterable[int] = (),
+    row: int = 0,
+    seed: int = 0,
+    kv_dtype: torch.dtype | None = None,
+) -> Tensor:
     """[T, V] of one sequence in a fresh cache, fed in chunks of these sizes, then the rest at once."""
-    cache = TinyCache(model.cache_groups, num_rows=row + 1, context=len(ids), seed=seed)
+    cache = TinyCache(model.cache_groups, num_rows=row + 1, context=len(ids), seed=seed, kv_dtype=kv_dtype)
     parts, begin = [], 0
     for size in (*sizes, len(ids)):
         if chunk := ids[begin : begin + size]:

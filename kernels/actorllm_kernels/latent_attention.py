@@ -5,6 +5,9 @@ key projection folded into its query, scores are products with the latent itself
 that the head's value projection turns into its value. So it is attention of many query heads with one key/value
 head whose values are the first part of its keys.
 
+In a pool of one byte a value the latent and the rotated key have a factor each (`quantize`): their sizes differ, and the latent's
+digits should not be lost to the key.
+
 Legend: T tokens of the batch, H query heads, N slots of the pool, R size of a latent, C = R + size of the rotated key.
 """
 
@@ -12,9 +15,24 @@ import torch
 from torch import Tensor
 
 from actorllm_kernels.attention import RaggedKeys, kernels_for, reference
+from actorllm_kernels.quantize import dequantize_parts
+from actorllm_kernels.rotary_store import store
 
 
-def attend_latent(q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_size: int, scale: float) -> Tensor:
+def store_latent(
+    latent_TC: Tensor, slots_T: Tensor, pool_NC: Tensor, *, latent_size: int, scales_N2: Tensor | None = None
+) -> None:
+    """Latents with their rotated keys into their slots; a pool of one byte a value has `scales_N2`."""
+    if scales_N2 is None:
+        store(latent_TC, slots_T, pool_NC)
+        return
+    for index, part in enumerate((slice(latent_size), slice(latent_size, None))):
+        store(latent_TC[:, None, part], slots_T, pool_NC[:, None, part], scales_N2[:, index : index + 1])
+
+
+def attend_latent(
+    q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_size: int, scale: float, scales_N2: Tensor | None = None
+) -> Tensor:
     """[T, H, R]: for every query the mixture of its row's latents by the softmax of `scale * q.k`; the fastest way there is here.
 
     A slot holds the latent, then the rotated key; so does a query hold its folded part, then its rotated one.
@@ -22,16 +40,22 @@ def attend_latent(q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_si
     k_N1C = pool_NC.unsqueeze(1)
     v_N1R = k_N1C[..., :latent_size]
     if kernels := kernels_for(q_THC, k_N1C, v_N1R):
-        return kernels.attend(q_THC, k_N1C, v_N1R, keys, scale=scale)
-    return attend_latent_reference(q_THC, pool_NC, keys, latent_size=latent_size, scale=scale)
+        scales = {} if scales_N2 is None else {"k_scales_NK": scales_N2.unsqueeze(1), "v_scales_NK": scales_N2[:, :1]}
+        return kernels.attend(q_THC, k_N1C, v_N1R, keys, scale=scale, **scales)
+    return attend_latent_reference(q_THC, pool_NC, keys, latent_size=latent_size, scale=scale, scales_N2=scales_N2)
 
 
-def attend_latent_reference(q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_size: int, scale: float) -> Tensor:
+def attend_latent_reference(
+    q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_size: int, scale: float, scales_N2: Tensor | None = None
+) -> Tensor:
     """The same in plain torch: a row's heads are the rows of one product with its latents. The pool has the queries' dtype."""
     queries = q_THC.transpose(0, 1).split([query_len for _, query_len, _ in keys.spans], dim=1)
     out: list[Tensor] = []
     for block in keys.blocks:
-        for row, keys_LC in zip(block.rows, pool_NC.index_select(0, block.slots).split(block.key_lens), strict=True):
+        gathered_LC = pool_NC.index_select(0, block.slots)
+        if scales_N2 is not None:
+            gathered_LC = dequantize_parts(gathered_LC, scales_N2[block.slots], latent_size).to(q_THC.dtype)
+        for row, keys_LC in zip(block.rows, gathered_LC.split(block.key_lens), strict=True):
             k_1LC = keys_LC.unsqueeze(0)
             v_1LR = k_1LC[..., :latent_size]
             out.append(

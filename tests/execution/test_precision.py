@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from actorllm.errors import SettingsError
-from actorllm.execution.precision import resolve_precision
+from actorllm.execution.precision import resolve_kv_dtype, resolve_precision
 
 
 @pytest.fixture(params=[False, True], ids=["plain processor", "processor with bfloat16"])
@@ -43,6 +43,14 @@ def test_quantized_while_loading(computes_bfloat16, quantize, table) -> None:
     got = resolve_precision("auto", torch.bfloat16, device=torch.device("cpu"), quantize=quantize)
     assert got.form is not None and got.table_form is not None
     assert (got.name, got.dtype, got.form.name, got.table_form.name) == (quantize, torch.float32, quantize, table)
+
+
+def test_the_cache_is_as_computed_or_in_a_byte() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve_kv_dtype("auto", device=cpu) is None and resolve_kv_dtype("int8", device=cpu) == torch.int8
+    assert resolve_kv_dtype("fp8", device=cuda) == torch.float8_e4m3fn
+    with pytest.raises(SettingsError, match="--kv-cache int8"):
+        resolve_kv_dtype("fp8", device=cpu)
 
 
 @pytest.mark.parametrize(("wanted", "device"), [("bfloat16", "cpu"), ("auto", "cuda")])

@@ -1,6 +1,7 @@
 """The consuming reader: nothing in a config.json is overlooked, and every value is checked."""
 
 import pytest
+import torch
 
 from actorllm.errors import UnsupportedConfig
 from actorllm.models.config import NEUTRAL_KEYS, ConfigReader
@@ -87,4 +88,4 @@ def test_window_groups_join_layers_with_equal_windows():
         ("window8", (3,), 8),
     ]
     assert group_of_layer == (0, 1, 0, 2)
-    assert groups[0].values_per_token() == 2 * 6
+    assert groups[0].bytes_per_token(torch.float32) == 2 * 6 * 4

@@ -74,7 +74,7 @@ def _gathered(pool_NKD: Tensor, scales_NK: Tensor | None, block: KeyBlock, *, dt
     if scales_NK is None:
         gathered = pool_NKD.index_select(0, block.slots)
     else:
-        gathered = dequantize(pool_NKD[block.slots], scales_NK[block.slots]).to(dtype)
+        gathered = dequantize(pool_NKD.index_select(0, block.slots), scales_NK.index_select(0, block.slots)).to(dtype)
     return gathered.transpose(0, 1).unsqueeze(0).split(block.key_lens, dim=2)
 
 

@@ -29,16 +29,17 @@ def rotate(x_THD: Tensor, angles: Angles) -> Tensor:
     return torch.cat((x_THR * angles.cos_T1R + turn(x_THR) * angles.sin_T1R, rest), dim=-1)
 
 
-def store(values_T: Tensor, slots_T: Tensor, pool_N: Tensor) -> None:
-    """`pool_N[slots_T[t]] = values_T[t]`: `values_T` is [T, *shape], `pool_N` [N, *shape], `slots_T` int64 [T]."""
-    pool_N.index_copy_(0, slots_T, values_T.to(pool_N.dtype))
+def store(values_T: Tensor, slots_T: Tensor, pool_N: Tensor, scales_N: Tensor | None = None) -> None:
+    """`pool_N[slots_T[t]] = values_T[t]`: `values_T` is [T, *shape], `pool_N` [N, *shape], `slots_T` int64 [T].
 
-
-def store_quantized(x_TKD: Tensor, slots_T: Tensor, pool_NKD: Tensor, scales_NK: Tensor) -> None:
-    """`store` into a pool of one byte a value, with each token's and head's factor in `scales_NK` (see `quantize`)."""
-    values_TKD, scales_TK = quantize(x_TKD, pool_NKD.dtype)
-    pool_NKD[slots_T] = values_TKD
-    scales_NK[slots_T] = scales_TK
+    Pools of int8 or float8_e4m3fn have `scales_N` [N, *shape[:-1]] float32, see `quantize`.
+    """
+    if scales_N is None:
+        pool_N.index_copy_(0, slots_T, values_T.to(pool_N.dtype))
+        return
+    values_T, scales_T = quantize(values_T, pool_N.dtype)
+    pool_N[slots_T] = values_T
+    scales_N[slots_T] = scales_T
 
 
 def rotate_and_store(
@@ -54,12 +55,9 @@ def rotate_and_store(
 
     Pools of int8 or float8_e4m3fn have `scales` [N, K] float32, see `quantize`.
     """
-    if scales is None:
-        store(rotate(k_TKD, angles), slots_T, pools[0])
-        store(v_TKE, slots_T, pools[1])
-    else:
-        store_quantized(rotate(k_TKD, angles), slots_T, pools[0], scales[0])
-        store_quantized(v_TKE, slots_T, pools[1], scales[1])
+    k_scales, v_scales = scales or (None, None)
+    store(rotate(k_TKD, angles), slots_T, pools[0], k_scales)
+    store(v_TKE, slots_T, pools[1], v_scales)
     return rotate(q_THD, angles)
 
 

@@ -11,10 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.quantize import SMALLEST
 from actorllm_kernels.rotary_store.reference import Angles
 from actorllm_kernels.triton_forms import FORMS, PLAIN, encoded, largest
 
 VALUES_PER_PROGRAM = 1024
+SMALLEST_SIZE: tl.constexpr = tl.constexpr(SMALLEST)
 
 
 @triton.jit
@@ -32,11 +34,26 @@ def rotated(ptr, head_stride, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_
 
 
 @triton.jit
+def sizes(x_BD):
+    """[B] the largest size of each head's values; infinity where one is not finite, because a maximum passes over NaN."""
+    size_BD = tl.abs(x_BD)
+    return tl.max(tl.where(size_BD < float("inf"), size_BD, float("inf")), axis=1)
+
+
+@triton.jit
 def factors(size_B, scale_ptr, mask_B, FORM: tl.constexpr):
-    """[B] what each head's values are divided by: its largest size over the format's, which is kept beside the pool."""
-    scale_B = size_B / largest(FORM)
+    """[B] what each head's values are divided by, as `quantize` says, which is kept beside the pool."""
+    scale_B = tl.where(size_B < SMALLEST_SIZE, 0.0, size_B / largest(FORM))
+    scale_B = tl.where(size_B < float("inf"), scale_B, float("nan"))
     tl.store(scale_ptr, scale_B, mask=mask_B)
-    return tl.where(scale_B == 0, 1.0, scale_B)
+    return scale_B
+
+
+@triton.jit
+def over(x_BD, factor_B):
+    """Values over their head's factor; zeros for a head without one."""
+    is_known_B = factor_B > 0
+    return tl.where(is_known_B[:, None], x_BD / tl.where(is_known_B, factor_B, 1.0)[:, None], 0.0)
 
 
 @triton.jit
@@ -75,10 +92,9 @@ def rotary_store_kernel(
         mask = mask_B[:, None] & (rest < D)[None, :]
         rest_BD = tl.load(k_ptr + head_B[:, None] * k_stride_h + rest[None, :], mask=mask, other=0).to(tl.float32)
         if FORM != PLAIN:
-            size_B = tl.maximum(tl.max(tl.abs(x_BP), axis=1), tl.max(tl.abs(y_BP), axis=1))
-            size_B = tl.maximum(size_B, tl.max(tl.abs(rest_BD), axis=1))
+            size_B = tl.maximum(tl.maximum(sizes(x_BP), sizes(y_BP)), sizes(rest_BD))
             factor_B = factors(size_B, k_scale_ptr + slot * k_scale_stride + head_B, mask_B, FORM)
-            x_BP, y_BP, rest_BD = x_BP / factor_B[:, None], y_BP / factor_B[:, None], rest_BD / factor_B[:, None]
+            x_BP, y_BP, rest_BD = over(x_BP, factor_B), over(y_BP, factor_B), over(rest_BD, factor_B)
         DTYPE: tl.constexpr = k_pool_ptr.dtype.element_ty
         tl.store(pool_ptr + first_P[None, :], encoded(x_BP, FORM, DTYPE), mask=mask_BP)
         tl.store(pool_ptr + second_P[None, :], encoded(y_BP, FORM, DTYPE), mask=mask_BP)
@@ -108,7 +124,7 @@ def store_values(
     mask = mask_B[:, None] & (column_E < E)[None, :]
     v_BE = tl.load(v_ptr + head_B[:, None] * v_stride_h + column_E[None, :], mask=mask, other=0).to(tl.float32)
     if FORM != PLAIN:
-        v_BE = v_BE / factors(tl.max(tl.abs(v_BE), axis=1), scale_ptr + head_B, mask_B, FORM)[:, None]
+        v_BE = over(v_BE, factors(sizes(v_BE), scale_ptr + head_B, mask_B, FORM))
     DTYPE: tl.constexpr = pool_ptr.dtype.element_ty
     tl.store(pool_ptr + head_B[:, None] * pool_stride_h + column_E[None, :], encoded(v_BE, FORM, DTYPE), mask=mask)
 

@@ -115,7 +115,7 @@ class DeepseekV2ForCausalLM(CausalLM):
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """One latent and one rotated key a token, which every rank holds."""
         sizes = self.config.attention
-        latent = CacheBuffer("latent", (sizes.latent + sizes.rotated,))
+        latent = CacheBuffer("latent", (sizes.latent + sizes.rotated,), parts=(sizes.latent, sizes.rotated))
         return (CacheGroup("latent", tuple(range(self.config.num_layers)), (latent,)),)
 
     def tied_tensors(self) -> dict[str, str]:

@@ -79,7 +79,7 @@ class EchoForCausalLM(CausalLM):
 
     @property
     def cache_groups(self) -> Sequence[CacheGroup]:
-        return (CacheGroup("tokens", tuple(range(self.config.num_layers)), (CacheBuffer("tokens", (3,)),)),)
+        return (CacheGroup("tokens", tuple(range(self.config.num_layers)), (CacheBuffer("tokens", (3,), is_exact=True),)),)
 
     def prepare(self, batch: Batch) -> Tensor:
         """Each token's device row [T]."""
