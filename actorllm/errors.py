@@ -6,7 +6,7 @@ with, and each message says what is wrong, where, and what to change.
     ActorLLMError                      500
     ├── RequestError                         the fault of one request; nothing else is affected
     │   ├── InvalidRequest             400   a field is malformed or out of range (also a ValueError)
-    │   │   ├── PromptTooLong          400   the prompt leaves no room in the context
+    │   │   ├── PromptTooLong          400   the prompt and its output do not fit the context
     │   │   ├── UnsupportedField       400   a known field that this version does not build
     │   │   └── NoChatTemplate         400   the checkpoint has no chat template
     │   ├── UnknownModel               404   the request names a model that is not served
@@ -76,7 +76,7 @@ class InvalidRequest(RequestError, ValueError):
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt does not fit the context that is served."""
+    """The prompt, or the prompt with `max_tokens` of output, does not fit the context that is served."""
 
 
 class UnsupportedField(InvalidRequest):

@@ -72,6 +72,9 @@ class House:
         self._unsent: deque[Outputs] = deque()
         self._unheard: deque[StopFound | Abort] = deque()
         self._epoch = 0
+        self._num_encoding = 0
+        self._num_steps = 0  # of the epochs before
+        self._num_pauses = 0
         self._scheduler: Scheduler | None = None
         self._loaded: LoadedModel | None = None
         self._template: ChatTemplate | None = None
@@ -112,15 +115,19 @@ class House:
         """Send a request in at the front door; its prompt's ids once it is admitted."""
         if self._tokenize is None:
             raise EngineStopped("the engine is not running")
-        if self._tokenize.statistics().length >= self._settings.scheduling.max_waiting:
-            raise QueueFull("too many requests wait for their turn; try again later, or raise --max-waiting")
+        self._check_room(self._tokenize.statistics().length)
         accepted: Accepted = await self._tokenize.ask(message)
         return list(unpack(accepted.prompt_ids))
 
     async def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt, without admitting anything."""
+        """The token ids of a prompt, without admitting anything. Raises `QueueFull` as admitting does."""
         assert self._template is not None, "the engine has not been entered"
-        return await encode_prompt(self.tokenizer, self._template, prompt)
+        self._check_room(self._num_encoding)
+        self._num_encoding += 1
+        try:
+            return await encode_prompt(self.tokenizer, self._template, prompt)
+        finally:
+            self._num_encoding -= 1
 
     def tell_schedule(self, message: Abort | StopFound) -> None:
         """Post an urgent message to schedule; ignored when it has stopped."""
@@ -136,12 +143,22 @@ class House:
             num_ended=num_ended,
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
-            num_pauses=scheduler.num_pauses,
+            num_pauses=self._num_pauses + scheduler.num_pauses,
             slots_in_use=scheduler.slots_in_use,
             num_slots=scheduler.num_slots,
-            num_steps=scheduler.num_steps,
+            num_steps=self._num_steps + scheduler.num_steps,
             num_restarts=sum(supervisor.num_restarts for supervisor in self._supervisors),
         )
+
+    @property
+    def _max_texts(self) -> int:
+        """Texts that may be tokenized or wait for it: as many as can run or wait afterwards."""
+        scheduling = self._settings.scheduling
+        return scheduling.max_waiting + scheduling.max_running
+
+    def _check_room(self, num_texts: int) -> None:
+        if num_texts >= self._max_texts:
+            raise QueueFull(f"{num_texts} texts wait to be tokenized already; try again later, or raise --max-waiting")
 
     def _supervisor(self, name: str, strategy: Strategy = "one_for_one") -> Supervisor:
         runtime = self._settings.runtime
@@ -217,10 +234,9 @@ class House:
             on_finished=self._on_finished,
         )
         self._schedule = await core.start("schedule", new_schedule, capacity=MAILBOX)
-        limits = ModelLimits(loaded.vocab_size, loaded.context, generation.eos_ids)
+        limits = ModelLimits(loaded.vocab_size, generation.eos_ids)
         new_tokenize = partial(TokenizeActor, self.tokenizer, template, limits=limits, schedule=self._schedule)
-        capacity = max(self._settings.scheduling.max_waiting, 1)
-        self._tokenize = await front.start("tokenize", new_tokenize, capacity=capacity)
+        self._tokenize = await front.start("tokenize", new_tokenize, capacity=self._max_texts)
 
     def _new_detokenize(self) -> Actor:
         return DetokenizeActor(
@@ -231,6 +247,9 @@ class House:
         """A scheduler of the next epoch over the surviving table."""
         assert self._loaded is not None
         self._epoch += 1
+        if self._scheduler is not None:
+            self._num_steps += self._scheduler.num_steps
+            self._num_pauses += self._scheduler.num_pauses
         self._scheduler = Scheduler(
             self._table,
             self._settings.scheduling,

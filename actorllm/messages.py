@@ -53,13 +53,14 @@ def unpack_floats(data: bytes) -> array:
 class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one request is sampled. Out-of-range values raise `InvalidRequest` naming the field.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 are off. Repetition penalty follows CTRL
+    `temperature` 0 is greedy. `top_k` 0 or -1, `top_p` 1, `min_p` 0 are off. Repetition penalty follows CTRL
     (arXiv 1909.05858) over prompt and output; presence and frequency follow OpenAI over the output. `logprobs`
     and `prompt_logprobs` give the raw distribution's values for the chosen token and the top n (0: the chosen
-    one alone). `max_tokens` None means up to the context. Choice i of n is seeded with `seed + i`.
+    one alone). `max_tokens` None means up to `usual_tokens` or the context. Choice i of n is seeded with `seed + i`.
     """
 
     max_tokens: int | None = None
+    usual_tokens: int | None = None
     min_tokens: int = 0
     n: int = 1
     temperature: float = 1.0
@@ -79,11 +80,11 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        self._check_range("max_tokens", self.max_tokens, low=0, high=2**31 - 1)
-        self._check_range("min_tokens", self.min_tokens, low=0, high=2**31 - 1)
+        for name in ("max_tokens", "min_tokens", "usual_tokens"):
+            self._check_range(name, getattr(self, name), low=0, high=2**31 - 1)
         self._check_range("n", self.n, low=1, high=MAX_CHOICES)
         self._check_range("temperature", self.temperature, low=0.0, high=100.0)
-        self._check_range("top_k", self.top_k, low=0, high=2**31 - 1)
+        self._check_range("top_k", self.top_k, low=-1, high=2**31 - 1)
         self._check_range("top_p", self.top_p, low=0.0, high=1.0)
         self._check_range("min_p", self.min_p, low=0.0, high=1.0)
         self._check_range("repetition_penalty", self.repetition_penalty, low=1e-3, high=100.0)
@@ -97,7 +98,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.top_p == 0.0:
             raise InvalidRequest("top_p must be above 0; use temperature 0 for greedy", param="top_p")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequest("min_tokens is larger than max_tokens", param="min_tokens")
+            raise InvalidRequest(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}: lower it", param="min_tokens")
         if len(self.stop) > MAX_STOPS or "" in self.stop:
             raise InvalidRequest(f"stop takes at most {MAX_STOPS} strings, none empty", param="stop")
 
@@ -158,9 +159,9 @@ class Accepted(Struct, frozen=True, tag=True):
 
 
 class Admit(Struct, frozen=True, tag=True, kw_only=True):
-    """A tokenized request. `max_tokens` in `params` is resolved (never None); `eos_ids` end the output
+    """A tokenized request. `seed` in `params` is resolved (never None); `eos_ids` end the output
     unless `params.ignore_eos`. `key_ids` (int32 bytes, one a token) stand for the prompt where prompts of a `namespace` are
-    matched; empty, the prompt's own ids do. Answered by None, or by `QueueFull` / `PromptTooLong`."""
+    matched; empty, the prompt's own ids do. Answered by None, or by `QueueFull` / `PromptTooLong` / `InvalidRequest`."""
 
     request_id: str
     prompt_ids: bytes

@@ -52,7 +52,7 @@ class ScheduleActor(Actor[Admit | Abort | StopFound | StepDone | Tick]):
             case StepDone():
                 self._scheduler.complete(message)
             case Admit():
-                self._scheduler.add(message)
+                self._scheduler.add(message, time.monotonic())
             case StopFound() | Abort():
                 self._unheard.append(message)
                 self._end_requests()

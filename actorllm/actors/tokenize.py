@@ -23,7 +23,6 @@ class ModelLimits:
     """What a request is checked against."""
 
     vocab_size: int
-    context: int
     eos_ids: tuple[int, ...]
 
 
@@ -47,7 +46,7 @@ class TokenizeActor(Actor[Generate]):
         admit = Admit(
             request_id=message.request_id,
             prompt_ids=pack(ids),
-            params=self._resolve(message.params, len(ids)),
+            params=self._resolve(message.params),
             eos_ids=self._limits.eos_ids,
             arrived=message.arrived,
             wait_deadline=message.wait_deadline,
@@ -60,17 +59,11 @@ class TokenizeActor(Actor[Generate]):
             raise RequestFailed("the scheduler restarted while it admitted this request; send it again") from error
         return Accepted(message.request_id, admit.prompt_ids)
 
-    def _resolve(self, params: SamplingParams, prompt_len: int) -> SamplingParams:
-        """Parameters with nothing left open, so that a recomputed request repeats itself."""
+    def _resolve(self, params: SamplingParams) -> SamplingParams:
+        """Parameters with a seed, so that a recomputed request repeats itself."""
         self._check_ids(params.stop_token_ids, param="stop_token_ids")
         self._check_ids(params.logit_bias, param="logit_bias")
-        room = max(self._limits.context - prompt_len, 0)
-        return msgspec.structs.replace(
-            params,
-            seed=secrets.randbits(62) if params.seed is None else params.seed,
-            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-            min_tokens=min(params.min_tokens, room),
-        )
+        return msgspec.structs.replace(params, seed=secrets.randbits(62)) if params.seed is None else params
 
     def _check_ids(self, ids: "Sequence[int] | dict[int, float]", *, param: str) -> None:
         for token_id in ids:

@@ -21,6 +21,7 @@ PARTS = {
     "max_waiting": "scheduling",
     "host": "server",
     "port": "server",
+    "max_body": "server",
 }
 """Destination of a flag -> the part of the settings with a field of that name."""
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
+from actorllm.cli.sizes import byte_count
 from actorllm.engine import Engine
 from actorllm.errors import SettingsError
 from actorllm.server.app import create_app, start_site
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default 8000)")
     parser.add_argument("--max-waiting", type=int, help="requests that may wait before others are refused")
+    parser.add_argument("--max-body", type=byte_count, metavar="BYTES", help="longest body of a request (default 4MiB)")
     parser.add_argument(
         "--served-model-name", dest="served_names", nargs="+", metavar="NAME", help="names that clients may ask for"
     )

@@ -97,7 +97,8 @@ def grant_for(sequence: Sequence) -> Grant:
 
 
 def check_context(request: Request, context: int) -> None:
-    """Raises `PromptTooLong` unless the prompt leaves room for a token, `InvalidRequest` for an empty prompt."""
+    """Raises `PromptTooLong` unless the prompt leaves room for a token and for `max_tokens`, `InvalidRequest` for an empty
+    prompt and for more `min_tokens` than there may be."""
     if not request.prompt_len:
         raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
     if request.prompt_len + 1 > context:
@@ -105,6 +106,20 @@ def check_context(request: Request, context: int) -> None:
             f"the prompt has {request.prompt_len} tokens, but the context is {context} tokens and one must be left "
             f"for the output: shorten the prompt to at most {context - 1} tokens, or serve with a larger --context",
             param="prompt",
+        )
+    room = context - request.prompt_len
+    if request.max_tokens > room:
+        raise PromptTooLong(
+            f"the prompt has {request.prompt_len} tokens and max_tokens is {request.max_tokens}, together "
+            f"{request.prompt_len + request.max_tokens}, but the context is {context} tokens: lower max_tokens to at most {room}, "
+            "leave it out to use what the context has room for, shorten the prompt, or serve with a larger --context",
+            param="max_tokens",
+        )
+    if request.params.min_tokens > request.max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {request.params.min_tokens}, but at most {request.max_tokens} tokens can be generated: lower "
+            "min_tokens, or raise max_tokens where the context has room for it",
+            param="min_tokens",
         )
 
 

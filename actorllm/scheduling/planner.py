@@ -30,13 +30,13 @@ class Planner:
 
     def plan(self, now: float) -> StepBuilder:
         """The next step, empty when there is nothing to compute."""
-        self._admit(now)
+        self.admit(now)
         builder = StepBuilder(self._residents, self._max_step_tokens)
         self._plan_decodes(builder)
         self._plan_chunks(builder)
         return builder
 
-    def _admit(self, now: float) -> None:
+    def admit(self, now: float) -> None:
         """Let in who fits, strictly in order."""
         waiting, residents = self._waiting, self._residents
         while len(waiting):

@@ -109,7 +109,7 @@ class Sequence:
         request, params = self.request, self.request.params
         return RowSampling(
             temperature=params.temperature,
-            top_k=params.top_k,
+            top_k=max(params.top_k, 0),
             top_p=params.top_p,
             min_p=params.min_p,
             repetition_penalty=params.repetition_penalty,
@@ -126,7 +126,7 @@ class Sequence:
 class Request:
     """One request with its `n` choices.
 
-    `max_tokens` is capped to what the context leaves. `seed` is drawn once when the client gave none, so that
+    `max_tokens` is the client's, or else what the context leaves. `seed` is drawn once when the client gave none, so that
     recomputing gives the same tokens. `is_forked` tells that the choices have left the common prompt. `num_cached` tokens of
     the prompt were shared with a request that ran when this one first entered.
     """
@@ -167,7 +167,8 @@ class Request:
         self.num_cached = 0
         self.params = params
         room = context - self.prompt_len
-        self.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        usual_tokens = room if params.usual_tokens is None else min(params.usual_tokens, room)
+        self.max_tokens = usual_tokens if params.max_tokens is None else params.max_tokens
         self.seed = random.getrandbits(63) if params.seed is None else params.seed
         self.eos_ids = admit.eos_ids
         self.end_ids = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else admit.eos_ids)

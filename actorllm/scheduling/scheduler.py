@@ -70,7 +70,7 @@ class Scheduler:
 
     # --- what comes in ---
 
-    def add(self, admit: Admit) -> None:
+    def add(self, admit: Admit, now: float) -> None:
         """Take a request into the table. Raises `QueueFull`, `PromptTooLong`, `InvalidRequest`."""
         if admit.request_id in self._table:
             raise InvalidRequest(f"a request with id {admit.request_id!r} is running already", param="request_id")
@@ -83,8 +83,10 @@ class Scheduler:
                 param="n",
             )
         self._admission.check(request)
+        if self._waiting.num_new >= self._settings.max_waiting:
+            self._planner.admit(now)  # those that came since the last plan and fit the device do not wait
         if self._waiting.num_new >= self._settings.max_waiting and not request.has_nothing_to_compute:
-            raise QueueFull(f"{self._waiting.num_new} requests wait already; try again later")
+            raise QueueFull(f"{self._waiting.num_new} requests wait already; try again later, or raise --max-waiting")
         self._table.insert(request)
         self._deadlines.add(request)
         request.rank = self._policy(request)

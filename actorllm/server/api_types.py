@@ -50,7 +50,7 @@ UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 # Where a client's field has another name or form than ours, or does not concern sampling at all.
-PASSED_ON = frozenset(SamplingParams.__struct_fields__) - {"stop", "logprobs", "max_tokens", "n"}
+PASSED_ON = frozenset(SamplingParams.__struct_fields__) - {"stop", "logprobs", "max_tokens", "usual_tokens", "n"}
 MAX_CHOICES = 1024
 """Prompts times n of one HTTP request."""
 
@@ -157,8 +157,11 @@ class CompletionBody(RequestBody, kw_only=True):
 
     def params(self, defaults: SamplingParams) -> SamplingParams:
         """Sampling parameters; `echo` with `logprobs` scores the prompt as well."""
-        max_tokens = DEFAULT_COMPLETION_TOKENS if self.longest is None else self.longest
-        own: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": self.logprobs}
+        own: dict[str, Any] = {
+            "max_tokens": self.longest,
+            "usual_tokens": max(DEFAULT_COMPLETION_TOKENS, self.min_tokens or 0),
+            "logprobs": self.logprobs,
+        }
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             own["prompt_logprobs"] = self.logprobs
         return self.sampling(defaults, **own)

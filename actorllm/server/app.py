@@ -35,6 +35,9 @@ logger = logging.getLogger("actorllm.requests")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_HEADER = 16 * 1024
+POLLED = ("/health", "/metrics")
+"""Routes that are asked every few seconds, and not logged unless they fail."""
+
 CLIENT_LEFT = 499
 """The status that stands in the log for a client that did not wait for its answer."""
 
@@ -186,9 +189,8 @@ def _log(request: web.Request, status: int, seconds: float) -> None:
     details = "" if generation is None else " " + generation.log_fields()
     if ERROR in request:
         details += f" error={request[ERROR]}"
-    is_poll = request.method == "GET" and status < 400
-    level = logging.DEBUG if is_poll else logging.INFO
     path = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
+    level = logging.DEBUG if path in POLLED and status < 400 else logging.INFO
     logger.log(level, "%s %s %s status=%d seconds=%.3f%s", request[REQUEST_ID], request.method, path, status, seconds, details)
 
 
@@ -201,9 +203,10 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
         request[ERROR] = type(error).__name__
         return error_reply(error)
     except web.HTTPException as error:
-        message = f"{request.method}: {error.reason}"
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-        return json_reply(error_body(message, error.status), status=error.status, headers=headers)
+        body = error_body("", error.status, code=type(error).__name__.removeprefix("HTTP"))
+        body["error"]["message"] = _refusal(request, error)  # as it is: routes look like private paths
+        return json_reply(body, status=error.status, headers=headers)
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT)  # nobody reads it, and aiohttp would log this as an error of ours
     except asyncio.CancelledError:
@@ -212,6 +215,19 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
         request[ERROR] = "internal"
         logging.getLogger(__name__).exception("request %s failed", request[REQUEST_ID])
         return json_reply(internal_error(), status=500)
+
+
+def _refusal(request: web.Request, error: web.HTTPException) -> str:
+    """What is wrong and the mend, for what aiohttp refuses by itself."""
+    match error:
+        case web.HTTPMethodNotAllowed():
+            return f"{request.method} is not a method of {request.path[:80]}: use {' or '.join(sorted(error.allowed_methods))}"
+        case web.HTTPNotFound():
+            routes = sorted({resource.canonical for resource in request.app.router.resources()})
+            return f"there is no route {request.path[:80]}; routes are {', '.join(routes)}"
+        case web.HTTPRequestEntityTooLarge():
+            return f"the body is larger than {request.client_max_size} bytes: send less at once, or serve with a larger --max-body"
+    return f"{request.method}: {error.reason}"
 
 
 def _guarding(bound_host: str) -> Any:

@@ -35,6 +35,7 @@ class Generation:
         self._began = time.monotonic()
         self._last_token: float | None = None
         self._leaving = AsyncExitStack()
+        self._is_left = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -42,6 +43,7 @@ class Generation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_left = kind is not None and issubclass(kind, asyncio.CancelledError)
         await self._leaving.aclose()
         self._metrics.ended(self.streams, time.monotonic() - self._began)
 
@@ -102,7 +104,7 @@ class Generation:
 
     def log_fields(self) -> str:
         """What a log line says of it once it is over."""
-        reasons = sorted({reason for stream in self.streams for reason in stream.ends()})
+        reasons = sorted({reason for stream in self.streams for reason in stream.ends()} | ({"abort"} if self._is_left else set()))
         first = "-" if self.first_token_seconds is None else f"{self.first_token_seconds:.3f}"
         tokens = f"prompt_tokens={self.num_prompt_tokens} output_tokens={self.num_output_tokens}"
         return f"{tokens} ttft={first} finish={','.join(reasons) or '-'}"

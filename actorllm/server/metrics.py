@@ -4,9 +4,11 @@ One registry per server. Gauges are read when they are scraped.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from actorllm.engine import Engine
 from actorllm.scheduling.request import FinishedRequest
@@ -19,11 +21,28 @@ REQUEST_SUCCESS = "Choices that ended, by reason: stop and length succeeded, err
 """The help of a counter whose name is the one that dashboards know."""
 
 
+class EngineCollector(Collector):
+    """The engine's own statistics, read when they are scraped."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Gauges of this moment, then counters, which never go back."""
+        now = self._engine.statistics()
+        usage = sum(now.slots_in_use) / max(sum(now.num_slots), 1)
+        yield GaugeMetricFamily("actorllm_num_requests_running", "Choices that hold a row of the device", now.num_running)
+        yield GaugeMetricFamily("actorllm_num_requests_waiting", "Requests that wait to run", now.num_waiting)
+        yield GaugeMetricFamily("actorllm_kv_cache_usage_perc", "Share of token slots in use, 0 to 1", usage)
+        yield CounterMetricFamily("actorllm_pauses", "Pauses for lack of slots", now.num_pauses)
+        yield CounterMetricFamily("actorllm_restarts", "Restarts of actors", now.num_restarts)
+        yield CounterMetricFamily("actorllm_steps", "Device steps", now.num_steps)
+
+
 class Metrics:
     """What `/metrics` shows; every name begins with `actorllm_`."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
         self._registry = CollectorRegistry()
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of ended requests")
         self.generation_tokens = self._counter("generation_tokens", "Generated tokens of ended requests")
@@ -36,17 +55,7 @@ class Metrics:
         self.loop_lag = self._histogram("loop_lag_seconds", "How late the event loop wakes a timer", LAG_SECONDS)
         self.chat_sockets = Gauge("actorllm_chat_sockets", "Chat sockets that are open", registry=self._registry)
         engine.finished_listeners.append(self.queued)
-        self._gauges = {
-            name: Gauge(f"actorllm_{name}", text, registry=self._registry)
-            for name, text in (
-                ("num_requests_running", "Choices that hold a row of the device"),
-                ("num_requests_waiting", "Requests that wait to run"),
-                ("num_pauses", "Pauses so far for lack of slots"),
-                ("num_restarts", "Restarts of actors so far"),
-                ("num_steps", "Device steps so far"),
-                ("kv_cache_usage_perc", "Share of token slots in use, 0 to 1"),
-            )
-        }
+        self._registry.register(EngineCollector(engine))
 
     def queued(self, record: FinishedRequest) -> None:
         """Observe how long a request waited, if it ever ran."""
@@ -64,18 +73,6 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition text."""
-        now = self._engine.statistics()
-        used, total = sum(now.slots_in_use), max(sum(now.num_slots), 1)
-        values = {
-            "num_requests_running": now.num_running,
-            "num_requests_waiting": now.num_waiting,
-            "num_pauses": now.num_pauses,
-            "num_restarts": now.num_restarts,
-            "num_steps": now.num_steps,
-            "kv_cache_usage_perc": used / total,
-        }
-        for name, value in values.items():
-            self._gauges[name].set(value)
         return generate_latest(self._registry)
 
     async def watch_loop(self) -> None:

@@ -95,7 +95,7 @@ class Drive:
             arrived=self.now,
             **own,
         )
-        self.scheduler.add(admit)
+        self.scheduler.add(admit, self.now)
         self.admits[request_id] = admit
         for choice in range(admit.params.n):
             self.choices[request_id, choice] = Received()

@@ -150,7 +150,7 @@ class GenerationDefaults(Struct, frozen=True, kw_only=True):
     def params(self) -> SamplingParams:
         """The same as `SamplingParams`. Raises `TokenizerError` for a value out of its range."""
         stated = {
-            "max_tokens": self.max_new_tokens,
+            "usual_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,

@@ -213,6 +213,7 @@ async def test_running_requests_outlive_what_restarts(
     encode: bool,
 ) -> None:
     async with running(stories_settings(encode=encode), golden) as streams:
+        num_steps = streams.engine.statistics().num_steps
         fault = breaks(monkeypatch)
         during = await streams.one_more(0)  # what stood at the broken place may be told to come again
         assert fault.has_struck.is_set()
@@ -225,6 +226,7 @@ async def test_running_requests_outlive_what_restarts(
         await until(lambda: has_slots_back(streams.engine))
         assert streams.engine.is_healthy
         assert streams.engine.statistics().num_restarts in (1, 2)  # schedule and execute go together
+        assert streams.engine.statistics().num_steps >= num_steps + PARAMS.max_tokens  # counted on over the restart
         ids = sorted(record.request_id for record in streams.finished)
         assert len(ids) == len(set(ids)) == NUM_STREAMS + 2 - is_next_refused
 

@@ -75,7 +75,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         except QueueFull:
             assert num_waiting == MAX_WAITING
         except InvalidRequest:
-            assert n > drive.settings.max_running or (n > 1 and drive.settings.admission == "reserve")
+            is_past_context = prompt_len + fields["max_tokens"] > CONTEXT
+            assert is_past_context or n > drive.settings.max_running or (n > 1 and drive.settings.admission == "reserve")
 
     @rule()
     def launch(self) -> None:

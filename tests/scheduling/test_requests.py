@@ -38,13 +38,24 @@ def test_an_empty_prompt_is_refused():
 
 
 def test_a_full_queue_is_refused_until_someone_runs():
-    drive = new_drive(max_waiting=2)
-    drive.add("a", [1], max_tokens=3)
-    drive.add("b", [1], max_tokens=3)
+    drive = new_drive(max_waiting=2, max_running=1)
+    for name in "abc":
+        drive.add(name, [1], max_tokens=3)
     with pytest.raises(QueueFull, match="2 requests wait"):
-        drive.add("c", [1], max_tokens=3)
-    drive.round()
-    drive.add("c", [1], max_tokens=3)
+        drive.add("d", [1], max_tokens=3)
+    drive.run()
+    drive.add("d", [1], max_tokens=3)
+
+
+def test_whoever_fits_the_device_does_not_count_as_waiting():
+    drive = new_drive(max_waiting=1, max_running=4)
+    for name in "abcde":  # in one burst: nothing has been planned yet
+        drive.add(name, [1], max_tokens=3)
+    assert (drive.scheduler.num_running, drive.scheduler.num_waiting) == (4, 1)
+    with pytest.raises(QueueFull, match="1 requests wait"):
+        drive.add("f", [1], max_tokens=3)
+    drive.run()
+    assert [drive.ids(name) for name in "abcde"] == [drive.expected(name) for name in "abcde"]
 
 
 def test_more_choices_than_rows_are_refused():
@@ -70,19 +81,42 @@ def test_a_running_id_is_refused_and_may_be_used_again_later():
     drive = new_drive()
     drive.add("a", [1], max_tokens=2)
     with pytest.raises(InvalidRequest, match="'a' is running already"):
-        drive.scheduler.add(drive.admits["a"])
+        drive.scheduler.add(drive.admits["a"], drive.now)
     drive.run()
-    drive.scheduler.add(drive.admits["a"])
+    drive.scheduler.add(drive.admits["a"], drive.now)
 
 
 # --- ends ---
 
 
-def test_max_tokens_are_capped_by_the_context():
+def test_without_max_tokens_the_output_goes_up_to_the_context_or_the_usual_length():
     drive = new_drive(context=12)
-    drive.add("a", range(8), max_tokens=50)
+    drive.add("a", range(8))
+    drive.add("b", range(8), usual_tokens=50)
+    drive.add("c", range(8), usual_tokens=3)
     drive.run()
-    assert len(drive.ids("a")) == 4 and drive.choices["a", 0].finish == "length"
+    assert [len(drive.ids(name)) for name in "abc"] == [4, 4, 3]
+    assert {drive.choices[name, 0].finish for name in "abc"} == {"length"}
+
+
+def test_more_tokens_than_the_context_has_room_for_are_refused():
+    drive = new_drive(context=12)
+    with pytest.raises(PromptTooLong, match=r"8 tokens and max_tokens is 5, together 13, .* 12 tokens: .* at most 4") as caught:
+        drive.add("a", range(8), max_tokens=5)
+    assert caught.value.param == "max_tokens"
+    with pytest.raises(InvalidRequest, match=r"min_tokens is 5, but at most 4") as caught:
+        drive.add("a", range(8), min_tokens=5)
+    assert caught.value.param == "min_tokens"
+    drive.add("a", range(8), max_tokens=4, min_tokens=4)
+    drive.run()
+    assert len(drive.ids("a")) == 4
+
+
+def test_top_k_of_minus_one_is_off():
+    drive = new_drive()
+    drive.add("a", [1], max_tokens=1, top_k=-1)
+    step = drive.launch()
+    assert step is not None and step.opened[0].sampling.top_k == 0
 
 
 @pytest.mark.parametrize("ends", [{"eos_ids": (5,)}, {"stop_token_ids": (5,)}])

@@ -77,9 +77,20 @@ async def test_bodies_that_are_no_json_objects(echo) -> None:
 
 async def test_routes_hosts_and_ids(echo) -> None:
     status, answer = await echo.get("/v1/nothing")
-    assert status == 404 and "message" in answer["error"]
+    assert status == 404 and "/v1/nothing; routes are" in answer["error"]["message"]
+    for route in ("/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/health"):
+        assert route in answer["error"]["message"]
+    assert (set(answer["error"]), answer["error"]["code"]) == ({"message", "type", "param", "code"}, "NotFound")
     async with echo.client.get(echo.address + "/v1/completions") as response:
-        assert response.status == 405
+        assert (response.status, response.headers["Allow"]) == (405, "POST")
+        answer = await response.json()
+    assert answer["error"]["message"] == "GET is not a method of /v1/completions: use POST"
+    assert (set(answer["error"]), answer["error"]["code"]) == ({"message", "type", "param", "code"}, "MethodNotAllowed")
+    async with echo.client.post(echo.address + "/v1/completions", json={"prompt": "a" * 5_000_000}) as response:
+        assert response.status == 413
+        answer = await response.json()
+    assert "4194304 bytes" in answer["error"]["message"] and "--max-body" in answer["error"]["message"]
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
     async with echo.client.get(echo.address + "/health", headers={"Host": "evil.example"}) as response:
         assert response.status == 403
     async with echo.client.get(echo.address + "/health", headers={"X-Request-Id": "abc-1"}) as response:
@@ -93,6 +104,35 @@ async def test_a_prompt_over_the_context_names_both_numbers(stories) -> None:
     assert status == 400
     assert "600" in answer["error"]["message"] and "512" in answer["error"]["message"]
     assert answer["error"]["code"] == "PromptTooLong"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_more_tokens_than_the_context_has_room_for_are_refused_by_the_numbers(stories, *, stream: bool) -> None:
+    prompt = {"prompt": [5] * 500, "stream": stream}
+    status, answer = await stories.post("/v1/completions", {**prompt, "max_tokens": 20})
+    assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "PromptTooLong", "max_tokens")
+    for number in ("500", "20", "520", "512", "at most 12"):
+        assert number in answer["error"]["message"]
+    for fields, param in (({"max_tokens": 4, "min_tokens": 5}, "min_tokens"), ({"min_tokens": 13}, "min_tokens")):
+        status, answer = await stories.post("/v1/completions", {**prompt, **fields})
+        assert (status, answer["error"]["param"]) == (400, param), answer
+
+
+async def test_without_max_tokens_a_long_prompt_gets_what_is_left(stories) -> None:
+    status, answer = await stories.post("/v1/completions", {"prompt": [5] * 505, "ignore_eos": True})
+    assert status == 200 and answer["usage"]["completion_tokens"] == 7
+    status, answer = await stories.post("/v1/completions", {"prompt": [5] * 12, "ignore_eos": True, "top_k": -1})
+    assert status == 200 and answer["usage"]["completion_tokens"] == 16
+
+
+async def test_texts_to_tokenize_are_bounded_as_requests_are() -> None:
+    async with serving(max_waiting=2, max_running=1) as served:
+        body = {"prompt": "the " * 20_000}
+        results = await asyncio.gather(*(served.post("/tokenize", body) for _ in range(12)))
+        assert {status for status, _ in results} == {200, 429}
+        assert sum(status == 200 for status, _ in results) >= 3
+        assert {answer["error"]["code"] for status, answer in results if status == 429} == {"QueueFull"}
+        assert (await served.post("/tokenize", body))[0] == 200
 
 
 async def test_no_chat_template_says_so(stories_dir, tmp_path) -> None:
@@ -110,8 +150,7 @@ async def test_a_full_queue_refuses_and_the_rest_finish() -> None:
     async with serving(max_waiting=2, max_running=1) as served:
         body = {"prompt": "the", "max_tokens": 60, "temperature": 0}
         results = await asyncio.gather(*(served.post("/v1/completions", body) for _ in range(12)))
-        statuses = [status for status, _ in results]
-        assert set(statuses) == {200, 429}
+        assert sorted(status for status, _ in results) == [200] * 3 + [429] * 9
         assert {answer["error"]["code"] for status, answer in results if status == 429} == {"QueueFull"}
         assert served.engine.statistics().slots_in_use == (0,)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -34,6 +35,30 @@ async def test_a_client_that_leaves_aborts_its_request(fake: Fake, *, moment: st
     request.cancel()
     await until(lambda: fake.engine.aborted)
     assert len(fake.engine.aborted) == 1
+
+
+async def test_a_client_that_leaves_before_its_stream_exists_is_logged_as_aborted(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="actorllm.requests")
+    fake.engine.admits.clear()
+    request = fake.post({"prompt": "a"})
+    await until(lambda: fake.engine.submitted)
+    request.cancel()
+    await until(lambda: "status=499" in caplog.text)
+    assert "finish=abort" in caplog.text
+
+
+async def test_every_request_has_a_log_line_but_polls(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="actorllm.requests")
+    for path in ("/v1/models", "/health", "/metrics", "/version", "/v1/nothing"):
+        async with fake.client.get(fake.address + path):
+            pass
+    fake.engine.is_healthy = False
+    async with fake.client.get(fake.address + "/health"):
+        pass
+    lines = [record.getMessage().split() for record in caplog.records if record.name == "actorllm.requests"]
+    assert [(line[2], line[3]) for line in lines] == [
+        ("/v1/models", "status=200"), ("/version", "status=200"), ("unknown", "status=404"), ("/health", "status=503"),
+    ]  # fmt: skip
 
 
 async def test_a_write_to_a_client_that_has_left_is_no_error_of_the_server(
@@ -178,7 +203,7 @@ async def params_of(fake: Fake, body: dict, path: str = COMPLETIONS) -> Any:
 
 async def test_the_request_wins_over_the_checkpoint_and_null_does_not(fake: Fake) -> None:
     _, params, timeout = await params_of(fake, {"temperature": 0.2, "top_k": None, "timeout": 3})
-    assert (params.temperature, params.top_k, params.max_tokens, timeout) == (0.2, 5, 16, 3.0)
+    assert (params.temperature, params.top_k, params.max_tokens, params.usual_tokens, timeout) == (0.2, 5, None, 16, 3.0)
     _, params, timeout = await params_of(fake, {"temperature": None, "max_tokens": 0})
     assert (params.temperature, params.max_tokens, timeout) == (0.7, 0, None)
 
@@ -204,11 +229,28 @@ async def test_an_alias_is_served(fake: Fake) -> None:
         assert [card["id"] for card in (await response.json())["data"]] == ["fake", "alias"]
 
 
+async def test_a_loop_that_is_held_up_shows_in_its_lag(fake: Fake) -> None:
+    async def sum_and_longest() -> tuple[float, float]:
+        async with fake.client.get(fake.address + "/metrics") as response:
+            text = await response.text()
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("actorllm_loop_lag_seconds"))
+        count, below = (float(values[f"actorllm_loop_lag_seconds_{name}"]) for name in ("count", 'bucket{le="0.2"}'))
+        return float(values["actorllm_loop_lag_seconds_sum"]), count - below
+
+    await asyncio.sleep(0)  # the watch has begun to sleep
+    before = await sum_and_longest()
+    time.sleep(0.5)  # noqa: ASYNC251 (it is the loop that is held up)
+    async with asyncio.timeout(10):
+        while (after := await sum_and_longest())[1] == before[1]:  # noqa: ASYNC110 (a timer measures it)
+            await asyncio.sleep(0.01)
+    assert after[0] - before[0] > 0.2
+
+
 async def test_metrics_have_the_names_of_dashboards(fake: Fake) -> None:
     names = [
         "num_requests_running", "num_requests_waiting", "prompt_tokens_total", "generation_tokens_total", "request_success_total",
         "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
-        "kv_cache_usage_perc", "loop_lag_seconds",
+        "kv_cache_usage_perc", "loop_lag_seconds", "pauses_total", "restarts_total", "steps_total",
     ]  # fmt: skip
 
     async def read() -> str:

@@ -264,7 +264,7 @@ def test_generation_defaults(save: Save) -> None:
         eos_ids=(5, 6), bos_id=1, temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.1, max_new_tokens=99
     )
     params = load_generation_config(folder).params()
-    assert (params.temperature, params.top_k, params.max_tokens, params.min_p) == (0.7, 20, 99, 0.0)
+    assert (params.temperature, params.top_k, params.max_tokens, params.usual_tokens, params.min_p) == (0.7, 20, None, 99, 0.0)
 
 
 def test_not_sampling_is_temperature_zero(save: Save) -> None:
