@@ -43,7 +43,7 @@ def allowed(scores_SV: Tensor, parameters: FilterParameters) -> Tensor:
     width = parameters.max_k
     if parameters.has_nucleus:
         # reading `is_enough` back would stall a GPU, which sorts fast anyhow
-        width = vocab_size if scores_SV.is_cuda else max(width, min(NARROW, vocab_size))
+        width = vocab_size if not scores_SV.is_cpu else max(width, min(NARROW, vocab_size))
     sorted_SW, num_kept_S, is_enough_S = _num_kept(scores_SV, parameters, width)
     if parameters.has_nucleus and width < vocab_size and not bool(is_enough_S.all()):
         sorted_SW, num_kept_S, _ = _num_kept(scores_SV, parameters, vocab_size)

@@ -29,9 +29,9 @@ class TokenCounts:
     def open(self, row: int, prompt_ids: Tensor, output_ids: Tensor) -> None:
         """Start the counts of `row` from ids [N] int64 on the device."""
         output_RV, prompt_RV = self._tables()
-        output_RV[row] = torch.bincount(output_ids, minlength=self._shape[1])
-        prompt_RV[row] = False
-        prompt_RV[row, prompt_ids] = True
+        # not bincount, which waits for a GPU to tell the largest id
+        output_RV[row].zero_().index_add_(0, output_ids, torch.ones_like(output_ids, dtype=output_RV.dtype))
+        prompt_RV[row].zero_().index_fill_(0, prompt_ids, True)
 
     def penalize(self, logits_SV: Tensor, rows_S: Tensor, penalties_S3: Tensor) -> Tensor:
         """The logits after the penalties; columns of `penalties_S3` are repetition, presence, frequency."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from actorllm.execution.forward import forward
 from actorllm.execution.kv_pool import KVPool, SlotTables
 from actorllm.execution.logprobs import Scores, score_in_blocks
-from actorllm.execution.sampler import Sampled, Sampler
-from actorllm.execution.step import PromptTokens, StepInputs, StepReader, int32
+from actorllm.execution.sampler import Sampled, SamplePlan, Sampler
+from actorllm.execution.step import PromptTokens, StepReader
+from actorllm.execution.upload import Upload
 from actorllm.messages import Step, StepDone, TopLogprobs, pack
 from actorllm.models.contract import CausalLM
 
@@ -62,7 +63,7 @@ class Forwarded:
     """A step whose forward pass is launched. `logits_SV` is None if nothing is sampled."""
 
     step: Step
-    inputs: StepInputs
+    plan: SamplePlan
     logits_SV: Tensor | None
     prompts: tuple[tuple[Scores | None, int], ...]
     started: float
@@ -137,30 +138,25 @@ class ResidentRunner:
     def forward(self, step: Step) -> Forwarded:
         """The first phase: rows end and begin, the cache is written, logits are computed."""
         started = time.perf_counter()
-        for row in step.closed:
-            self._sampler.close(row)
-        for opened in step.opened:
-            self._reader.open(opened)
-            self._sampler.open(
-                opened.row, opened.sampling, prompt_ids=int32(opened.prompt_ids), output_ids=int32(opened.output_ids)
-            )
-        inputs = self._reader.read(step)
-        state = forward(self.model, inputs.batch, layer=self._layer)
-        if not inputs.samples.rows and not inputs.prompts:  # the chunks of a long prompt need neither norm nor head
-            return Forwarded(step, inputs, None, (), started)
+        upload = Upload(self._device)
+        parts = self._reader.add(step, upload)
+        plan = self._plan_samples(step, upload)
+        upload.send()
+        state = forward(self.model, self._reader.batch(parts), layer=self._layer)
+        if not plan.rows and not parts.prompts:  # the chunks of a long prompt need neither norm nor head
+            return Forwarded(step, plan, None, (), started)
         hidden_TD = self.model.norm(state)
-        prompts = tuple((self._score(tokens, hidden_TD), tokens.width) for tokens in inputs.prompts)
-        logits_SV = self.model.head(hidden_TD[inputs.sample_tokens_S]) if inputs.samples.rows else None
-        return Forwarded(step, inputs, logits_SV, prompts, started)
+        prompts = tuple((self._score(tokens, hidden_TD), tokens.width) for tokens in parts.prompts)
+        logits_SV = self.model.head(hidden_TD[parts.sample_tokens_S.tensor]) if plan.rows else None
+        return Forwarded(step, plan, logits_SV, prompts, started)
 
     @torch.inference_mode()
     def sample(self, forwarded: Forwarded, *, allowed: Mapping[int, Tensor] | None = None) -> Launched:
         """The second phase; the results are on their way to the host."""
         sampled = Sampled(torch.empty(0, dtype=torch.int64))
         if forwarded.logits_SV is not None:
-            samples = forwarded.inputs.samples
-            found = self._sampler.sample(forwarded.logits_SV, samples, allowed=allowed)
-            self._reader.remember(samples.rows_S, found.ids_S)
+            found = self._sampler.sample(forwarded.logits_SV, forwarded.plan, allowed=allowed)
+            self._reader.remember(forwarded.plan.rows_S.tensor, found.ids_S)
             scores = found.scores.to_host() if found.scores is not None else None
             sampled = Sampled(found.ids_S.to("cpu", non_blocking=True), found.scored, found.widths, scores)
         ready = None
@@ -169,12 +165,26 @@ class ResidentRunner:
             ready.record()
         return Launched(forwarded.step, sampled, forwarded.prompts, ready, forwarded.started)
 
+    def _plan_samples(self, step: Step, upload: Upload) -> SamplePlan:
+        """Rows end and begin, then the step's samples are known."""
+        for row in step.closed:
+            self._sampler.close(row)
+        for opened in step.opened:
+            self._sampler.open(
+                opened.row, opened.sampling, prompt_ids=opened.prompt_ids, output_ids=opened.output_ids, upload=upload
+            )
+        return self._sampler.plan(step.sample_to, step.sample_positions, upload)
+
     def _score(self, tokens: PromptTokens, hidden_TD: Tensor) -> Scores | None:
         """A prompt's logprobs, on their way to the host; None if no token of it has a next one."""
-        if len(tokens.rows_N) == 0:
+        if not tokens.num_tokens:
             return None
         scores = score_in_blocks(
-            self.model.head, hidden_TD[tokens.rows_N], ids_N=tokens.next_ids_N, width=tokens.width, vocab_size=self._vocab_size
+            self.model.head,
+            hidden_TD[tokens.rows_N.tensor],
+            ids_N=tokens.next_ids_N.tensor,
+            width=tokens.width,
+            vocab_size=self._vocab_size,
         )
         return scores.to_host()
 

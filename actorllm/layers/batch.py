@@ -45,18 +45,21 @@ class GivenEmbeddings:
 class Batch:
     """One step's inputs on one device.
 
-    `write_slots_T[g]` are the slots that this batch's tokens take in group g; `slot_tables[g]` is
+    `rows_T` is each token's row of the slot tables. `write_slots_T[g]` are the slots that this batch's tokens take in group g; `slot_tables[g]` is
     [num_rows, context] int32, of which row `span.row`, columns `[0, span.seq_len)` are valid (behind a
-    window they may be stale), the batch's own tokens included. `tables` is whatever `model.prepare` returned; `keys`
+    window they may be stale), the batch's own tokens included. `spans_B4` are the spans as int32 on the device
+    (row, start, query_len, seq_len), which a GPU's kernels read. `tables` is whatever `model.prepare` returned; `keys`
     is where attention layers keep, per cache group, what all layers of the step share.
     """
 
     token_ids_T: Tensor
     positions_T: Tensor
+    rows_T: Tensor
     spans: tuple[Span, ...]
     write_slots_T: tuple[Tensor, ...]
     slot_tables: tuple[Tensor, ...]
     cache: KVCache
     given: tuple[GivenEmbeddings, ...] = ()
+    spans_B4: Tensor | None = None
     tables: Any = None
     keys: dict[int, Any] = field(default_factory=dict)

@@ -82,6 +82,7 @@ class TinyCache:
         return Batch(
             token_ids_T=self._longs(ids),
             positions_T=self._longs(positions),
+            rows_T=self._longs([span.row for span in spans for _ in range(span.query_len)]),
             spans=tuple(spans),
             write_slots_T=tuple(self._longs(slots) for slots in written),
             slot_tables=self._tables,

@@ -5,14 +5,11 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from actorllm.execution.sampler import Sampled, Sampler, Samples
+from actorllm.execution.sampler import Sampled, Sampler
+from actorllm.execution.upload import Upload
+from actorllm.messages import RowSampling, pack
 
 CPU = torch.device("cpu")
-NOTHING = torch.empty(0, dtype=torch.int32)
-
-
-def samples(rows: list[int], positions: list[int]) -> Samples:
-    return Samples(rows, positions, torch.tensor(rows), torch.tensor(positions))
 
 
 class Bench:
@@ -22,14 +19,21 @@ class Bench:
         self.sampler = Sampler(vocab_size, max_running=max(8, len(rows)), device=CPU, **options)
         self.num_rows = len(rows)
         for row, values in enumerate(rows):
-            prompt = torch.tensor(values.get("prompt", []), dtype=torch.int32)
-            output = torch.tensor(values.get("output", []), dtype=torch.int32)
+            seen = {f"{name}_ids": pack(values.get(name, ())) for name in ("prompt", "output")}
             values = {key: value for key, value in values.items() if key not in ("prompt", "output")}
-            self.sampler.open(row, sampling(**values), prompt_ids=prompt, output_ids=output)
+            self.open(row, sampling(**values), **seen)
+
+    def open(self, row: int, sampling: RowSampling, *, prompt_ids: bytes = b"", output_ids: bytes = b"") -> None:
+        upload = Upload(CPU)
+        self.sampler.open(row, sampling, prompt_ids=prompt_ids, output_ids=output_ids, upload=upload)
+        upload.send()
 
     def sample(self, logits: torch.Tensor, position: int = 0, rows: list[int] | None = None) -> Sampled:
         rows = list(range(self.num_rows)) if rows is None else rows
-        return self.sampler.sample(logits.clone(), samples(rows, [position] * len(rows)))
+        upload = Upload(CPU)
+        plan = self.sampler.plan(pack(rows), pack([position] * len(rows)), upload)
+        upload.send()
+        return self.sampler.sample(logits.clone(), plan)
 
 
 def test_greedy_takes_the_best_token(sampling) -> None:
@@ -126,7 +130,7 @@ def test_a_row_starts_without_its_predecessors_counts(sampling) -> None:
     logits = torch.tensor([[1.0, 0.5, 0.0]])
     assert bench.sample(logits).ids_S.item() == 1
     bench.sampler.close(0)
-    bench.sampler.open(0, sampling(presence_penalty=2.0), prompt_ids=NOTHING, output_ids=NOTHING)
+    bench.open(0, sampling(presence_penalty=2.0))
     assert bench.sample(logits).ids_S.item() == 0
 
 

@@ -48,12 +48,13 @@ class RaggedKeys:
 
     `spans` are `(row, query_len, seq_len)` in the order of the flat batch; row `row` of `slot_table` [R, C] int32 holds
     that sequence's slots. With a `window` W a query at position p sees keys `p - W + 1 .. p`; slots further back are not
-    read.
+    read. `given_spans_B4` is `device_spans_B4` where the caller has it on the device already.
     """
 
     spans: tuple[tuple[int, int, int], ...]
     slot_table: Tensor
     window: int | None = None
+    given_spans_B4: Tensor | None = None
 
     @functools.cached_property
     def spans_B3(self) -> Tensor:
@@ -63,6 +64,8 @@ class RaggedKeys:
     @functools.cached_property
     def device_spans_B4(self) -> Tensor:
         """(row, start in the flat batch, query_len, seq_len) of each span as int32 beside the slot table, for the Triton kernels."""
+        if self.given_spans_B4 is not None:
+            return self.given_spans_B4
         starts = itertools.accumulate((query_len for _, query_len, _ in self.spans), initial=0)
         entries = [(row, start, query_len, seq_len) for (row, query_len, seq_len), start in zip(self.spans, starts, strict=False)]
         device = self.slot_table.device

@@ -60,7 +60,7 @@ class EchoLayer(nn.Module):
         stored = batch.cache.buffer(0, self.index, "tokens")
         digits_T3 = torch.stack((ids_T // DIGIT, ids_T % DIGIT, places_T % DIGIT), dim=1)
         stored[batch.write_slots_T[0]] = digits_T3.to(stored.dtype)
-        rows_T, table = batch.tables, batch.slot_tables[0]
+        rows_T, table = batch.rows_T, batch.slot_tables[0]
         own_T3 = stored[table[rows_T, places_T]].long()
         before_T3 = stored[table[rows_T, (places_T - 1).clamp(min=0)]].long()
         is_chained_T = (places_T == 0) | (before_T3[:, 2] == (places_T - 1) % DIGIT)
@@ -80,13 +80,6 @@ class EchoForCausalLM(CausalLM):
     @property
     def cache_groups(self) -> Sequence[CacheGroup]:
         return (CacheGroup("tokens", tuple(range(self.config.num_layers)), (CacheBuffer("tokens", (3,), is_exact=True),)),)
-
-    def prepare(self, batch: Batch) -> Tensor:
-        """Each token's device row [T]."""
-        device = batch.token_ids_T.device
-        rows_B = torch.tensor([span.row for span in batch.spans], device=device)
-        query_lens_B = torch.tensor([span.query_len for span in batch.spans], device=device)
-        return rows_B.repeat_interleave(query_lens_B, output_size=len(batch.token_ids_T))
 
     def embed(self, batch: Batch) -> Tensor:
         return batch.token_ids_T
