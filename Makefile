@@ -6,7 +6,7 @@ PACKAGES := $(addprefix -e ,$(PROJECTS))
 DEMO_FILES := config.json generation_config.json loss.svg model.safetensors tokenizer.json tokenizer_config.json training.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install install-dev serve test parity fuzz screenshots bench kernels lint types imports readme clean
+.PHONY: install install-dev serve test asan portable parity fuzz screenshots bench kernels lint types imports readme clean
 
 install: .venv/installed
 
@@ -40,6 +40,16 @@ fuzz: install-dev
 
 kernels: install-dev # Triton kernels: many more random batches, and every shape compiled for sm_80 and sm_90
 	KERNEL_CASES=200 $(BIN)/python -m pytest -q tests/kernels
+
+CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py elementwise_cpu.py linear.py latent_attention.py)
+
+asan: install-dev # the C++ kernels' tests under the address and undefined-behaviour sanitizers
+	XDG_CACHE_HOME=build/asan ACTORLLM_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/python -m pytest -q -p no:cacheprovider --timeout 600 $(CPU_KERNEL_TESTS)
+
+portable: install-dev # the same tests on the paths for processors without vector instructions
+	XDG_CACHE_HOME=build/portable ACTORLLM_CXXFLAGS=-march=x86-64 $(BIN)/python -m pytest -q $(CPU_KERNEL_TESTS)
 
 screenshots: install-dev
 	$(BIN)/python -m tests.server.page.screenshots

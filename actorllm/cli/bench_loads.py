@@ -77,7 +77,7 @@ async def measure(settings: EngineSettings, loads: Loads) -> Results:
         vocab_size, context = engine.info.vocab_size, engine.info.context_len
         prefill = [length for length in loads.prefill if length < context]
         with tqdm(total=(len(loads.concurrency) + len(prefill)) * loads.rounds + 1, unit="run", leave=False, file=sys.stderr) as bar:
-            await _run(engine, _prompts(2, 16, vocab_size), num_tokens=4)
+            await run_load(engine, _prompts(2, 16, vocab_size), num_tokens=4)
             bar.update()
             decoding = []
             for concurrency in loads.concurrency:
@@ -85,15 +85,15 @@ async def measure(settings: EngineSettings, loads: Loads) -> Results:
                 for _ in range(loads.rounds):
                     bar.set_description(f"{concurrency} requests")
                     prompts = _prompts(concurrency, loads.prompt_tokens, vocab_size)
-                    rounds.append(await _run(engine, prompts, num_tokens=loads.output_tokens))
+                    rounds.append(await run_load(engine, prompts, num_tokens=loads.output_tokens))
                     bar.update()
-                decoding.append(_decoding(concurrency, rounds))
+                decoding.append(decode_figures(concurrency, rounds))
             prefills = []
             for length in prefill:
                 seconds = []
                 for _ in range(loads.rounds):
                     bar.set_description(f"prefill of {length}")
-                    [times] = await _run(engine, _prompts(1, length, vocab_size), num_tokens=1)
+                    [times] = await run_load(engine, _prompts(1, length, vocab_size), num_tokens=1)
                     seconds.append(times[1] - times[0])
                     bar.update()
                 prefills.append(Prefill(length, length / statistics.median(seconds)))
@@ -108,7 +108,7 @@ def _prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:
     return [[random.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
 
 
-async def _run(engine: Engine, prompts: Sequence[list[int]], *, num_tokens: int) -> list[list[float]]:
+async def run_load(engine: Engine, prompts: Sequence[list[int]], *, num_tokens: int) -> list[list[float]]:
     """For each request: when it was sent, then when each of its tokens came."""
 
     async def one(prompt: list[int]) -> list[float]:
@@ -123,7 +123,7 @@ async def _run(engine: Engine, prompts: Sequence[list[int]], *, num_tokens: int)
     return await asyncio.gather(*map(one, prompts))
 
 
-def _decoding(concurrency: int, rounds: Sequence[Sequence[Sequence[float]]]) -> Decoding:
+def decode_figures(concurrency: int, rounds: Sequence[Sequence[Sequence[float]]]) -> Decoding:
     rates, firsts, gaps = [], [], []
     for requests in rounds:
         begin, end = max(times[1] for times in requests), min(times[-1] for times in requests)

@@ -3,7 +3,8 @@
 Plain C++ with `extern "C"` entry points, called through ctypes, which releases the GIL. The library's name in the cache
 holds a hash of the sources, the compiler, its flags and the processor's features, so an old one is never taken for a
 new one; it is written beside and renamed, so two processes that start at once cannot disturb each other. Without
-a compiler, or where it fails, there is no library, and a warning says so once. Knows no operator.
+a compiler, or where it fails, there is no library, and a warning says so once. `ACTORLLM_CXXFLAGS` adds flags at the end:
+`-march=x86-64` for the portable paths, `-fsanitize=address,undefined` for the sanitizers. Knows no operator.
 """
 
 import ctypes
@@ -12,9 +13,13 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch  # noqa: F401 - first: the kernels then share torch's libgomp, which has the same soname
@@ -24,9 +29,11 @@ logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cpp"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
+    "-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
 )  # fmt: skip
 COMPILE_SECONDS = 300
+SECONDS_EACH = 2.0
+"""Of a processor, for one source: what the user is told to expect."""
 
 
 @functools.cache
@@ -62,18 +69,34 @@ def cache_folder() -> Path:
 def _compiled(compiler: str, folder: Path) -> Path:
     """The library's file. Raises `OSError` or `subprocess.SubprocessError`."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS).stdout
-    sources = sorted(SOURCES.glob("*.cpp"))
-    parts = [version, *FLAGS, _processor_features(), *(path.read_text() for path in sorted(SOURCES.iterdir()))]
+    command = [compiler, *FLAGS, *shlex.split(os.environ.get("ACTORLLM_CXXFLAGS", ""))]
+    parts = [version, *command[1:], _processor_features(), *(path.read_text() for path in sorted(SOURCES.iterdir()))]
     path = folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        logger.info("compiling the CPU kernels for this machine, once")
         with tempfile.TemporaryDirectory(dir=folder) as name:
             made = Path(name) / path.name
-            command = [compiler, *FLAGS, *map(str, sources), "-o", str(made)]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS)
+            _compile(command, sorted(SOURCES.glob("*.cpp")), made)
             made.replace(path)
     return path
+
+
+def _compile(command: Sequence[str], sources: Sequence[Path], made: Path) -> None:
+    """One library of all sources, each compiled by a process of its own."""
+    began = time.perf_counter()
+    num_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    seconds = max(SECONDS_EACH, SECONDS_EACH * len(sources) / num_processes)
+    logger.warning("compiling %d files of CPU kernels for this machine, once: about %.0f s", len(sources), seconds)
+    objects = [str(made.with_name(f"{source.stem}.o")) for source in sources]
+
+    def run(arguments: Sequence[str]) -> None:
+        subprocess.run([*command, *arguments], capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS)
+
+    with ThreadPoolExecutor(num_processes) as pool:
+        calls = [["-c", str(source), "-o", file] for source, file in zip(sources, objects, strict=True)]
+        list(pool.map(run, calls))
+    run(["-shared", *objects, "-o", str(made)])
+    logger.info("compiled in %.1f s", time.perf_counter() - began)
 
 
 def _processor_features() -> str:

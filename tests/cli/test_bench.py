@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actorllm.cli.bench_loads import _decoding
+from actorllm.cli.bench_loads import decode_figures
 from actorllm.cli.main import main
 from tests.parity.families.case import from_transformers
 
@@ -38,7 +38,7 @@ def test_every_load_is_measured(model: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_decoding_is_counted_while_all_decode() -> None:
     slow, quick = [0.0, 2.0, 3.0, 4.0, 5.0], [0.0, 1.0, 2.0, 3.0, 4.0]
-    row = _decoding(2, [[slow, quick]])  # both decode from 2 to 4: two tokens each
+    row = decode_figures(2, [[slow, quick]])  # both decode from 2 to 4: two tokens each
     assert (row.tokens_per_second, row.steps_per_second) == (2.0, 1.0)
     assert (row.ttft, row.itl_median) == (1.5, 1.0)
 

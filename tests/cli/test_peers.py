@@ -1,0 +1,29 @@
+"""The comparison with other engines, of which only the engine itself is here: its processes, its counting, its table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.benchmarks.peers.catalog import PEERS, chosen
+
+LOADS = ("--prompt", "8", "--new", "6", "--concurrency", "1,3", "--prefill", "32", "--rounds", "1", "--threads", "1")
+
+
+def test_two_sides_take_turns(tmp_path: Path) -> None:
+    sides = ("--peers", "actorllm,actorllm-http", "--bits", "8", "--model", "tiny")
+    command = [sys.executable, "-m", "tests.benchmarks.peers", *sides, *LOADS, "--folder", str(tmp_path), "--json", str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    assert "| actorllm int8 |" in ran.stdout and "lost over HTTP, int8" in ran.stdout
+    report = json.loads((tmp_path / "out").read_text())
+    for side in report["sides"]:
+        assert [row["concurrency"] for row in side["decoding"]] == [1, 3] and side["peak_bytes"] > 2**20
+        assert all(row["tokens_per_second"] > 0 for row in side["decoding"] + side["prefill"])
+    assert report["sides"][1]["client_cpu"][0] > 0 and len(report["probes"]) == 1
+
+
+def test_peers_that_are_not_installed_are_named() -> None:
+    absent = {**PEERS, "absent": PEERS["openvino"].__class__("of_absent", "no_such_engine", "no-such-engine", {})}
+    pairs, missing = chosen(("actorllm", "absent"), (8,), peers=absent)
+    assert pairs == [("actorllm", "int8")] and missing == ["skipped absent: pip install no-such-engine"]
