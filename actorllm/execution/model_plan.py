@@ -20,9 +20,11 @@ from actorllm.models.catalog import find_model
 from actorllm.models.contract import CacheGroup, CausalLM, ModelConfig
 from actorllm.settings import EngineSettings
 from actorllm.weights.checkpoint import num_bytes, num_values
-from actorllm.weights.compact import CompactFormat
+from actorllm.weights.compact import CodesFormat, CompactFormat
+from actorllm.weights.compressed import CompressedFormat
 from actorllm.weights.formats import Format
 from actorllm.weights.stored import stored_format
+from actorllm_kernels.linear import WeightOnly
 
 MAX_CONFIG_BYTES = 16 * 2**20
 
@@ -49,7 +51,7 @@ class ModelPlan:
         precision = self.precision
         if precision.form is None:
             return self.storage
-        return CompactFormat(self.storage, precision.form, table_form=precision.table_form)
+        return CompactFormat(self.storage, precision.form, table_form=precision.table_form, dtype=precision.dtype)
 
     def build(self, shard: Shard) -> CausalLM:
         """The model of one rank, without weights."""
@@ -78,13 +80,20 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
         config=model_class.for_context(parsed, context),
         precision=precision,
         context=context,
-        storage=storage,
+        storage=_in_memory(storage, precision, device),
         kv_dtype=resolve_kv_dtype(settings.execution.kv_cache, device=device),
     )
     if not has_files or not has_weights(plan.build(Shard())):
         return plan
     num_weight_bytes = num_values(directory, plan.kept) * precision.dtype.itemsize
     return replace(plan, num_file_bytes=num_bytes(directory), num_weight_bytes=num_weight_bytes)
+
+
+def _in_memory(storage: Format, precision: Precision, device: torch.device) -> Format:
+    """Integer codes of a checkpoint stay codes on GPUs, which lose nothing by it: activations are not rounded there."""
+    if device.type == "cpu" or precision.form is not None or not isinstance(storage, CompressedFormat):
+        return storage
+    return CodesFormat(storage, WeightOnly(storage.num_bits), dtype=precision.dtype)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

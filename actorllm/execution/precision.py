@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from actorllm.errors import SettingsError
-from actorllm_kernels.linear import Bf16, Form, Int4, Int8
+from actorllm_kernels.linear import Bf16, Form, Int4, Int8, WeightOnly
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,14 +35,15 @@ def resolve_precision(wanted: str, stored: torch.dtype, *, device: torch.device,
     "auto" keeps a half-precision checkpoint in half precision where that computes fast: all in bfloat16 on GPUs and on processors
     that multiply in it (AMX, AVX512-BF16). Other processors keep bfloat16 weights, which is exact and half of what is read for a
     token, and compute in float32; they serve float16 in float32. With 4-bit linears embeddings and heads have 8 bits: they decide
-    the quality, and are few.
+    the quality, and are few. Quantized, processors round activations, too, and GPUs do not.
     """
-    if quantize is not None:
-        if device.type != "cpu":
-            raise SettingsError(f"--quantize {quantize} is for processors; leave it out on {device.type}")
+    if quantize is not None and device.type == "cpu":
         if wanted == "bfloat16":
             raise SettingsError(f"--quantize {quantize} keeps weights in {quantize}: leave out --dtype bfloat16")
         return Precision(torch.float32, Int8() if quantize == "int8" else Int4(), Int8())
+    if quantize is not None:
+        dtype = torch.bfloat16 if wanted == "auto" else DTYPES[wanted]
+        return Precision(dtype, WeightOnly(8 if quantize == "int8" else 4), WeightOnly(8))
     computes_bfloat16 = device.type != "cpu" or any(
         getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     )

@@ -1,6 +1,7 @@
-"""Linears that take fewer bytes than the model's precision, and the format that makes them of any other as it is read.
+"""Linears that take fewer bytes than the model's precision, and the formats that make them of any other as it is read.
 
-Activations stay float32 (`actorllm_kernels.linear`); so this is for CPUs, whose speed is that of reading weights.
+The device decides how they are packed, and in which precision activations are (`actorllm_kernels.linear`). Codes that a checkpoint
+holds are kept where the form has the same ones, so that nothing is rounded twice.
 """
 
 from collections.abc import Iterator
@@ -8,8 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from actorllm.weights.formats import Format, TensorReader
-from actorllm.weights.linear_weight import LinearWeight
+from actorllm.weights.compressed import CompressedFormat
+from actorllm.weights.formats import Format, PlainFormat, TensorReader
+from actorllm.weights.int_codes import IntCodes
+from actorllm.weights.linear_weight import DenseWeight, LinearWeight
 from actorllm.weights.source import Part
 from actorllm_kernels.linear import Form
 
@@ -17,28 +20,28 @@ from actorllm_kernels.linear import Form
 class CompactWeight(LinearWeight):
     """A weight as codes of `form`, whose tensors all begin with the outputs. It is packed before it computes."""
 
-    dtype = torch.float32
-
-    def __init__(self, form: Form, codes: tuple[Tensor, ...]) -> None:
+    def __init__(self, form: Form, codes: tuple[Tensor, ...], *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.form = form
         self.codes = codes
+        self.dtype = dtype
         self.out_features = len(codes[0])
 
     def packed(self) -> "PackedWeight":
-        return PackedWeight(self.form, self.form.pack(self.codes), shape=(self.out_features, self.codes[0].shape[1]))
+        shape = (self.out_features, self.codes[0].shape[1])
+        return PackedWeight(self.form, self.form.pack(self.codes), shape=shape, dtype=self.dtype)
 
     def packed_table(self) -> "PackedWeight":
         return self.packed()
 
     def dense(self) -> Tensor:
-        return self.form.values(self.codes)
+        return self.form.values(self.codes).to(self.dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
-        return self.form.values(tuple(codes[ids] for codes in self.codes))
+        return self.form.values(tuple(codes[ids] for codes in self.codes)).to(self.dtype)
 
     def outputs(self, begin: int, end: int) -> "CompactWeight":
-        return CompactWeight(self.form, tuple(codes[begin:end] for codes in self.codes))
+        return CompactWeight(self.form, tuple(codes[begin:end] for codes in self.codes), dtype=self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.packed()(x)
@@ -46,24 +49,26 @@ class CompactWeight(LinearWeight):
     @classmethod
     def join(cls, parts: list[LinearWeight]) -> "CompactWeight | None":
         compact = [part for part in parts if isinstance(part, CompactWeight)]
-        if len({part.form.name for part in compact}) > 1:
+        if len({(part.form.name, *(codes.shape[1:] for codes in part.codes)) for part in compact}) > 1:  # other forms, or groups
             return None
-        return cls(compact[0].form, tuple(map(torch.cat, zip(*(part.codes for part in compact), strict=True))))
+        codes = tuple(map(torch.cat, zip(*(part.codes for part in compact), strict=True)))
+        return cls(compact[0].form, codes, dtype=compact[0].dtype)
 
 
 class PackedWeight(LinearWeight):
     """A weight packed as the product reads it; its rows can still be looked up."""
 
-    dtype = torch.float32
-
-    def __init__(self, form: Form, tensors: tuple[Tensor, ...], *, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, form: Form, tensors: tuple[Tensor, ...], *, shape: tuple[int, int], dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.form = form
         self.tensors = tensors
+        self.dtype = dtype
         self.out_features, self.in_features = shape
 
     def rows(self, ids: Tensor) -> Tensor:
-        return self.form.rows(self.tensors, ids, self.in_features)
+        return self.form.rows(self.tensors, ids, self.in_features).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.form.linear(x, self.tensors, self.out_features)
@@ -71,15 +76,22 @@ class PackedWeight(LinearWeight):
 
 class CompactFormat:
     """Every linear and stack of another format as codes of `form`, embeddings and heads as codes of `table_form`; the rest stays
-    in the model's precision."""
+    in the model's precision, `dtype`. Integer codes of that format stay as they are where the form has the same."""
 
-    def __init__(self, stored: Format, form: Form, *, table_form: Form | None = None) -> None:
+    def __init__(self, stored: Format, form: Form, *, table_form: Form | None = None, dtype: torch.dtype = torch.float32) -> None:
         self._stored = stored
         self._form = form
         self._table_form = table_form or form
+        self._dtype = dtype
 
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
-        return self._compact(self._stored.linear(reader, name, shape=shape, rows=rows, cols=cols), self._form)
+        stored = self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
+        if stored is None:
+            return self._compact(self._stored.linear(reader, name, shape=shape, rows=rows, cols=cols), self._form)
+        return kept(stored, self._form, dtype=self._dtype) or self._compact(DenseWeight(stored.dense(self._dtype)), self._form)
+
+    def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
+        return self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
 
     def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> LinearWeight:
         return self._compact(self._stored.table(reader, name, shape=shape, rows=rows), self._table_form)
@@ -91,9 +103,37 @@ class CompactFormat:
             yield self._compact(weight, self._form)
 
     def num_values(self, name: str, shape: tuple[int, ...]) -> int:
-        """In units of float32 values, which the codes are a fraction of."""
+        """In units of values of `dtype`, which the codes are a fraction of."""
         whole = self._stored.num_values(name, shape)
-        return whole if len(shape) < 2 else int(whole * self._form.bits_per_value / 32)
+        return whole if len(shape) < 2 else int(whole * self._form.bits_per_value / (8 * self._dtype.itemsize))
 
     def _compact(self, weight: LinearWeight, form: Form) -> LinearWeight:
-        return CompactWeight(form, form.codes(weight.dense()))
+        return CompactWeight(form, form.codes(weight.dense()), dtype=self._dtype)
+
+
+class CodesFormat(PlainFormat):
+    """The integer codes of a compressed checkpoint as they are stored, where `form` has the same; all else as that gives it."""
+
+    def __init__(self, stored: CompressedFormat, form: Form, *, dtype: torch.dtype) -> None:
+        self._stored = stored
+        self._form = form
+        self._dtype = dtype
+
+    def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
+        stored = self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
+        if stored is None:
+            return super().linear(reader, name, shape=shape, rows=rows, cols=cols)
+        return kept(stored, self._form, dtype=self._dtype) or DenseWeight(stored.dense(self._dtype))
+
+    def num_values(self, name: str, shape: tuple[int, ...]) -> int:
+        whole = self._stored.num_values(name, shape)
+        is_kept = self._stored.is_symmetric and not self._stored.is_ordered and self._stored.holds_codes(name)
+        return int(whole * self._form.bits_per_value / (8 * self._dtype.itemsize)) if is_kept else whole
+
+
+def kept(stored: IntCodes, form: Form, *, dtype: torch.dtype) -> CompactWeight | None:
+    """Codes as they are in a checkpoint, if they are symmetric, in equal groups, and of the form."""
+    if stored.zero_OG is not None or not stored.is_even:
+        return None
+    codes = form.kept(stored.codes_OI, stored.scale_OG, num_bits=stored.num_bits)
+    return None if codes is None else CompactWeight(form, codes, dtype=dtype)

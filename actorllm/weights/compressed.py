@@ -1,7 +1,8 @@
 """Integer checkpoints of the compressed-tensors library: what config.json says of them, and how a linear is read.
 
 Formats `pack-quantized` (codes of 4 or 8 bits in words of 32) and `int-quantized` (one code a byte), symmetric or with zero
-points, with scales for the whole tensor, each row, or groups of inputs. Linears become plain as they are read. Which ones
+points, with scales for the whole tensor, each row, or groups of inputs. Linears become plain as they are read,
+or stay codes (compact.py). Which ones
 are quantized is told by the tensors' names, so `targets` and `ignore` need not be understood.
 
 Legend: O outputs, I inputs, G groups of a row's inputs, W words of 32 bits.
@@ -47,17 +48,24 @@ class CompressedFormat(PlainFormat):
     is_ordered: bool = False
 
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
-        if not reader.has(f"{name}.weight_scale"):
+        codes = self.codes(reader, name, shape=shape, rows=rows, cols=cols)
+        if codes is None:
             return super().linear(reader, name, shape=shape, rows=rows, cols=cols)
-        return DenseWeight(self.codes(reader, name, shape=shape, rows=rows, cols=cols).dense(reader.dtype))
+        return DenseWeight(codes.dense(reader.dtype))
 
     def num_values(self, name: str, shape: tuple[int, ...]) -> int:
         if name.endswith((".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")):
             return 0
         return prod(shape) * (32 // self.num_bits if name.endswith(".weight_packed") else 1)
 
-    def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes:
-        """The part `rows` x `cols` of a quantized linear. Raises `TensorMissing` or `CheckpointError`."""
+    def holds_codes(self, name: str) -> bool:
+        """Whether a tensor of this name is the codes of a linear for sure: unpacked ones are called as plain ones are."""
+        return name.endswith(".weight_packed")
+
+    def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
+        """The part `rows` x `cols` of a linear; None if it is not quantized. Raises `TensorMissing` or `CheckpointError`."""
+        if not reader.has(f"{name}.weight_scale"):
+            return None
         begin, end = cols or (0, shape[1])
         if self.is_packed:
             self._check_shape(reader, name, shape)
@@ -71,7 +79,7 @@ class CompressedFormat(PlainFormat):
             codes_OI = reader.read(f"{name}.weight", shape, rows=rows, cols=cols, dtype=torch.int8)
         if self.strategy == "tensor":
             scale_1 = reader.read(f"{name}.weight_scale", (1,), dtype=torch.float32)
-            return IntCodes(codes_OI, scale_1.expand(len(codes_OI), 1))
+            return IntCodes(codes_OI, scale_1.expand(len(codes_OI), 1), num_bits=self.num_bits)
         num_groups = -(-shape[1] // self.group_len) if self.group_len else 1
         scales = (shape[0], num_groups)
         scale_OG = reader.read(f"{name}.weight_scale", scales, rows=rows, dtype=torch.float32)
@@ -83,7 +91,12 @@ class CompressedFormat(PlainFormat):
                 raise CheckpointError(f"tensor {name}.weight_g_idx names groups beyond the {num_groups} that there are")
         elif self.group_len:
             group_I = torch.arange(begin, end, device=codes_OI.device) // self.group_len
-        return IntCodes(codes_OI, scale_OG, zero_OG, group_I)
+        is_even = not self.group_len
+        if self.group_len and not self.is_ordered and begin % self.group_len == end % self.group_len == 0:
+            groups = slice(begin // self.group_len, end // self.group_len)
+            scale_OG, zero_OG = scale_OG[:, groups], None if zero_OG is None else zero_OG[:, groups]
+            group_I, is_even = torch.arange(end - begin, device=codes_OI.device) // self.group_len, True
+        return IntCodes(codes_OI, scale_OG, zero_OG, group_I, num_bits=self.num_bits, is_even=is_even)
 
     def _zeros(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> Tensor:
         if not self.is_packed:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from actorllm.weights.int_codes import IntCodes
 from actorllm.weights.linear_weight import DenseWeight, LinearWeight
 from actorllm.weights.source import Part
 
@@ -54,6 +55,10 @@ class Format(Protocol):
         """The part `rows` x `cols` of the linear [out, in] called `name`."""
         ...
 
+    def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
+        """The same part as integer codes; None where it is stored otherwise."""
+        ...
+
     def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> LinearWeight:
         """The part `rows` of the embedding or head [vocabulary, hidden] called `name`."""
         ...
@@ -74,6 +79,9 @@ class PlainFormat:
 
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
         return DenseWeight(reader.read(f"{name}.weight", shape, rows=rows, cols=cols))
+
+    def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
+        return None
 
     def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> LinearWeight:
         return self.linear(reader, name, shape=shape, rows=rows, cols=None)

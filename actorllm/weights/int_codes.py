@@ -21,13 +21,15 @@ MAX_VALUES = 2**18
 
 @dataclass(frozen=True)
 class IntCodes:
-    """Signed codes [O, I] int8, scales [O, G] float32, zeros [O, G] int8 (None: all zero), and each input's group [I] (None:
-    there is one)."""
+    """Signed codes [O, I] int8 of `num_bits`, scales [O, G] float32, zeros [O, G] int8 (None: all zero), and each input's group
+    [I] (None: there is one). `is_even`: the inputs are G groups of equal length, one after another."""
 
     codes_OI: Tensor
     scale_OG: Tensor
     zero_OG: Tensor | None = None
     group_I: Tensor | None = None
+    num_bits: int = 8
+    is_even: bool = True
 
     @classmethod
     def quantized(cls, weight_OI: Tensor, *, num_bits: int, group_len: int | None, scale_dtype: torch.dtype) -> Self:
@@ -44,7 +46,7 @@ class IntCodes:
         ]
         codes_OI, scale_OG = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         group_I = torch.arange(num_inputs, device=weight_OI.device) // group_len if group_len < num_inputs else None
-        return cls(codes_OI, scale_OG, group_I=group_I)
+        return cls(codes_OI, scale_OG, group_I=group_I, num_bits=num_bits)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """W [O, I]."""
@@ -64,7 +66,7 @@ def _quantize(weight_OGS: Tensor, *, num_bits: int, scale_dtype: torch.dtype) ->
     top = 2 ** (num_bits - 1)
     low_OG1, high_OG1 = weight_OGS.amin(dim=-1, keepdim=True), weight_OGS.amax(dim=-1, keepdim=True)
     extreme_OG1 = torch.where(high_OG1 > -low_OG1, high_OG1, low_OG1)
-    scales = [extreme_OG1.abs() * (share / (top - 1)) for share in SHARES[num_bits]]
+    scales = [extreme_OG1.abs() * share / (top - 1) for share in SHARES[num_bits]]
     if num_bits == 4:  # the lowest code reaches further than the highest: with this sign it is the extreme's
         scales += [extreme_OG1 * (-share / top) for share in SHARES[num_bits]]
     best_OG1, least_OG1 = scales[0], torch.full_like(extreme_OG1, torch.inf)

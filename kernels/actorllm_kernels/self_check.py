@@ -20,9 +20,9 @@ from actorllm_kernels.embedding import reference as embedding_reference
 from actorllm_kernels.embedding import triton as embedding_triton
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated_triton
-from actorllm_kernels.linear_int import quantize_weight
-from actorllm_kernels.linear_int import reference as linear_reference
-from actorllm_kernels.linear_int import triton as linear_triton
+from actorllm_kernels.linear import IntWeight, WeightOnly
+from actorllm_kernels.linear import reference as linear_reference
+from actorllm_kernels.linear import triton as linear_triton
 from actorllm_kernels.norm import reference as norm_reference
 from actorllm_kernels.norm import triton as norm_triton
 from actorllm_kernels.quantize import quantize
@@ -116,16 +116,13 @@ def check_rotary_store(device: torch.device) -> Results:
     yield "values", pools[0][1], pools[1][1]
 
 
-def check_linear_int(device: torch.device) -> Results:
-    """8 bits with a factor for each output, 4 bits in groups."""
-    x, weight, bias = (
-        _random(3, 1024, device=device),
-        _random(96, 1024, device=device, seed=1),
-        _random(96, device=device, seed=2),
-    )
-    for num_bits, group_len in ((8, None), (4, 64)):
-        quantized = quantize_weight(weight, num_bits=num_bits, group_len=group_len)
-        yield f"{num_bits} bits", *_both(linear_triton.linear_int, linear_reference.linear_int, x, quantized, bias)
+def check_linear(device: torch.device) -> Results:
+    """8 bits with a scale for each output, 4 bits in groups."""
+    x, weight = _random(3, 1024, device=device), _random(96, 1024, device=device, seed=1)
+    for num_bits in (8, 4):
+        form = WeightOnly(num_bits)
+        packed = IntWeight(*form.pack(form.codes(weight)))
+        yield form.name, *_both(linear_triton.linear_weight_only, linear_reference.linear_weight_only, x, packed)
 
 
 def check_embedding(device: torch.device) -> Results:
@@ -160,7 +157,7 @@ CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "norm": check_norm,
     "gated": check_gated,
     "rotary_store": check_rotary_store,
-    "linear_int": check_linear_int,
+    "linear": check_linear,
     "embedding": check_embedding,
     "token_ids": check_token_ids,
 }

@@ -5,6 +5,7 @@ import torch
 
 from actorllm.errors import SettingsError
 from actorllm.execution.precision import resolve_kv_dtype, resolve_precision
+from actorllm_kernels.linear import WeightOnly
 
 
 @pytest.fixture(params=[False, True], ids=["plain processor", "processor with bfloat16"])
@@ -53,7 +54,14 @@ def test_the_cache_is_as_computed_or_in_a_byte() -> None:
         resolve_kv_dtype("fp8", device=cpu)
 
 
-@pytest.mark.parametrize(("wanted", "device"), [("bfloat16", "cpu"), ("auto", "cuda")])
-def test_what_cannot_be_quantized_is_refused(wanted, device) -> None:
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize(("wanted", "dtype"), [("auto", "bfloat16"), ("float16", "float16")])
+def test_quantized_on_a_gpu_activations_keep_16_bits(wanted, dtype, quantize) -> None:
+    got = resolve_precision(wanted, torch.float32, device=torch.device("cuda"), quantize=quantize)
+    assert isinstance(got.form, WeightOnly) and isinstance(got.table_form, WeightOnly)
+    assert (got.name, got.dtype, got.table_form.name) == (quantize, getattr(torch, dtype), "int8")
+
+
+def test_what_cannot_be_quantized_is_refused() -> None:
     with pytest.raises(SettingsError, match="--quantize int4"):
-        resolve_precision(wanted, torch.bfloat16, device=torch.device(device), quantize="int4")
+        resolve_precision("bfloat16", torch.bfloat16, device=torch.device("cpu"), quantize="int4")

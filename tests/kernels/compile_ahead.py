@@ -19,8 +19,8 @@ from actorllm_kernels.embedding import triton as embedding
 from actorllm_kernels.gated import ACTIVATIONS
 from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.launch import Launch
-from actorllm_kernels.linear_int import IntWeight
-from actorllm_kernels.linear_int import triton as linear_int
+from actorllm_kernels.linear import IntWeight
+from actorllm_kernels.linear import triton as linear
 from actorllm_kernels.norm import triton as norm
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import triton as rotary_store
@@ -91,7 +91,7 @@ def products(num_rows: int, *, num_bits: int, group_len: int | None) -> list[Lau
     codes = meta(28672, 8192, dtype=torch.int8) if num_bits == 8 else meta(28672, 4096, dtype=torch.uint8)
     weight = IntWeight(codes, meta(28672, 8192 // (group_len or 8192), dtype=torch.float32))
     x, out = meta(num_rows, 8192, dtype=torch.bfloat16), meta(num_rows, 28672, dtype=torch.bfloat16)
-    return linear_int.launches(x, weight, meta(28672, dtype=torch.bfloat16), out_MN=out)
+    return linear.launches(x, weight, out_MN=out)
 
 
 def few() -> Iterator[tuple[str, list[Launch]]]:
@@ -136,7 +136,7 @@ def main(cases: Iterator[tuple[str, list[Launch]]], capability: int) -> None:
     with (
         patch.object(device, "gpu", return_value=f"sm_{capability}"),
         patch.object(triton, "num_processors", return_value=processors),
-        patch.object(linear_int, "num_processors", return_value=processors),
+        patch.object(linear, "num_processors", return_value=processors),
     ):
         for name, launches in cases:
             for launch in launches:

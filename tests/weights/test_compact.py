@@ -12,7 +12,7 @@ from actorllm.weights.formats import PlainFormat
 from actorllm.weights.linear_weight import DenseWeight, join_weights
 from actorllm.weights.random import RandomWeights
 from actorllm.weights.source import load_module
-from actorllm_kernels.linear import Bf16, Int4, Int8
+from actorllm_kernels.linear import Bf16, Int4, Int8, WeightOnly
 from actorllm_llama.llama import LlamaForCausalLM
 
 CONFIG = {
@@ -20,6 +20,7 @@ CONFIG = {
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 FORMS = [pytest.param(form, id=form.name) for form in (Bf16(), Int8(), Int4())]
+FORMS += [pytest.param(WeightOnly(bits), id=f"int{bits}, weights only") for bits in (8, 4)]
 IDS = list(range(20))
 
 
@@ -81,7 +82,7 @@ def test_a_tied_head_shares_the_packed_table(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_memory_is_told_beforehand(form):
     storage = CompactFormat(PlainFormat(), form)
-    shape = (64, 128)
+    shape = (64, 256)
     packed = CompactWeight(form, form.codes(torch.randn(shape))).packed()
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in packed.tensors)
     assert storage.num_values("linear.weight", shape) * 4 == pytest.approx(num_bytes, rel=0.05)

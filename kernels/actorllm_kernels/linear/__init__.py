@@ -1,16 +1,22 @@
-"""Linear layers whose weights take fewer bytes than float32: `reference` specifies them, `cpu` holds the C++ kernels.
+"""Linear layers whose weights take fewer bytes than activations: one operator, whose weights are packed as a device reads them.
 
-Activations stay float32. A row's result never depends on the other rows. A `Form` is one way to keep weights.
-Legend: T rows (tokens), I inputs, O outputs.
+`reference` specifies it; `cpu` holds the C++ kernels, `triton` those for GPUs. A `Form` is one way to keep weights. For CPUs there
+are `Bf16`, `Int8` and `Int4`, with activations in float32; for GPUs `WeightOnly`, with activations in 16 bits. A row's result
+never depends on the other rows. Legend: T rows (tokens), I inputs, O outputs, G groups of inputs.
 """
 
+import math
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from actorllm_kernels.backends import takes_triton
 from actorllm_kernels.linear import cpu, reference
+from actorllm_kernels.linear.reference import IntWeight
 
-__all__ = ["Bf16", "Form", "Int4", "Int8"]
+__all__ = ["Bf16", "Form", "Int4", "Int8", "IntWeight", "WeightOnly"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -28,6 +34,10 @@ class Form(Protocol):
         """The codes of a matrix of floating-point values."""
         ...
 
+    def kept(self, codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> Tensors | None:
+        """Integer codes as they are, without a change of any value; None where this form has others. G equal groups."""
+        ...
+
     def values(self, codes: Tensors) -> Tensor:
         """[O, I] float32: what the codes stand for."""
         ...
@@ -41,7 +51,7 @@ class Form(Protocol):
         ...
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
-        """[T, O] float32: `x @ w.T` of float32 rows; the fastest way there is here."""
+        """[T, O] in x's dtype: `x @ w.T`; the fastest way there is here."""
         ...
 
 
@@ -53,6 +63,9 @@ class Bf16:
 
     def codes(self, w_OI: Tensor) -> Tensors:
         return (reference.bf16_codes(w_OI),)
+
+    def kept(self, codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> Tensors | None:
+        return None
 
     def values(self, codes: Tensors) -> Tensor:
         return codes[0].float()
@@ -75,6 +88,9 @@ class Int8:
 
     def codes(self, w_OI: Tensor) -> Tensors:
         return reference.int8_codes(w_OI)
+
+    def kept(self, codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> Tensors | None:
+        return (codes_OI, scales_OG[:, 0].to(torch.float32)) if num_bits == 8 and scales_OG.shape[1] == 1 else None
 
     def values(self, codes: Tensors) -> Tensor:
         return codes[0] * codes[1].unsqueeze(1)
@@ -102,6 +118,15 @@ class Int4:
     def codes(self, w_OI: Tensor) -> Tensors:
         return reference.int4_codes(w_OI, self.group_len)
 
+    def kept(self, codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> Tensors | None:
+        group_len = codes_OI.shape[1] // scales_OG.shape[1]
+        if num_bits != 4 or group_len % self.group_len:
+            return None
+        halves_OG = scales_OG.to(torch.bfloat16)
+        if halves_OG.device.type != "meta" and not torch.equal(halves_OG.to(scales_OG.dtype), scales_OG):
+            return None
+        return codes_OI, halves_OG.repeat_interleave(group_len // self.group_len, dim=1)
+
     def values(self, codes: Tensors) -> Tensor:
         return reference.int4_values(codes[0], codes[1], self.group_len)
 
@@ -113,3 +138,53 @@ class Int4:
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_int4(x_TI, packed[0], packed[1], num_outputs)
+
+
+class WeightOnly:
+    """Integer codes of 8 bits with a scale for each output, or of 4 bits for each `GROUP_LEN` inputs, for GPUs.
+
+    Stored codes are kept whatever their groups. Activations are not rounded, unlike on CPUs: there is nothing to gain by it where
+    reading the weights is what a step waits for. Packed as `IntWeight`.
+    """
+
+    GROUP_LEN = 128
+    """Wider than the CPU's: a tile of the kernel does not cross groups, and narrow ones read memory in small pieces."""
+
+    def __init__(self, num_bits: int) -> None:
+        assert num_bits in (4, 8)
+        self.name = f"int{num_bits}"
+        self.num_bits = num_bits
+        self.bits_per_value = 8.0 if num_bits == 8 else 4 + 32 / self.GROUP_LEN
+
+    def codes(self, w_OI: Tensor) -> Tensors:
+        if self.num_bits == 8:
+            codes_OI, scales_O = reference.int8_codes(w_OI)
+            return codes_OI, scales_O.unsqueeze(1)
+        group_len = math.gcd(w_OI.shape[1] // 2, self.GROUP_LEN)
+        if group_len < reference.LEAST_GROUP or w_OI.shape[1] % 2:
+            group_len = max(1, w_OI.shape[1])
+        return reference.int4_codes(w_OI, group_len)
+
+    def kept(self, codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> Tensors | None:
+        return (codes_OI, scales_OG) if num_bits == self.num_bits else None
+
+    def values(self, codes: Tensors) -> Tensor:
+        return IntWeight(*codes).values()
+
+    def pack(self, codes: Tensors) -> Tensors:
+        weight = reference.pack_by_output(codes[0], codes[1], num_bits=self.num_bits)
+        return weight.codes_OI, weight.scales_OG
+
+    def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
+        return IntWeight(*packed).rows(outputs).values()[:, :num_inputs]
+
+    def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
+        weight = IntWeight(*packed)
+        if x_TI.shape[1] < weight.num_inputs:
+            x_TI = pad(x_TI, (0, weight.num_inputs - x_TI.shape[1]))
+        if takes_triton("linear", x_TI):
+            from actorllm_kernels.linear import triton  # takes a second, and is not there without a GPU
+
+            if triton.suits(x_TI, weight):
+                return triton.linear_weight_only(x_TI, weight)
+        return reference.linear_weight_only(x_TI, weight)

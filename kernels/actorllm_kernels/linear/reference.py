@@ -1,16 +1,20 @@
 """What the linears compute, in plain torch operators: the specification of the kernels, and what runs without them.
 
-Weights lie in panels: the weights of `PANEL` outputs for one input (or four) are neighbours, so that a product reads memory
-in one direction. Integer products round each row of activations to 8 bits with a scale of its own, after LLM.int8()
-(arXiv 2208.07339) without outliers; groups of 4-bit weights have scales after GPTQ's (arXiv 2210.17323).
+Codes are the same on every device, but packed as its kernels read them. For CPUs they lie in panels: the weights of `PANEL` outputs
+for one input (or four) are neighbours, so that a product reads memory in one direction; integer products round each row of
+activations to 8 bits with a scale of its own, after LLM.int8() (arXiv 2208.07339) without outliers. For GPUs they lie output by
+output (`IntWeight`), and activations stay as they are. Groups of 4-bit weights have scales after GPTQ's (arXiv 2210.17323).
 
 Legend: T rows (tokens), I inputs, O outputs, P panels, B = PANEL outputs of one panel, Q quads of inputs, E octets of
 inputs, G groups of inputs.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 PANEL = 16
 LARGEST = 127
@@ -60,7 +64,10 @@ def row_codes(x_TI: Tensor) -> tuple[Tensor, Tensor]:
 
 def int8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [O, I] int8 and scales [O] float32: the largest magnitude of an output's weights is 127 scales."""
-    return row_codes(w_OI.to(torch.float32))
+    w_OI = w_OI.to(torch.float32)
+    scales_O = row_codes(w_OI)[1]
+    codes_OI = w_OI / torch.where(scales_O > 0, scales_O, 1.0).unsqueeze(1)
+    return codes_OI.nan_to_num_(0.0).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), scales_O
 
 
 def pack_int8(codes_OI: Tensor, scales_O: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,3 +148,69 @@ def linear_int4(x_TI: Tensor, packed_PEB4: Tensor, scales_PGB: Tensor, num_outpu
     codes_TI, scales_T = row_codes(x_TI)
     outputs = torch.arange(num_outputs, device=x_TI.device)
     return (codes_TI.float() @ rows_int4(packed_PEB4, scales_PGB, outputs, x_TI.shape[1]).T) * scales_T.unsqueeze(1)
+
+
+OFFSET = 8
+"""Codes of 4 bits are packed as numbers without a sign."""
+LEAST_GROUP = 16
+"""Inputs of a group that a GPU's kernel still takes: the fewest that matrix units sum at once."""
+
+
+@dataclass(frozen=True)
+class IntWeight:
+    """A matrix of codes output by output: `codes_OI` int8 [O, I], or uint8 [O, I/2] of 4 bits; `scales_OG` [O, G] float32.
+
+    Of 4 bits, byte j of an output holds input j in its low half and input j + I/2 in its high half, so that a kernel reads both
+    halves of a row of activations in their order.
+    """
+
+    codes_OI: Tensor
+    scales_OG: Tensor
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether there are two codes in a byte."""
+        return self.codes_OI.dtype == torch.uint8
+
+    @property
+    def num_inputs(self) -> int:
+        """I."""
+        return self.codes_OI.shape[1] * (2 if self.is_packed else 1)
+
+    @property
+    def group_len(self) -> int:
+        """Inputs with one scale."""
+        return self.num_inputs // max(1, self.scales_OG.shape[1])
+
+    def values(self) -> Tensor:
+        """[O, I] float32."""
+        codes_OI = self.codes_OI
+        if self.is_packed:
+            codes_OI = torch.cat((codes_OI & 15, codes_OI >> 4), dim=1).to(torch.int8) - OFFSET
+        return codes_OI * self.scales_OG.to(torch.float32).repeat_interleave(self.group_len, dim=1)
+
+    def rows(self, outputs: Tensor) -> "IntWeight":
+        """Some of the outputs."""
+        return IntWeight(self.codes_OI[outputs], self.scales_OG[outputs])
+
+
+def pack_by_output(codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> IntWeight:
+    """Codes int8 with a scale for each of G equal groups; 4 bits are filled up to an even number of inputs with zeros.
+
+    A group of 4-bit codes that would lie across both halves of a row becomes several with one scale, so that none does.
+    """
+    scales_OG = scales_OG.to(torch.float32)
+    if num_bits == 8:
+        return IntWeight(codes_OI.contiguous(), scales_OG.contiguous())
+    codes_OI = pad(codes_OI, (0, codes_OI.shape[1] % 2))
+    half, num_groups = codes_OI.shape[1] // 2, scales_OG.shape[1]
+    if num_groups > 1:
+        group_len = codes_OI.shape[1] // num_groups
+        scales_OG = scales_OG.repeat_interleave(group_len // math.gcd(group_len, half), dim=1)
+    low_OI, high_OI = (codes_OI + OFFSET).to(torch.uint8).chunk(2, dim=1) if half else (codes_OI.to(torch.uint8),) * 2
+    return IntWeight(low_OI | (high_OI << 4), scales_OG.contiguous())
+
+
+def linear_weight_only(x_TI: Tensor, weight: IntWeight) -> Tensor:
+    """[T, O] in x's dtype, which the weights' values are rounded to."""
+    return linear(x_TI, weight.values().to(x_TI.dtype))

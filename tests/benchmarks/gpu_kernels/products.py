@@ -5,31 +5,29 @@ from functools import partial
 
 import torch
 
-from actorllm_kernels.linear_int import quantize_weight
-from actorllm_kernels.linear_int import reference as linear_reference
-from actorllm_kernels.linear_int import triton as linear_int
+from actorllm_kernels.linear import IntWeight, WeightOnly
+from actorllm_kernels.linear import reference as linear_reference
+from actorllm_kernels.linear import triton as linear
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
 
 COPIES = 2 if REHEARSAL else 4
 """Layers of weights that are read in turn, so that none waits in the cache."""
 
 
-def linear_int_problem(num_rows: int, shape: tuple[int, int], *, num_bits: int, group_len: int | None) -> Problem:
-    x = random(num_rows, shape[1])
-    weights = [quantize_weight(random(*shape, seed=seed), num_bits=num_bits, group_len=group_len) for seed in range(COPIES)]
+def weight_only_problem(num_rows: int, shape: tuple[int, int], *, num_bits: int) -> Problem:
+    x, form = random(num_rows, shape[1]), WeightOnly(num_bits)
+    weights = [IntWeight(*form.pack(form.codes(random(*shape, seed=seed)))) for seed in range(COPIES)]
     outs = [torch.full((num_rows, shape[0]), torch.nan, dtype=BF16, device=DEVICE) for _ in weights]
-    launches = [
-        each for weight, out in zip(weights, outs, strict=True) for each in linear_int.launches(x, weight, None, out_MN=out)
-    ]
+    launches = [each for weight, out in zip(weights, outs, strict=True) for each in linear.launches(x, weight, out_MN=out)]
 
     def rival() -> Callable[[], object]:
-        dense = [weight.dense().to(BF16) for weight in weights]
+        dense = [weight.values().to(BF16) for weight in weights]
         return lambda: [torch.nn.functional.linear(x, each) for each in dense]
 
     return Problem(
         launches,
-        lambda: (outs[-1], linear_reference.linear_int(x.float(), weights[-1])),
-        sum(num_bytes(weight.codes, weight.scales_NG, x, out) for weight, out in zip(weights, outs, strict=True)),
+        lambda: (outs[-1], linear_reference.linear_weight_only(x.float(), weights[-1])),
+        sum(num_bytes(weight.codes_OI, weight.scales_OG, x, out) for weight, out in zip(weights, outs, strict=True)),
         2 * num_rows * shape[0] * shape[1] * COPIES,
         rival,
     )
@@ -37,7 +35,7 @@ def linear_int_problem(num_rows: int, shape: tuple[int, int], *, num_bits: int, 
 
 def product_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
     shape = (96, 128) if REHEARSAL else (14336, 4096)
-    for num_bits, group_len in ((8, None), (4, 128 if not REHEARSAL else 32)):
+    for num_bits in (8, 4):
         for num_rows in (1, 4, 16):
             name = f"{num_rows} rows, {shape[1]} x {shape[0]}, weights of {num_bits} bits"
-            yield name, partial(linear_int_problem, num_rows, shape, num_bits=num_bits, group_len=group_len)
+            yield name, partial(weight_only_problem, num_rows, shape, num_bits=num_bits)

@@ -1,4 +1,6 @@
-"""Products with weights of a few bits by the Triton kernel: for few rows, when reading the weights is all there is to it.
+"""Products with integer weights by the Triton kernel: for few rows, when reading the weights is all there is to it.
+
+Activations stay in 16 bits (or 32): the codes become floating point in registers.
 
 The inputs are cut into parts so that there are programs enough; the parts' sums are added in a fixed order, so a result never depends on
 timing. Legend: M rows of x, N outputs, K inputs, G inputs with one factor.
@@ -13,7 +15,7 @@ from torch import Tensor
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_processors
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
-from actorllm_kernels.linear_int.reference import IntWeight
+from actorllm_kernels.linear.reference import IntWeight
 
 MOST_ROWS = 64
 """More rows are worth a dense copy of the weights and torch's product."""
@@ -35,9 +37,9 @@ def codes_product(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def linear_int_kernel(
-    x_ptr, code_ptr, scale_ptr, bias_ptr, out_ptr, part_ptr, x_stride, code_stride, scale_stride, num_rows,
-    N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, IS_PACKED: tl.constexpr, HAS_BIAS: tl.constexpr,
+def weight_only_kernel(
+    x_ptr, code_ptr, scale_ptr, out_ptr, part_ptr, x_stride, code_stride, scale_stride, num_rows,
+    N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, IS_PACKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N outputs of all rows over one part of the inputs. Grid: (tiles of outputs, parts)."""
@@ -70,21 +72,17 @@ def linear_int_kernel(
         acc_MN *= tl.load(scale_ptr + n_N * scale_stride, mask=mask_N, other=0)[None, :]
     mask = mask_M[:, None] & mask_N[None, :]
     if PARTS == 1:
-        if HAS_BIAS:
-            acc_MN += tl.load(bias_ptr + n_N, mask=mask_N, other=0).to(tl.float32)[None, :]
         tl.store(out_ptr + m_M[:, None] * N + n_N[None, :], acc_MN, mask=mask)
     else:
         tl.store(part_ptr + (tl.program_id(1) * num_rows + m_M[:, None]) * N + n_N[None, :], acc_MN, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def add_parts_kernel(
-    part_ptr, bias_ptr, out_ptr, num_rows, N: tl.constexpr, HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
-):
+def add_parts_kernel(part_ptr, out_ptr, num_rows, N: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """The sum of the parts of one row's outputs, in their order. Grid: (rows, blocks of outputs)."""
     n_N = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = n_N < N
-    acc_N = tl.load(bias_ptr + n_N, mask=mask, other=0).to(tl.float32) if HAS_BIAS else tl.zeros([BLOCK], tl.float32)
+    acc_N = tl.zeros([BLOCK], tl.float32)
     for part in range(0, PARTS):
         acc_N += tl.load(part_ptr + (part * num_rows + tl.program_id(0)) * N + n_N, mask=mask, other=0)
     tl.store(out_ptr + tl.program_id(0) * N + n_N, acc_N, mask=mask)
@@ -92,48 +90,46 @@ def add_parts_kernel(
 
 def suits(x_MK: Tensor, weight: IntWeight) -> bool:
     """Whether the kernel can compute this, and fast."""
-    if not (x_MK.is_cuda or INTERPRETED) or x_MK.dtype not in LANGUAGE_TYPES or x_MK.ndim != 2 or len(x_MK) > MOST_ROWS:
+    if not (x_MK.is_cuda or INTERPRETED) or x_MK.dtype not in LANGUAGE_TYPES or x_MK.ndim != 2 or not 0 < len(x_MK) <= MOST_ROWS:
         return False
-    inputs, group_len = weight.codes.shape[1], weight.group_len
-    is_whole = group_len == weight.num_inputs
-    return is_whole or (inputs % group_len == 0 and group_len % LEAST_ROWS == 0)
+    num_columns, group_len = weight.codes_OI.shape[1], weight.group_len
+    if x_MK.shape[1] != weight.num_inputs or not num_columns:
+        return False
+    return group_len == weight.num_inputs or (num_columns % group_len == 0 and group_len % LEAST_ROWS == 0)
 
 
-def linear_int(x_MK: Tensor, weight: IntWeight, bias_N: Tensor | None = None) -> Tensor:
+def linear_weight_only(x_MK: Tensor, weight: IntWeight) -> Tensor:
     """As the reference's, but the weights are not rounded to x's dtype."""
-    out_MN = torch.empty(len(x_MK), len(weight.codes), dtype=x_MK.dtype, device=x_MK.device)
-    for launch in launches(x_MK, weight, bias_N, out_MN=out_MN):
+    out_MN = torch.empty(len(x_MK), len(weight.codes_OI), dtype=x_MK.dtype, device=x_MK.device)
+    for launch in launches(x_MK, weight, out_MN=out_MN):
         launch.run()
     return out_MN
 
 
-def launches(
-    x_MK: Tensor, weight: IntWeight, bias_N: Tensor | None, *, out_MN: Tensor, chosen: Configuration | None = None
-) -> list[Launch]:
+def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configuration | None = None) -> list[Launch]:
     """The kernels to run, in order, into `out_MN`."""
     x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
-    (num_rows, num_inputs), num_outputs = x_MK.shape, len(weight.codes)
+    (num_rows, num_inputs), num_outputs = x_MK.shape, len(weight.codes_OI)
     shape = {"bits": 4 if weight.is_packed else 8, "rows": max(num_rows, LEAST_ROWS)}
-    chosen = chosen or chosen_for("linear_int", shape, x_MK.device)
+    chosen = chosen or chosen_for("linear_weight_only", shape, x_MK.device)
     block_m, block_n = max(triton.next_power_of_2(num_rows), LEAST_ROWS), chosen.block("n")
     block_k = min(chosen.block("k"), weight.group_len & -weight.group_len) if weight.group_len < num_inputs else chosen.block("k")
     num_tiles = triton.cdiv(num_outputs, block_n)
     free = num_processors(x_MK.device) * PROGRAMS_PER_PROCESSOR // num_tiles
-    num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(weight.codes.shape[1], 4 * block_k)))
+    num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(weight.codes_OI.shape[1], 4 * block_k)))
     num_parts = 1 << (num_parts.bit_length() - 1)
     part = torch.empty(num_parts, num_rows, num_outputs, dtype=torch.float32, device=x_MK.device) if num_parts > 1 else None
-    has_bias = bias_N is not None
     found = [
         Launch(
-            linear_int_kernel,
+            weight_only_kernel,
             (num_tiles, num_parts),
             {
-                "x_ptr": x_MK, "code_ptr": weight.codes, "scale_ptr": weight.scales_NG, "bias_ptr": bias_N, "out_ptr": out_MN,
-                "part_ptr": part, "x_stride": x_MK.stride(0), "code_stride": weight.codes.stride(0),
-                "scale_stride": weight.scales_NG.stride(0), "num_rows": num_rows,
+                "x_ptr": x_MK, "code_ptr": weight.codes_OI, "scale_ptr": weight.scales_OG, "out_ptr": out_MN,
+                "part_ptr": part, "x_stride": x_MK.stride(0), "code_stride": weight.codes_OI.stride(0),
+                "scale_stride": weight.scales_OG.stride(0), "num_rows": num_rows,
             },
             {
-                "N": num_outputs, "K": num_inputs, "G": weight.group_len, "IS_PACKED": weight.is_packed, "HAS_BIAS": has_bias,
+                "N": num_outputs, "K": num_inputs, "G": weight.group_len, "IS_PACKED": weight.is_packed,
                 "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "PARTS": num_parts,
                 "DTYPE": LANGUAGE_TYPES[torch.float32 if INTERPRETED else x_MK.dtype],
             },
@@ -142,7 +138,13 @@ def launches(
         )
     ]  # fmt: skip
     if part is not None:
-        arguments = {"part_ptr": part, "bias_ptr": bias_N, "out_ptr": out_MN, "num_rows": num_rows}
-        constants = {"N": num_outputs, "HAS_BIAS": has_bias, "PARTS": num_parts, "BLOCK": 1024}
-        found.append(Launch(add_parts_kernel, (num_rows, triton.cdiv(num_outputs, 1024)), arguments, constants))
+        found.append(sum_of_parts(part, out_MN))
     return found
+
+
+def sum_of_parts(part: Tensor, out_MN: Tensor) -> Launch:
+    """The sum over the first axis of `part` [parts, M, N] into `out_MN`."""
+    num_parts, num_rows, num_outputs = part.shape
+    arguments = {"part_ptr": part, "out_ptr": out_MN, "num_rows": num_rows}
+    constants = {"N": num_outputs, "PARTS": num_parts, "BLOCK": 1024}
+    return Launch(add_parts_kernel, (num_rows, triton.cdiv(num_outputs, 1024)), arguments, constants)

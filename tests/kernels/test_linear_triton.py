@@ -1,0 +1,100 @@
+"""Linears as GPUs keep them: what is packed against its definition, the Triton kernel against the reference."""
+
+import random
+
+import pytest
+import torch
+
+from actorllm_kernels.linear import Int4, Int8, IntWeight, WeightOnly, reference
+
+triton = pytest.importorskip("actorllm_kernels.linear.triton", exc_type=ImportError, reason="needs Triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+CASES = [
+    (1, 48, 64, 8, None),
+    (5, 70, 96, 8, 32),
+    (16, 64, 256, 4, 64),
+    (3, 130, 128, 4, None),
+    (33, 40, 320, 4, 32),
+    (2, 33, 50, 8, None),
+]
+"""Rows, outputs, inputs, bits and inputs of a group."""
+
+
+def draw_codes(outputs: int, inputs: int, bits: int, group_len: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(outputs)
+    top = 2 ** (bits - 1)
+    codes = torch.randint(-top, top, (outputs, inputs), generator=generator, dtype=torch.int8)
+    return codes.to(DEVICE), (torch.rand(outputs, inputs // (group_len or inputs), generator=generator) / top).to(DEVICE)
+
+
+def draw(rows: int, outputs: int, inputs: int, bits: int, group_len: int | None) -> tuple[torch.Tensor, IntWeight]:
+    weight = reference.pack_by_output(*draw_codes(outputs, inputs, bits, group_len), num_bits=bits)
+    return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows)).to(DEVICE), weight
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_len", [None, 24, 48])
+def test_packed_codes_stand_for_what_they_did(bits, group_len):
+    codes, scales = draw_codes(5, 144, bits, group_len)
+    weight = reference.pack_by_output(codes, scales, num_bits=bits)
+    assert weight.codes_OI.shape == (5, 144 if bits == 8 else 72)
+    assert torch.equal(weight.values(), codes * scales.repeat_interleave(group_len or 144, dim=1))
+
+
+@pytest.mark.parametrize(("inputs", "group_len"), [(512, 128), (320, 32), (40, 40), (33, 33)])
+def test_groups_of_4_bits_never_lie_across_both_halves_of_a_row(inputs, group_len):
+    form = WeightOnly(4)
+    weight_OI = torch.randn(6, inputs, generator=torch.Generator().manual_seed(1))
+    codes = form.codes(weight_OI)
+    packed = IntWeight(*form.pack(codes))
+    assert inputs // codes[1].shape[1] == group_len
+    assert packed.group_len == packed.num_inputs or packed.codes_OI.shape[1] % packed.group_len == 0
+    assert (form.values(codes) - weight_OI).norm() < 0.17 * weight_OI.norm()
+
+
+@pytest.mark.parametrize(("bits", "of_cpus"), [(8, Int8()), (4, Int4(128))])
+def test_codes_are_those_of_cpus(bits, of_cpus):
+    weight = torch.randn(6, 512)
+    for ours, theirs in zip(WeightOnly(bits).codes(weight), of_cpus.codes(weight), strict=True):
+        assert torch.equal(ours.flatten(), theirs.flatten())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("inputs", [33, 40, 256])
+def test_a_linear_is_the_product_of_the_values(bits, inputs):
+    form = WeightOnly(bits)
+    weight_OI, x = torch.randn(7, inputs), torch.randn(3, inputs)
+    codes = form.codes(weight_OI)
+    packed, outputs = form.pack(codes), torch.tensor([6, 0, 3])
+    torch.testing.assert_close(form.linear(x, packed, 7), x @ form.values(codes).T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(form.rows(packed, outputs, inputs), form.values(codes)[outputs], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_equals_the_reference(case, dtype, monkeypatch):
+    monkeypatch.setattr(triton, "PROGRAMS_PER_PROCESSOR", random.Random(str(case)).choice((1, 4)))
+    x, weight = draw(*case)
+    assert triton.suits(x.to(dtype), weight)
+    got = triton.linear_weight_only(x.to(dtype), weight)
+    expected = reference.linear_weight_only(x.to(dtype).float(), weight)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), expected, atol=TOLERANCE[dtype] * expected.abs().max().item(), rtol=0)
+
+
+def test_inputs_in_parts_are_added_in_order():
+    x, weight = draw(2, 16, 1024, 8, None)
+    out = torch.full((2, 16), torch.nan, device=DEVICE)
+    found = triton.launches(x, weight, out_MN=out)
+    assert found[0].constants["PARTS"] > 1
+    for launch in found:
+        launch.run()
+    torch.testing.assert_close(out, reference.linear_weight_only(x, weight), atol=1e-3, rtol=1e-4)
+    assert torch.equal(triton.linear_weight_only(x, weight), out)
+
+
+def test_what_the_kernel_is_not_for():
+    for case in ((2, 16, 60, 8, 20), (65, 16, 64, 8, None), (0, 16, 64, 8, None)):  # groups that no tile fits, many rows, none
+        assert not triton.suits(*draw(*case))

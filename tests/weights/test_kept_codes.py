@@ -1,0 +1,117 @@
+"""Codes that a checkpoint holds are served as they are: no value is rounded twice, wherever a form has the same codes."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from actorllm.execution.model_plan import plan_model
+from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings
+from actorllm.weights.checkpoint import Checkpoint, num_values
+from actorllm.weights.compact import CodesFormat, CompactFormat, CompactWeight
+from actorllm.weights.compress import CodeScheme, write_tensors
+from actorllm.weights.compressed import CompressedFormat, read_compressed
+from actorllm.weights.int_codes import IntCodes
+from actorllm.weights.linear_weight import DenseWeight
+from actorllm_kernels.linear import Bf16, Form, Int4, Int8, WeightOnly
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+SHAPE = (24, 256)
+NAME = "mlp.up_proj"
+
+
+def write(
+    folder, num_bits: int, group_len: int | None, dtype: torch.dtype = torch.bfloat16
+) -> tuple[CompressedFormat, torch.Tensor]:
+    """A checkpoint of one linear, and its values before they were rounded."""
+    plain, target = folder / "plain", folder / "codes"
+    plain.mkdir()
+    target.mkdir()
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype)
+    save_file({f"{NAME}.weight": weight, "norm.weight": torch.ones(8)}, plain / "model.safetensors")
+    scheme = CodeScheme(num_bits, group_len)
+    write_tensors(plain, target, linears={NAME: False}, scheme=scheme, on_progress=lambda _: None)
+    return read_compressed(scheme.settings([])), weight
+
+
+def read(folder, storage, *, cols: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32):
+    with Checkpoint.open(folder / "codes", dtype=dtype, storage=storage) as checkpoint:
+        return checkpoint.linear(NAME, SHAPE, cols=cols)
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "group_len", "form"),
+    [
+        (8, None, Int8()), (4, 32, Int4()), (4, 128, Int4()), (4, None, Int4(128)),
+        (8, None, WeightOnly(8)), (8, 64, WeightOnly(8)), (4, 32, WeightOnly(4)), (4, None, WeightOnly(4)),
+    ],
+)  # fmt: skip
+def test_they_stand_for_what_is_stored(tmp_path, num_bits, group_len, form):
+    stored, weight = write(tmp_path, num_bits, group_len)
+    expected = IntCodes.quantized(weight, num_bits=num_bits, group_len=group_len, scale_dtype=weight.dtype)
+    got = read(tmp_path, CompactFormat(stored, form))
+    assert isinstance(got, CompactWeight) and got.form is form
+    assert torch.equal(got.codes[0], expected.codes_OI)
+    assert torch.equal(got.dense(), expected.dense(torch.float32))
+    ids = torch.tensor([3, 0])
+    assert torch.equal(got.packed().rows(ids), expected.dense(torch.float32)[ids])
+
+
+@pytest.mark.parametrize("form", [Int8(), WeightOnly(8)])
+def test_a_stored_model_is_the_one_rounded_while_loading(tmp_path, form):
+    stored, weight = write(tmp_path, 8, None, torch.float32)
+    again, x = CompactWeight(form, form.codes(weight)), torch.randn(3, SHAPE[1])
+    assert torch.equal(read(tmp_path, CompactFormat(stored, form))(x), again(x))
+
+
+@pytest.mark.parametrize("form", [Int4(), WeightOnly(4)])
+@pytest.mark.parametrize(("cols", "is_kept"), [((64, 192), True), ((32, 256), False), ((0, 100), False)])
+def test_a_part_keeps_its_codes_where_it_begins_and_ends_with_groups(tmp_path, form, cols, is_kept):
+    stored, weight = write(tmp_path, 4, 64)
+    expected = IntCodes.quantized(weight, num_bits=4, group_len=64, scale_dtype=weight.dtype).dense(torch.float32)
+    got = read(tmp_path, CompactFormat(stored, form), cols=cols).dense()
+    assert torch.equal(got, expected[:, slice(*cols)]) == is_kept
+    assert torch.equal(
+        read(tmp_path, CodesFormat(stored, form, dtype=torch.float32), cols=cols).dense(), expected[:, slice(*cols)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "group_len", "dtype", "form"),
+    [
+        (8, 64, torch.bfloat16, Int8()), (4, 32, torch.bfloat16, Int8()), (4, 32, torch.float32, Int4()),
+        (4, 32, torch.bfloat16, Int4(64)), (8, None, torch.bfloat16, Bf16()),
+    ],
+)  # fmt: skip
+def test_what_a_form_does_not_have_is_rounded_again(tmp_path, num_bits, group_len, dtype, form: Form):
+    stored, _ = write(tmp_path, num_bits, group_len, dtype)
+    dense = read(tmp_path, stored).dense()
+    got = read(tmp_path, CompactFormat(stored, form))
+    assert isinstance(got, CompactWeight)
+    assert torch.equal(got.dense(), form.values(form.codes(dense)))
+    assert isinstance(read(tmp_path, CodesFormat(stored, form, dtype=torch.float32)), DenseWeight)
+
+
+def test_memory_is_that_of_the_codes(tmp_path):
+    stored, _ = write(tmp_path, 4, 128)
+    kept = CodesFormat(stored, WeightOnly(4), dtype=torch.bfloat16)
+    packed = read(tmp_path, kept, dtype=torch.bfloat16).packed()
+    num_bytes = sum(tensor.nbytes for tensor in packed.tensors)
+    assert num_values(tmp_path / "codes", kept) * 2 == pytest.approx(num_bytes + 16, rel=0.01)
+
+
+@pytest.mark.parametrize(("device", "quantize", "kind"), [
+    ("cuda", None, CodesFormat), ("cuda", "int8", CompactFormat), ("cpu", None, CompressedFormat), ("cpu", "int4", CompactFormat),
+])  # fmt: skip
+def test_which_models_keep_their_codes(tmp_path, device, quantize, kind):
+    config = CONFIG | {"quantization_config": CodeScheme(4, 32).settings([])}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = EngineSettings(
+        model=ModelSettings(path=str(tmp_path), quantize=quantize, dtype="auto" if device == "cuda" else "float32"),
+        execution=ExecutionSettings(device=device),
+    )
+    assert type(plan_model(tmp_path, settings, has_files=False).kept) is kind
