@@ -3,7 +3,8 @@
 A random Llama of about 125M parameters (hidden 768, 12 layers, 12 heads, 4 KV heads of 64, intermediate 2048,
 vocabulary 32000) in float32. One request: decode tokens per second of both sides. 32 requests whose output lengths
 spread from 8 to 256: useful tokens per second, ours with continuous batching, transformers' with static batches (every
-row runs to the longest). Rounds alternate between the sides; medians and their ratio are printed.
+row runs to the longest). Rounds alternate between the sides; medians and their ratio are printed, and how many parallel
+regions one decode step opens.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 import actorllm  # noqa: F401 - before torch: it bounds how long libgomp's threads spin
 
 # isort: split
+import parallel_regions
 import torch
 import transformers
 from tokenizers import Tokenizer, models
@@ -28,6 +30,7 @@ from actorllm.messages import SamplingParams
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings
 
 VOCAB_SIZE = 32000
+NUM_LAYERS = 12
 PROMPT_LEN = 32
 SINGLE_TOKENS = 64
 OUTPUT_LENS = [8 + round(index * (256 - 8) / 31) for index in range(32)]
@@ -40,7 +43,7 @@ def make_checkpoint(folder: Path) -> transformers.LlamaForCausalLM:
         vocab_size=VOCAB_SIZE,
         hidden_size=768,
         intermediate_size=2048,
-        num_hidden_layers=12,
+        num_hidden_layers=NUM_LAYERS,
         num_attention_heads=12,
         num_key_value_heads=4,
         head_dim=64,
@@ -129,6 +132,9 @@ async def main(num_threads: int, num_rounds: int) -> None:
                     mine_seconds.append(await mine())  # type: ignore[misc]
                     other_seconds.append(await asyncio.to_thread(other))
                 report(title, mine_seconds, other_seconds, num_tokens)
+    if parallel_regions.compiler() is not None:
+        for regions in parallel_regions.measure(NUM_LAYERS, threads=num_threads, vocab_size=VOCAB_SIZE):
+            print(f"parallel regions of a decode step with {regions.num_rows} rows: {regions.decode:g}, {NUM_LAYERS} layers")
 
 
 if __name__ == "__main__":
