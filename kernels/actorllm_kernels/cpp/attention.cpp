@@ -11,11 +11,10 @@
 #include <cmath>
 #include <vector>
 
-#include "simd.h"
+#include "attention_products.h"
 
 namespace {
 
-constexpr int TILE = 128;                // keys that are unpacked at once
 constexpr int MAX_ROWS = 32;             // score rows of an item, unless one query has more heads
 constexpr int SCORE_FLOATS = 48 * 1024;  // 192 KiB of scores leave room for keys and values in 512 KiB
 constexpr int FEW_ROWS = 8;              // below this, keys are read where they lie instead of being transposed first
@@ -24,13 +23,6 @@ constexpr float MINUS_INF = -INFINITY;
 
 struct Span {
     int32_t row, query_len, seq_len;
-};
-
-template <class T>
-struct Pool {
-    const T* data;
-    int64_t token_stride, head_stride;
-    const T* at(int64_t slot, int head) const { return data + slot * token_stride + head * head_stride; }
 };
 
 template <class T>
@@ -47,6 +39,7 @@ struct Problem {
     int window;
     float* out;
     int group() const { return num_heads / num_kv_heads; }
+    bool reads_in_place(int num_rows) const { return num_rows < FEW_ROWS && k.parts < 2; }
 };
 
 struct Item {
@@ -60,134 +53,19 @@ struct Item {
 };
 
 struct Scratch {
-    std::vector<float> scores, keys, values, sums, maxima, normalizers;
+    std::vector<float> scores, keys, values, sums, maxima, normalizers, key_factors, value_factors;
 };
 
-// score[m][j] += q[m] . k[j] for few rows: every key is read once, where it lies.
-template <class T, int M>
-void scores_of_rows(const float* const* q, const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, float* scores, int stride) {
-    const int D = p.D, whole = D / VL * VL;
-    for (int j = 0; j < num_keys; j++) {
-        const T* k = p.k.at(slots[j], item.kv_head);
-        if (j + 4 < num_keys) {
-            const char* ahead = reinterpret_cast<const char*>(p.k.at(slots[j + 4], item.kv_head));
-            for (size_t byte = 0; byte < D * sizeof(T); byte += 64) __builtin_prefetch(ahead + byte);
-        }
-        vf acc[M] = {};
-        for (int d = 0; d < whole; d += VL) {
-            const vf key = load(k + d);
-            for (int m = 0; m < M; m++) acc[m] += load(q[m] + d) * key;
-        }
-        for (int m = 0; m < M; m++) {
-            float total = sum(acc[m]);
-            for (int d = whole; d < D; d++) total += q[m][d] * load_one(k + d);
-            scores[m * stride + j] = total;
-        }
-    }
-}
-
-// The same for many rows: the tile's keys are transposed once, so that a vector holds VL keys.
-template <int M>
-void scores_of_tile(const float* const* q, const float* keys_DL, int D, float* scores, int stride) {
-    for (int j = 0; j < TILE; j += 2 * VL) {
-        vf acc[M][2] = {};
-        for (int d = 0; d < D; d++) {
-            const vf first = load(keys_DL + d * TILE + j), second = load(keys_DL + d * TILE + j + VL);
-            for (int m = 0; m < M; m++) {
-                const vf x = splat(q[m][d]);
-                acc[m][0] += x * first;
-                acc[m][1] += x * second;
-            }
-        }
-        for (int m = 0; m < M; m++) {
-            store(scores + m * stride + j, acc[m][0]);
-            store(scores + m * stride + j + VL, acc[m][1]);
-        }
-    }
-}
-
-// sums[m] += weights[m] . values, M rows at a time; `value(j)` is where value j lies.
-template <int M, class T, class Value>
-void add_values(const float* weights, int stride, int num_keys, Value value, int E, float* sums) {
-    int e = 0;
-    for (; e + 2 * VL <= E; e += 2 * VL) {
-        vf acc[M][2];
-        for (int m = 0; m < M; m++) {
-            acc[m][0] = load(sums + m * E + e);
-            acc[m][1] = load(sums + m * E + e + VL);
-        }
-        for (int j = 0; j < num_keys; j++) {
-            const T* v = value(j) + e;
-            const vf first = load(v), second = load(v + VL);
-            for (int m = 0; m < M; m++) {
-                const vf x = splat(weights[m * stride + j]);
-                acc[m][0] += x * first;
-                acc[m][1] += x * second;
-            }
-        }
-        for (int m = 0; m < M; m++) {
-            store(sums + m * E + e, acc[m][0]);
-            store(sums + m * E + e + VL, acc[m][1]);
-        }
-    }
-    for (; e < E; e++)
-        for (int m = 0; m < M; m++) {
-            float total = sums[m * E + e];
-            for (int j = 0; j < num_keys; j++) total += weights[m * stride + j] * load_one(value(j) + e);
-            sums[m * E + e] = total;
-        }
-}
-
-// Calls f<M>(first row) for all rows, four at a time.
-template <template <int> class F, class... Args>
-void by_rows(int num_rows, Args&&... args) {
-    int m = 0;
-    for (; m + 4 <= num_rows; m += 4) F<4>::run(m, args...);
-    switch (num_rows - m) {
-        case 3: F<3>::run(m, args...); break;
-        case 2: F<2>::run(m, args...); break;
-        case 1: F<1>::run(m, args...); break;
-    }
-}
-
-template <int M>
-struct DirectScores {
-    template <class T>
-    static void run(int m, const float** q, const Problem<T>& p, const Item& item, const int32_t* slots, int n, float* scores, int stride) {
-        scores_of_rows<T, M>(q + m, p, item, slots, n, scores + m * stride, stride);
-    }
-};
-
-template <int M>
-struct TileScores {
-    static void run(int m, const float** q, const float* keys, int D, float* scores, int stride) {
-        scores_of_tile<M>(q + m, keys, D, scores + m * stride, stride);
-    }
-};
-
-template <int M>
-struct DirectValues {
-    template <class T>
-    static void run(int m, const Problem<T>& p, const Item& item, const int32_t* slots, int n, const float* weights, int stride, float* sums) {
-        add_values<M, T>(weights + m * stride, stride, n, [&](int j) { return p.v.at(slots[j], item.kv_head); }, p.E, sums + m * p.E);
-    }
-};
-
-template <int M>
-struct TileValues {
-    static void run(int m, const float* values, int n, const float* weights, int stride, int E, float* sums) {
-        add_values<M, float>(weights + m * stride, stride, n, [&](int j) { return values + j * E; }, E, sums + m * E);
-    }
-};
-
-// From products to capped, sloped and masked scores of one row, padded to whole vectors; returns their maximum.
-float finish_scores(float* scores, int num_keys, int first_key, int query, float scale, float soft_cap, float slope, int window) {
+// From products to capped, sloped and masked scores of one row, padded to whole vectors; returns their maximum. `factors` null: all 1.
+float finish_scores(
+    float* scores, const float* factors, int num_keys, int first_key, int query, float scale, float soft_cap, float slope, int window) {
     const int end = std::clamp(query + 1 - first_key, 0, num_keys), padded = (num_keys + VL - 1) / VL * VL;
     const int begin = window ? std::clamp(query - window + 1 - first_key, 0, end) : 0;
     vf distance;
     for (int i = 0; i < VL; i++) distance[i] = float(first_key - query + i);
     for (int j = 0; j < padded; j += VL) {
         vf x = load(scores + j) * scale;
+        if (factors) x *= load(factors + j);
         if (soft_cap > 0) x = soft_cap * tanh(x / soft_cap);
         store(scores + j, x + slope * (distance + float(j)));
     }
@@ -209,35 +87,43 @@ float exponentiate(float* scores, int num_keys, float best) {
     return sum(total);
 }
 
+// The factors of some tokens, padded to whole vectors; null if they are all 1, or in the tiles already.
+template <class T>
+const float* gather_factors(const Pool<T>& pool, int head, const int32_t* slots, int num_keys, std::vector<float>& to) {
+    if (!pool.factors || pool.parts > 1) return nullptr;
+    to.resize((num_keys + VL - 1) / VL * VL);
+    for (int j = 0; j < num_keys; j++) to[j] = *pool.factors_at(slots[j], head);
+    std::fill(to.begin() + num_keys, to.end(), 0.0f);
+    return to.data();
+}
+
 template <class T>
 void score_keys(const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, const float** q, int num_rows, Scratch& s, int stride) {
-    if (num_rows < FEW_ROWS) {
-        by_rows<DirectScores>(num_rows, q, p, item, slots, num_keys, s.scores.data(), stride);
+    float* scores = s.scores.data();
+    if (p.reads_in_place(num_rows)) {
+        by_rows(num_rows, [&](int m, auto M) { scores_of_rows<M>(q + m, p.k, item.kv_head, p.D, slots, num_keys, scores + m * stride, stride); });
         return;
     }
     for (int begin = 0; begin < num_keys; begin += TILE) {
-        const int n = std::min(TILE, num_keys - begin);
-        for (int j = 0; j < TILE; j++) {
-            const T* k = p.k.at(slots[begin + std::min(j, n - 1)], item.kv_head);
-            for (int d = 0; d < p.D; d++) s.keys[d * TILE + j] = load_one(k + d);
-        }
-        by_rows<TileScores>(num_rows, q, s.keys.data(), p.D, s.scores.data() + begin, stride);
+        unpack_keys(p.k, item.kv_head, p.D, slots + begin, std::min(TILE, num_keys - begin), s.keys.data());
+        by_rows(num_rows, [&](int m, auto M) { scores_of_tile<M>(q + m, s.keys.data(), p.D, scores + m * stride + begin, stride); });
     }
 }
 
 template <class T>
 void sum_values(const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, int num_rows, Scratch& s, int stride) {
-    if (num_rows < FEW_ROWS) {
-        by_rows<DirectValues>(num_rows, p, item, slots, num_keys, s.scores.data(), stride, s.sums.data());
+    const float* weights = s.scores.data();
+    float* sums = s.sums.data();
+    if (p.reads_in_place(num_rows)) {
+        const auto value = [&](int j) { return p.v.at(slots[j], item.kv_head); };
+        by_rows(num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride, stride, num_keys, value, p.E, sums + m * p.E); });
         return;
     }
     for (int begin = 0; begin < num_keys; begin += TILE) {
         const int n = std::min(TILE, num_keys - begin);
-        for (int j = 0; j < n; j++) {
-            const T* v = p.v.at(slots[begin + j], item.kv_head);
-            for (int e = 0; e < p.E; e++) s.values[j * p.E + e] = load_one(v + e);
-        }
-        by_rows<TileValues>(num_rows, s.values.data(), n, s.scores.data() + begin, stride, p.E, s.sums.data());
+        unpack_values(p.v, item.kv_head, p.E, slots + begin, n, s.values.data());
+        const auto value = [&](int j) { return s.values.data() + j * p.E; };
+        by_rows(num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride + begin, stride, n, value, p.E, sums + m * p.E); });
     }
 }
 
@@ -251,7 +137,7 @@ void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
     s.sums.assign(size_t(num_rows) * E, 0.0f);
     s.maxima.assign(num_rows, MINUS_INF);
     s.normalizers.assign(num_rows, 0.0f);
-    if (num_rows >= FEW_ROWS) {
+    if (!p.reads_in_place(num_rows)) {
         s.keys.resize(size_t(p.D) * TILE);
         s.values.resize(size_t(TILE) * E);
     }
@@ -267,16 +153,21 @@ void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
     for (int key = item.key_begin; key < item.key_end; key += block) {
         const int n = std::min(block, item.key_end - key);
         score_keys(p, item, slots + key, n, q.data(), num_rows, s, block);
+        const float* key_factors = gather_factors(p.k, item.kv_head, slots + key, n, s.key_factors);
+        const float* value_factors = gather_factors(p.v, item.kv_head, slots + key, n, s.value_factors);
         for (int m = 0; m < num_rows; m++) {
             float* scores = s.scores.data() + size_t(m) * block;
             const float slope = p.slopes ? p.slopes[item.kv_head * group + m % group] : 0;
-            const float best = finish_scores(scores, n, key, item.first_query + m / group, p.scale, p.soft_cap, slope, p.window);
+            const int query = item.first_query + m / group;
+            const float best = finish_scores(scores, key_factors, n, key, query, p.scale, p.soft_cap, slope, p.window);
             const float maximum = std::max(best, s.maxima[m]);
             if (maximum == MINUS_INF) {  // nothing to see yet
                 std::fill(scores, scores + n, 0.0f);
                 continue;
             }
             const float total = exponentiate(scores, n, maximum);
+            if (value_factors)
+                for (int j = 0; j < n; j += VL) store(scores + j, load(scores + j) * load(value_factors + j));
             const float shrink = std::exp(s.maxima[m] - maximum);
             if (shrink != 1)
                 for (int e = 0; e < E; e++) s.sums[m * E + e] *= shrink;
@@ -379,12 +270,13 @@ void attend(const Problem<T>& p, int num_threads) {
 
 }  // namespace
 
-// Strides count elements. `pools` are float32, or bfloat16 if `is_bf16`. `soft_cap` and `window` 0: none; `sinks` and
-// `slopes` null: none. `spans` is [num_spans, 3]: row of the slot table, query_len, seq_len. `out` is contiguous [T, H, E].
+// Strides count elements. The pools are float32, bfloat16 or, with factors, int8 (`pool_type` 0, 1, 2); keys with `k_parts` 2 have two
+// factors, one for as many values as a value has, one for the rest. `soft_cap` and `window` 0: none; `sinks` and `slopes` null:
+// none. `spans` is [num_spans, 3]: row of the slot table, query_len, seq_len. `out` is contiguous [T, H, E].
 extern "C" void actorllm_attend(
-    const float* q, int64_t q_token_stride, int64_t q_head_stride, int is_bf16,
-    const void* k, int64_t k_token_stride, int64_t k_head_stride,
-    const void* v, int64_t v_token_stride, int64_t v_head_stride,
+    const float* q, int64_t q_token_stride, int64_t q_head_stride, int pool_type,
+    const void* k, int64_t k_token_stride, int64_t k_head_stride, const float* k_factors, int64_t k_factor_stride, int k_parts,
+    const void* v, int64_t v_token_stride, int64_t v_head_stride, const float* v_factors, int64_t v_factor_stride,
     const int32_t* table, int64_t table_stride, const int32_t* spans, int num_spans,
     int num_heads, int num_kv_heads, int D, int E, float scale, float soft_cap,
     const float* sinks, const float* slopes, int window, float* out, int num_threads) {
@@ -392,12 +284,13 @@ extern "C" void actorllm_attend(
         using T = decltype(type);
         const Problem<T> problem{
             q, q_token_stride, q_head_stride,
-            {static_cast<const T*>(k), k_token_stride, k_head_stride},
-            {static_cast<const T*>(v), v_token_stride, v_head_stride},
+            {static_cast<const T*>(k), k_token_stride, k_head_stride, k_factors, k_factor_stride, k_parts, E},
+            {static_cast<const T*>(v), v_token_stride, v_head_stride, v_factors, v_factor_stride, 1, E},
             table, table_stride, reinterpret_cast<const Span*>(spans),
             num_spans, num_heads, num_kv_heads, D, E, scale, soft_cap, sinks, slopes, window, out};
         attend(problem, num_threads);
     };
-    if (is_bf16) run(uint16_t{});
+    if (pool_type == 2) run(int8_t{});
+    else if (pool_type == 1) run(uint16_t{});
     else run(float{});
 }

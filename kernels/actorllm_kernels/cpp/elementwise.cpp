@@ -1,7 +1,10 @@
 // What lies between the products of a layer, each in one pass: normalising, rotating and storing, the gated product.
 //
 // Rows are shared out over threads only where there is enough to do: waking them costs more than a row.
+#include <algorithm>
 #include <cmath>
+#include <type_traits>
+#include <vector>
 
 #include "simd.h"
 
@@ -66,6 +69,35 @@ inline void put(uint16_t* p, float x) {
     *p = std::isnan(x) ? uint16_t((u >> 16) | 0x40) : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+template <class T>
+void put_row(T* to, const float* x, int D) {
+    for (int d = 0; d < D; d++) put(to + d, x[d]);
+}
+
+// One head as codes of one byte, see quantize.py; returns their factor. Magnitudes of floats are ordered as their bits are.
+inline float put_codes(const float* x, int D, int8_t* codes) {
+    uint32_t most = 0;
+    for (int d = 0; d < D; d++) {
+        uint32_t bits;
+        memcpy(&bits, x + d, sizeof bits);
+        most = std::max(most, bits & 0x7fffffff);
+    }
+    float largest;
+    memcpy(&largest, &most, sizeof largest);
+    const float factor = largest / 127;
+    if (!(largest >= 1e-30f && largest < INFINITY)) {
+        for (int d = 0; d < D; d++) codes[d] = 0;
+        return largest < INFINITY ? 0.0f : NAN;
+    }
+    for (int d = 0; d < D; d++) {
+        const float rounded = x[d] / factor + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+        int32_t bits;
+        memcpy(&bits, &rounded, sizeof bits);
+        codes[d] = int8_t(bits - 0x4b400000);
+    }
+    return factor;
+}
+
 struct Rotation {
     const float *cos, *sin;  // [R] of one token
     int R;
@@ -85,7 +117,7 @@ struct Rotation {
                 put(out + r + half, x[r + half] * cos[r + half] + x[r] * sin[r + half]);
             }
         }
-        for (int d = R; d < D; d++) put(out + d, x[d]);
+        put_row(out + R, x + R, D - R);
     }
 };
 
@@ -94,6 +126,27 @@ struct Strided {
     T* data;
     int64_t token_stride, head_stride;
     T* at(int64_t token, int head) const { return data + token * token_stride + head * head_stride; }
+};
+
+// A pool of keys or values; one of codes has a factor for each token and head.
+template <class T>
+struct Pool {
+    Strided<T> values;
+    float* factors;
+    int64_t factor_stride;
+
+    // Store a head of D values that `write(to)` writes.
+    template <class Write>
+    void store(int64_t slot, int head, int D, Write write) const {
+        if constexpr (std::is_same_v<T, int8_t>) {
+            static thread_local std::vector<float> row;
+            row.resize(D);
+            write(row.data());
+            factors[slot * factor_stride + head] = put_codes(row.data(), D, values.at(slot, head));
+        } else {
+            write(values.at(slot, head));
+        }
+    }
 };
 
 }  // namespace
@@ -118,32 +171,33 @@ extern "C" void actorllm_gated(
     }
 }
 
-// The pools are float32, or bfloat16 if `is_bf16`; `cos` and `sin` are [num_tokens, R], `out` is [num_tokens, num_heads, D].
+// The pools are float32, bfloat16 or, with factors, int8 (`pool_type` 0, 1, 2); `cos` and `sin` are [num_tokens, R], `out` is
+// [num_tokens, num_heads, D]. Without query heads, rotated values and E it stores one buffer as it is.
 extern "C" void actorllm_rotate_and_store(
     const float* q, int64_t q_token_stride, int64_t q_head_stride, const float* k, int64_t k_token_stride, int64_t k_head_stride,
     const float* v, int64_t v_token_stride, int64_t v_head_stride,
     const float* cos, const float* sin, int R, int is_interleaved, const int64_t* slots,
-    void* k_pool, int64_t k_slot_stride, int64_t k_pool_head_stride, void* v_pool, int64_t v_slot_stride, int64_t v_pool_head_stride,
-    int is_bf16, float* out, int num_tokens, int num_heads, int num_kv_heads, int D, int E, int num_threads) {
+    void* k_pool, int64_t k_slot_stride, int64_t k_pool_head_stride, float* k_factors, int64_t k_factor_stride,
+    void* v_pool, int64_t v_slot_stride, int64_t v_pool_head_stride, float* v_factors, int64_t v_factor_stride,
+    int pool_type, float* out, int num_tokens, int num_heads, int num_kv_heads, int D, int E, int num_threads) {
     const Strided<const float> queries{q, q_token_stride, q_head_stride}, keys{k, k_token_stride, k_head_stride},
         values{v, v_token_stride, v_head_stride};
     const auto run = [&](auto type) {
         using T = decltype(type);
-        const Strided<T> key_pool{static_cast<T*>(k_pool), k_slot_stride, k_pool_head_stride};
-        const Strided<T> value_pool{static_cast<T*>(v_pool), v_slot_stride, v_pool_head_stride};
+        const Pool<T> key_pool{{static_cast<T*>(k_pool), k_slot_stride, k_pool_head_stride}, k_factors, k_factor_stride};
+        const Pool<T> value_pool{{static_cast<T*>(v_pool), v_slot_stride, v_pool_head_stride}, v_factors, v_factor_stride};
         const int threads = threads_for(int64_t(num_tokens) * (num_heads + 2 * num_kv_heads) * D, num_threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int t = 0; t < num_tokens; t++) {
             const Rotation rotation{cos + int64_t(t) * R, sin + int64_t(t) * R, R, is_interleaved != 0};
             for (int h = 0; h < num_heads; h++) rotation.head(queries.at(t, h), D, out + (int64_t(t) * num_heads + h) * D);
             for (int h = 0; h < num_kv_heads; h++) {
-                rotation.head(keys.at(t, h), D, key_pool.at(slots[t], h));
-                const float* value = values.at(t, h);
-                T* stored = value_pool.at(slots[t], h);
-                for (int e = 0; e < E; e++) put(stored + e, value[e]);
+                key_pool.store(slots[t], h, D, [&](auto* to) { rotation.head(keys.at(t, h), D, to); });
+                if (E) value_pool.store(slots[t], h, E, [&](auto* to) { put_row(to, values.at(t, h), E); });
             }
         }
     };
-    if (is_bf16) run(uint16_t{});
+    if (pool_type == 2) run(int8_t{});
+    else if (pool_type == 1) run(uint16_t{});
     else run(float{});
 }

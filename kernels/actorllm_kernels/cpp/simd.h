@@ -20,6 +20,7 @@ typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4)));
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 typedef uint16_t vh __attribute__((vector_size(VL * 2)));
+typedef int8_t vb __attribute__((vector_size(VL)));
 
 static inline vf splat(float x) { return x - vf{}; }
 
@@ -45,7 +46,21 @@ static inline vf load(const uint16_t* p) {
     return v;
 }
 
+static inline vf load(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+    vb b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, vf);
+#endif
+}
+
 static inline float load_one(const float* p) { return *p; }
+
+static inline float load_one(const int8_t* p) { return *p; }
 
 static inline float load_one(const uint16_t* p) {
     uint32_t u = uint32_t(*p) << 16;
@@ -68,6 +83,45 @@ static inline float max(vf v) {
     float best = v[0];
     for (int i = 1; i < VL; i++) best = v[i] > best ? v[i] : best;
     return best;
+}
+
+// The values of a and b in turns: those of their first halves (`second` 0) or of their second ones.
+template <int second>
+static inline vf interleave(vf a, vf b) {
+#if defined(__GNUC__) && !defined(__clang__)
+    vi from;
+    for (int i = 0; i < VL; i++) from[i] = second * VL / 2 + i / 2 + i % 2 * VL;
+    return __builtin_shuffle(a, b, from);
+#else
+    vf mixed;
+    for (int i = 0; i < VL; i++) mixed[i] = (i % 2 ? b : a)[second * VL / 2 + i / 2];
+    return mixed;
+#endif
+}
+
+// to[i] = sum(v[i]) for four vectors.
+static inline void store_sums(float* to, const vf* v) {
+    const vf even = interleave<0>(v[0], v[2]) + interleave<1>(v[0], v[2]);
+    const vf odd = interleave<0>(v[1], v[3]) + interleave<1>(v[1], v[3]);
+    const vf fours = interleave<0>(even, odd) + interleave<1>(even, odd);  // sums of 0, 1, 2, 3, 0, 1, ...
+    float total[4] = {};
+    for (int i = 0; i < VL; i++) total[i % 4] += fours[i];
+    memcpy(to, total, sizeof total);
+}
+
+// v[i][j] becomes v[j][i].
+static inline void transpose(vf* v) {
+#pragma GCC unroll 4
+    for (int half = 1; half < VL; half *= 2) {
+        vf mixed[VL];
+#pragma GCC unroll 16
+        for (int i = 0; i < VL / 2; i++) {
+            mixed[2 * i] = interleave<0>(v[i], v[i + VL / 2]);
+            mixed[2 * i + 1] = interleave<1>(v[i], v[i + VL / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) v[i] = mixed[i];
+    }
 }
 
 // e^x within 2 units in the last place, and exactly 0 below the smallest normal float (Cody-Waite reduction, a polynomial).

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actorllm_kernels.backends import takes_triton
 from actorllm_kernels.rotary_store import cpu, reference
-from actorllm_kernels.rotary_store.reference import Angles, rotate, store
+from actorllm_kernels.rotary_store.reference import Angles, rotate
 
 __all__ = ["Angles", "rotate", "rotate_and_store", "store"]
 
@@ -26,10 +26,18 @@ def rotate_and_store(
     scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The rotated queries [T, H, D], see `reference.rotate_and_store`; the fastest way there is here."""
-    if cpu.suits(q_THD, k_TKD, v_TKE, angles, pools):
-        return cpu.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools)
+    if cpu.suits(q_THD, k_TKD, v_TKE, angles, pools, scales):
+        return cpu.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools, scales)
     operator = kernels_for(q_THD, pools) or reference
     return operator.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools, scales)
+
+
+def store(values_T: Tensor, slots_T: Tensor, pool_N: Tensor, scales_N: Tensor | None = None) -> None:
+    """Write each token's values into its slot, see `reference.store`; the fastest way there is here."""
+    if scales_N is not None and cpu.suits_quantized(values_T, pool_N):
+        cpu.store_quantized(values_T, slots_T, pool_N, scales_N)
+    else:
+        reference.store(values_T, slots_T, pool_N, scales_N)
 
 
 def kernels_for(q_THD: Tensor, pools: tuple[Tensor, Tensor]) -> ModuleType | None:

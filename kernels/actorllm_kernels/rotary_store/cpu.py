@@ -1,4 +1,4 @@
-"""Rotating and storing by the C++ kernel: float32 tokens into float32 or bfloat16 pools, in one call."""
+"""Rotating and storing by the C++ kernel: float32 tokens into float32, bfloat16 or int8 pools, in one call."""
 
 from ctypes import c_int, c_int64, c_void_p
 
@@ -8,33 +8,77 @@ from torch import Tensor
 from actorllm_kernels.native import function, library
 from actorllm_kernels.rotary_store.reference import Angles
 
+POOL_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _STRIDED = (c_void_p, c_int64, c_int64)
-_ARGUMENTS = _STRIDED * 3 + (c_void_p, c_void_p, c_int, c_int, c_void_p) + _STRIDED * 2 + (c_int, c_void_p) + (c_int,) * 6
+_FACTORS = (c_void_p, c_int64)
+_ARGUMENTS = (
+    _STRIDED * 3
+    + (c_void_p, c_void_p, c_int, c_int, c_void_p)
+    + (_STRIDED + _FACTORS) * 2
+    + (c_int, c_void_p)
+    + (c_int,) * 6
+)
 
 
-def suits(q_THD: Tensor, k_TKD: Tensor, v_TKE: Tensor, angles: Angles, pools: tuple[Tensor, Tensor]) -> bool:
+def suits(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKE: Tensor,
+    angles: Angles,
+    pools: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor] | None = None,
+) -> bool:
     """Whether the kernel can compute this, and exists."""
     tokens = (q_THD, k_TKD, v_TKE, *angles[:2])
     if q_THD.device.type != "cpu" or any(x.dtype != torch.float32 for x in tokens):
         return False
-    are_known = pools[0].dtype == pools[1].dtype and pools[0].dtype in (torch.float32, torch.bfloat16)
+    are_known = pools[0].dtype == pools[1].dtype and pools[0].dtype in POOL_TYPES and (pools[0].dtype == torch.int8) == bool(scales)
     return are_known and all(x.stride(2) == 1 for x in (*tokens[:3], *pools)) and library() is not None
 
 
+def suits_quantized(values_TKD: Tensor, pool_NKD: Tensor) -> bool:
+    """Whether `store_quantized` can store this, and exists."""
+    is_known = values_TKD.device.type == "cpu" and (values_TKD.dtype, pool_NKD.dtype) == (torch.float32, torch.int8)
+    return is_known and values_TKD.dim() == 3 and values_TKD.stride(2) == pool_NKD.stride(2) == 1 and library() is not None
+
+
 def rotate_and_store(
-    q_THD: Tensor, k_TKD: Tensor, v_TKE: Tensor, angles: Angles, slots_T: Tensor, pools: tuple[Tensor, Tensor]
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKE: Tensor,
+    angles: Angles,
+    slots_T: Tensor,
+    pools: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """As the reference's."""
     num_tokens, num_heads, head_dim = q_THD.shape
     out_THD = torch.empty(q_THD.shape)
     cos_T1R, sin_T1R = angles.cos_T1R.contiguous(), angles.sin_T1R.contiguous()
+    k_scales, v_scales = scales or (None, None)
     function("actorllm_rotate_and_store", _ARGUMENTS)(
-        q_THD.data_ptr(), q_THD.stride(0), q_THD.stride(1),
-        k_TKD.data_ptr(), k_TKD.stride(0), k_TKD.stride(1),
-        v_TKE.data_ptr(), v_TKE.stride(0), v_TKE.stride(1),
+        *_strided(q_THD), *_strided(k_TKD), *_strided(v_TKE),
         cos_T1R.data_ptr(), sin_T1R.data_ptr(), cos_T1R.shape[2], angles.is_interleaved, slots_T.data_ptr(),
-        pools[0].data_ptr(), pools[0].stride(0), pools[0].stride(1),
-        pools[1].data_ptr(), pools[1].stride(0), pools[1].stride(1), pools[0].dtype == torch.bfloat16,
+        *_strided(pools[0]), *_factors(k_scales), *_strided(pools[1]), *_factors(v_scales), POOL_TYPES[pools[0].dtype],
         out_THD.data_ptr(), num_tokens, num_heads, k_TKD.shape[1], head_dim, v_TKE.shape[2], torch.get_num_threads(),
     )  # fmt: skip
     return out_THD
+
+
+def store_quantized(values_TKD: Tensor, slots_T: Tensor, pool_NKD: Tensor, scales_NK: Tensor) -> None:
+    """As the reference's `store`, into an int8 pool."""
+    nothing, no_factors = (None, 0, 0), (None, 0)
+    num_tokens, num_heads, head_dim = values_TKD.shape
+    function("actorllm_rotate_and_store", _ARGUMENTS)(
+        *nothing, *_strided(values_TKD), *nothing, None, None, 0, False, slots_T.data_ptr(),
+        *_strided(pool_NKD), *_factors(scales_NK), *nothing, *no_factors, POOL_TYPES[pool_NKD.dtype],
+        None, num_tokens, 0, num_heads, head_dim, 0, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _strided(x: Tensor) -> tuple[int, int, int]:
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+def _factors(scales_NK: Tensor | None) -> tuple[int | None, int]:
+    return (None, 0) if scales_NK is None else (scales_NK.data_ptr(), scales_NK.stride(0))
