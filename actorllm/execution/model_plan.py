@@ -118,7 +118,10 @@ def read_architecture(config: dict[str, Any]) -> str:
     """The one name in `architectures`; raises `UnsupportedConfig`."""
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        raise UnsupportedConfig(f"config.json: architectures must be a list of one name, not {names!r}")
+        raise UnsupportedConfig(
+            f"config.json: architectures is {str(names)[:80]}, but must be a list of one name, as [\"LlamaForCausalLM\"]: download "
+            "config.json again, or write the name there that the model's authors give (actorllm plugin list shows those served)"
+        )
     return names[0]
 
 

@@ -9,8 +9,13 @@ from typing import Any
 
 from actorllm.errors import UnsupportedConfig
 
-MAX_SIZE = 2**31
+MAX_SIZE = 2**18
+MAX_TOKENS = 2**27
+MAX_VOCABULARY = 2**22
 MAX_LAYERS = 4096
+"""Beyond these a size is implausible: several times what the largest published models have."""
+
+_OF_TOKENS = ("position", "window", "length", "context", "seq_len")
 _NEVER = object()
 _LAYER_TYPES = frozenset(("sliding_attention", "full_attention"))
 
@@ -82,6 +87,13 @@ NEUTRAL_VALUES = {
 }
 
 
+def _most(key: str) -> int:
+    """The largest plausible value of a size, by its key."""
+    if "vocab" in key:
+        return MAX_VOCABULARY
+    return MAX_TOKENS if any(part in key for part in _OF_TOKENS) else MAX_SIZE
+
+
 class ConfigReader:
     """Takes keys from a config; `finish` raises `UnsupportedConfig` naming what was not taken."""
 
@@ -101,13 +113,18 @@ class ConfigReader:
         value = self._left.pop(key, None)
         return default if value is None else value
 
-    def size(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE) -> int:
-        """A whole number; raises `UnsupportedConfig` for anything else, or if it is missing without a default."""
+    def size(self, key: str, default: int | None = None, *, least: int = 1, most: int | None = None) -> int:
+        """A whole number, at most what is plausible for such a key; raises `UnsupportedConfig` for anything else, or if it is
+        missing without a default."""
+        most = most or _most(key)
         value = self.take(key, default)
         if value is None:
             raise UnsupportedConfig(f"config.json has no {key!r}, which {self._architecture} needs")
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UnsupportedConfig(f"config.json: {key} is {value!r}, but must be a whole number from {least} to {most}")
+            raise UnsupportedConfig(
+                f"config.json: {key} is {value!r:.40}, which is implausible: it must be a whole number from {least} to {most}; "
+                "download config.json again, or correct it"
+            )
         return value
 
     def optional_size(self, key: str) -> int | None:

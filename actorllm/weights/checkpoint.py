@@ -5,6 +5,7 @@ holds a tensor that nobody claimed. Headers are checked before anything is belie
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -28,6 +29,9 @@ STORED = {torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32", torch.int64: 
 """Names in a safetensors header of what formats pull as it is stored."""
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 """Bytes of a value by its type's name in a header; all others take one."""
+
+_LAYER = re.compile(r".*?\.\d+(?=\.)")
+"""The beginning of a tensor's name that says in which layer it is."""
 
 
 class Checkpoint:
@@ -53,6 +57,7 @@ class Checkpoint:
         self._transposed: tuple[str, ...] = ()
         self._claimed: set[str] = set()
         self._is_survey = False
+        self._missing: list[str] = []
         self._tied: dict[str, str] = {}
         with ExitStack() as opened:  # one file that cannot be opened closes the others
             for path in sorted(set(files.values())):
@@ -91,13 +96,17 @@ class Checkpoint:
     def survey(self) -> Iterator[None]:
         """Within, pulls check names and shapes and claim them, but read nothing: tensors come on the meta device.
 
-        So a model that does not fit its checkpoint is known at once, not after reading most of it.
+        So a model that does not fit its checkpoint is known at once, not after reading most of it. Raises one `TensorMissing`
+        for all that were asked for in vain.
         """
         self._is_survey = True
+        self._missing.clear()
         try:
             yield
         finally:
             self._is_survey = False
+        if self._missing:
+            raise TensorMissing(_missing_message(self._missing))
 
     def rename(self, prefixes: Mapping[str, str]) -> None:
         """Know names that begin with a key of `prefixes` by its value instead. The first prefix that fits counts."""
@@ -186,8 +195,11 @@ class Checkpoint:
 
     def _slice(self, name: str, shape: tuple[int, ...], stored: tuple[str, ...]) -> Any:
         home_name = name if name in self._homes else self._tied.get(name, name)
+        if home_name not in self._homes and self._is_survey:
+            self._missing.append(name)
+            return None
         if home_name not in self._homes:
-            raise TensorMissing(f"the checkpoint has no tensor {name!r}, which config.json asks for")
+            raise TensorMissing(_missing_message([name]))
         self._claimed.update((name, home_name))
         file, stored_name = self._homes[home_name]
         whole = file.get_slice(stored_name)
@@ -209,8 +221,9 @@ def tensor_files(directory: Path) -> dict[str, Path]:
     single = directory / SINGLE_FILE
     if not single.is_file():
         has_pickle = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
-        hint = "; *.bin and *.pt files are pickles and are never read: convert them to safetensors" if has_pickle else ""
-        raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in the model's folder{hint}")
+        hint = "*.bin and *.pt files are pickles and are never read: convert them to safetensors"
+        hint = hint if has_pickle else "download the model's *.safetensors files into it, or give another folder"
+        raise CheckpointError(f"no {SINGLE_FILE} or {INDEX_FILE} in the model's folder: {hint}")
     if not is_inside(single, directory.resolve()):
         raise CheckpointError(f"{SINGLE_FILE} is a link that leads out of the model's folder")
     with open_tensors(single, "cpu") as file:
@@ -286,6 +299,19 @@ def open_tensors(path: Path, device: str) -> Any:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path.name} is truncated or not a safetensors file ({error}); download it again") from error
+
+
+def _missing_message(names: Sequence[str]) -> str:
+    """A layer that lacks several tensors is named once."""
+    mend = "either a file is missing (download the model again), or config.json is another model's"
+    if len(names) == 1:
+        return f"the checkpoint has no tensor {names[0]!r}, which config.json asks for: {mend}"
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        layer = _LAYER.match(name)
+        groups.setdefault(layer[0] if layer else name, []).append(name)
+    parts = [own[0] if len(own) == 1 else f"{group} ({len(own)} tensors)" for group, own in sorted(groups.items())]
+    return f"the checkpoint lacks {len(names)} tensors that config.json asks for: {_shown(parts)}; {mend}"
 
 
 def _shown(names: list[str]) -> str:

@@ -1,29 +1,24 @@
 """Requests dropped at random moments leave nothing behind: no slot, no task, no file descriptor.
 
-The moments are seeded and spread over tokenizing, waiting, prefill, decode and finishing.
+The moments are seeded and spread over tokenizing, waiting, prefill, decode and finishing. tests/server/test_drops.py does
+the same with clients that disconnect.
 """
 
 import asyncio
-import gc
-import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 
-import aiohttp
 import pytest
 
 from actorllm.engine import Engine
 from actorllm.messages import SamplingParams
 from actorllm.scheduling.request import FinishedRequest
-from actorllm.server.app import create_app, start_site
-from actorllm.settings import EngineSettings, ServerSettings
+from actorllm.settings import EngineSettings
+from tests.leftovers import GUARD, check_empty, nothing_left_behind, until
 
 SettingsFactory = Callable[..., EngineSettings]
 NUM_AT_ONCE = 100
-NUM_HTTP = 100
-GUARD = 60.0
 
 
 class Dropper:
@@ -75,47 +70,6 @@ class Dropper:
         return request is None or request.scheduled is not None
 
 
-@contextmanager
-def nothing_left_behind() -> Iterator[None]:
-    """The tasks and descriptors of the end are those of the beginning."""
-    gc.collect()
-    tasks, descriptors = asyncio.all_tasks(), open_descriptors()
-    yield
-    gc.collect()
-    assert asyncio.all_tasks() - tasks == set()
-    assert open_descriptors() == descriptors
-
-
-def open_descriptors() -> Counter[str]:
-    """What the process has open, counted by kind; the number of a descriptor says nothing."""
-    kinds: Counter[str] = Counter()
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the listing's own
-            target = os.readlink(f"/proc/self/fd/{name}")
-            kinds[target.split(":")[0]] += 1
-    return kinds
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    """Return once it holds; looks at it now and then, because nobody announces it."""
-    async with asyncio.timeout(GUARD):
-        while not is_true():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
-
-
-async def check_empty(engine: Engine) -> None:
-    """Nothing is computed any more, and nothing is kept for a request that ended."""
-
-    def is_empty() -> bool:
-        now = engine.statistics()
-        return (now.num_open, now.num_running, now.num_waiting, now.slots_in_use) == (0, 0, 0, (0,))
-
-    await until(is_empty)
-    await until(lambda: len(engine._house._table) == 0)
-    await until(lambda: not engine._house._transcripts.open)
-    assert engine.statistics().num_restarts == 0
-
-
 def moment_of(record: FinishedRequest) -> str:
     """Where the end found an admitted request."""
     if record.finish != "abort":
@@ -148,56 +102,3 @@ async def test_dropped_requests_leave_nothing(
         moments = dropper.moments + Counter(moment_of(record) for record in finished)
         for moment in ("submitting", "waiting", "prefill", "decode", "finished"):
             assert moments[moment] >= 5, moments
-
-
-
-class Client:
-    """HTTP clients that close their sockets in the middle."""
-
-    def __init__(self, address: str, text: str) -> None:
-        self.url = f"{address}/v1/completions"
-        self.text = text
-        self.random = random.Random(7)
-        self.moments: Counter[str] = Counter()
-
-    async def drop_one(self) -> None:
-        draw = self.random
-        is_streamed = draw.random() < 0.5
-        body = {"prompt": self.text[: draw.choice((20, 700))], "max_tokens": 300, "stream": is_streamed, "ignore_eos": True}
-        seconds, num_lines = draw.random() * 0.3, draw.choice((0, 1, 8))
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-            request = asyncio.create_task(session.post(self.url, json=body))
-            await asyncio.wait({request}, timeout=GUARD if is_streamed and num_lines else seconds)
-            if not request.done():
-                request.cancel()
-                await asyncio.wait({request})
-                self.moments["streamed" if is_streamed else "whole"] += 1
-                return
-            response = request.result()
-            assert response.status == 200
-            for _ in range(num_lines):
-                assert await response.content.readline()
-            self.moments["mid-stream"] += 1
-            response.close()
-
-
-async def test_clients_that_leave_free_everything(stories_settings: SettingsFactory, golden) -> None:
-    settings = stories_settings(kv_slots=4096, max_running=16, max_step_tokens=128)
-    server_settings = ServerSettings(port=0)
-    async with Engine(settings) as engine:
-        await engine.complete(golden.text[:20], SamplingParams(max_tokens=2))
-        with nothing_left_behind():
-            runner, address = await start_site(create_app(engine, server_settings), server_settings)
-            client = Client(address, golden.text)
-            async with asyncio.timeout(GUARD), asyncio.TaskGroup() as group:
-                for _ in range(NUM_HTTP):
-                    group.create_task(client.drop_one())
-            await check_empty(engine)
-            async with aiohttp.ClientSession() as session, asyncio.timeout(GUARD):
-                async with session.post(f"{address}/v1/completions", json={"prompt": "Once", "max_tokens": 4}) as response:
-                    assert (await response.json())["usage"]["completion_tokens"] == 4
-            await runner.cleanup()
-        assert engine.statistics().num_ended["abort"] >= NUM_HTTP // 2
-        assert engine.statistics().num_ended["error"] == 0
-        for moment in ("streamed", "whole", "mid-stream"):
-            assert client.moments[moment] >= 5, client.moments

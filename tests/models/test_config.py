@@ -25,10 +25,20 @@ def test_every_neutral_key_says_why():
     assert all(NEUTRAL_KEYS.values())
 
 
-@pytest.mark.parametrize("value", [0, -1, 2**40, 1.0, "1", True, [1]])
+@pytest.mark.parametrize("value", [0, -1, 10**9, 1e9, 2**40, 1.0, "1", True, [1]])
 def test_sizes_are_whole_and_sane(value):
-    with pytest.raises(UnsupportedConfig, match="width"):
-        ConfigReader({"width": value}).size("width")
+    with pytest.raises(UnsupportedConfig, match="hidden_size is .*implausible.*from 1 to 262144"):
+        ConfigReader({"hidden_size": value}).size("hidden_size")
+    with pytest.raises(UnsupportedConfig, match="num_hidden_layers is .*implausible.*from 1 to 4096"):
+        ConfigReader({"num_hidden_layers": "x" if value == 1 else value}).layers()
+
+
+def test_lengths_and_vocabularies_may_be_larger_than_other_sizes():
+    config = {"max_position_embeddings": 10_485_760, "sliding_window": 10**6, "vocab_size": 10**6}
+    assert [ConfigReader(config).size(key) for key in config] == list(config.values())
+    for key in config:
+        with pytest.raises(UnsupportedConfig, match=f"{key} is 1000000000, which is implausible"):
+            ConfigReader({key: 10**9}).size(key)
 
 
 def test_sizes_may_have_a_default_but_are_never_guessed():

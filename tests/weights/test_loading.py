@@ -70,6 +70,18 @@ def test_all_missing_tensors_are_named(tmp_path, tensors):
         load(tmp_path, tensors)
 
 
+def test_a_missing_layer_is_named_once_with_the_number_of_its_tensors(tmp_path, tensors):
+    of_layer = [name for name in tensors if name.startswith("model.layers.1.")]
+    for name in (*of_layer, "model.norm.weight"):
+        del tensors[name]
+    with pytest.raises(TensorMissing) as caught:
+        load(tmp_path, tensors)
+    message = caught.value.message
+    assert f"lacks {len(of_layer) + 1} tensors that config.json asks for: model.layers.1 ({len(of_layer)} tensors), " in message
+    assert (message.count("model.layers.1"), message.count("model.norm.weight")) == (1, 1)
+    assert "download the model again" in message
+
+
 def test_left_over_tensors_are_named(tmp_path, tensors):
     tensors["model.layers.2.mlp.up_proj.weight"] = torch.ones(1)
     with pytest.raises(TensorLeftOver, match=r"model\.layers\.2\.mlp\.up_proj\.weight"):
