@@ -1,12 +1,12 @@
 """Fixtures that every test may use."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from actorllm.execution.devices import Devices
 from actorllm.messages import Step
+from tests.skip_gate import DATA_ABSENT, data_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,9 +20,9 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with real tokenizers, configs and a real small model; `TEST_DATA_DIR` names it."""
-    path = Path(os.environ.get("TEST_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
+    path = data_folder()
     if not path.is_dir():
-        pytest.skip("test data folder is absent")
+        pytest.skip(DATA_ABSENT)
     return path
 
 

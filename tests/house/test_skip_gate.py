@@ -13,6 +13,24 @@ WHOLE_MODULE = "import pytest\npytest.importorskip('no_such_module', reason='not
 PASSES = "\ndef test_b():\n    pass\n"
 
 
+def run(repository: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Pytest with the gate over the tests in `folder`, with no data but those that `environment` names."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.skip_gate", "-p", "no:cacheprovider", "-rs", "-q", "test_it.py"]
+    own = {name: value for name, value in os.environ.items() if name not in ("CI", "TEST_DATA_DIR")}
+    own |= {"PYTHONPATH": str(repository), **environment}
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=60)
+
+
+def test_a_run_without_its_data_says_so_and_fails_where_the_data_must_be(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(LISTED + PASSES)
+    named = {"TEST_DATA_DIR": str(tmp_path)}
+    for environment, exit_code in (({}, 0), (named, 0), ({"CI": "true", **named}, 1)):
+        done = run(repository, tmp_path, **environment)
+        assert "WITHOUT DATA: 1 tests" in done.stdout
+        assert done.returncode == exit_code, done.stdout
+        assert ("SKIP NOT LISTED" in done.stdout) is bool(exit_code)
+
+
 @pytest.mark.parametrize(
     ("text", "is_let_through", "words"),
     [
@@ -23,8 +41,6 @@ PASSES = "\ndef test_b():\n    pass\n"
 )
 def test_gate(repository: Path, tmp_path: Path, text: str, is_let_through: bool, words: str) -> None:
     (tmp_path / "test_it.py").write_text(text + PASSES)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.skip_gate", "-p", "no:cacheprovider", "-rs", "-q", "test_it.py"]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = run(repository, tmp_path)
     assert words in done.stdout
     assert (done.returncode == 0) is is_let_through, done.stdout

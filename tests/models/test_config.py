@@ -27,9 +27,9 @@ def test_every_neutral_key_says_why():
 
 @pytest.mark.parametrize("value", [0, -1, 10**9, 1e9, 2**40, 1.0, "1", True, [1]])
 def test_sizes_are_whole_and_sane(value):
-    with pytest.raises(UnsupportedConfig, match="hidden_size is .*implausible.*from 1 to 262144"):
+    with pytest.raises(UnsupportedConfig, match=r"hidden_size is .*implausible.*from 1 to 262144"):
         ConfigReader({"hidden_size": value}).size("hidden_size")
-    with pytest.raises(UnsupportedConfig, match="num_hidden_layers is .*implausible.*from 1 to 4096"):
+    with pytest.raises(UnsupportedConfig, match=r"num_hidden_layers is .*implausible.*from 1 to 4096"):
         ConfigReader({"num_hidden_layers": "x" if value == 1 else value}).layers()
 
 

@@ -126,7 +126,7 @@ class Leavers:
         """One request; whether its client left at its moment."""
         self.num_sent += 1
         name = f"r{self.num_sent}"
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         client = self.open[name] = Client(name, moment, writer)
         writer.write(self._request(name, moment, is_streamed=is_streamed))
         await client.closed.wait()
