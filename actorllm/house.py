@@ -193,7 +193,7 @@ class House:
             context_len=loaded.context,
             vocab_size=loaded.vocab_size,
             num_weight_bytes=loaded.num_weight_bytes,
-            num_slots=tuple(group.num_slots for group in loaded.groups),
+            num_slots=tuple(group.num_slots for group in loaded.groups if not group.is_state),
             created=int(time.time()),
         )
         return generation

@@ -216,11 +216,10 @@ class RowSampling(Struct, frozen=True, array_like=True):
 
 
 class RowOpen(Struct, frozen=True, array_like=True):
-    """A sequence takes device row `row`.
+    """A sequence takes device row `row`, with the states that row `state_of` (-1: none) has after this step.
 
-    `slots` holds, per cache group, the slots of positions `prefix_start[g] .. prefix_start[g] + len - 1` that
-    are already computed (shared with a sibling choice, or with a prompt that begins alike); empty for a fresh row. `prompt_ids` and `output_ids`
-    seed the penalty counts (prompt empty unless a penalty needs it) and the sampling position.
+    `slots` are, per cache group, those of positions `prefix_start[g]` and on that are computed already, shared with a sibling or
+    another prompt. `prompt_ids` (if a penalty needs them) and `output_ids` seed the penalty counts and the sampling position.
     """
 
     row: int
@@ -229,6 +228,7 @@ class RowOpen(Struct, frozen=True, array_like=True):
     output_ids: bytes
     prefix_start: tuple[int, ...]
     slots: tuple[bytes, ...]
+    state_of: int = -1
 
 
 class Step(Struct, frozen=True, tag=True, kw_only=True):

@@ -16,9 +16,10 @@ from actorllm.models.contract import CacheGroup
 
 
 class KVPool:
-    """The buffers of all cache groups of one rank; `num_slots[g]` is the size of group g's pool.
+    """The buffers of all cache groups of one rank; `num_slots[g]` is the size of group g's pool, and groups of states, which
+    come after those of slots, have one for each of `num_rows` device rows.
 
-    They are of `kv_dtype`, int8 or float8_e4m3fn, with scales beside them, or of the model's own `dtype` (None). Implements
+    Slots are of `kv_dtype`, int8 or float8_e4m3fn, with scales beside them, or of the model's own `dtype` (None). Implements
     `actorllm.layers.batch.KVCache`. Memory starts as zeros, which the operating system hands out only as slots are written to.
     """
 
@@ -30,13 +31,17 @@ class KVPool:
         dtype: torch.dtype,
         device: torch.device,
         kv_dtype: torch.dtype | None = None,
+        num_rows: int = 0,
     ) -> None:
+        num_states = sum(group.is_state for group in groups)
+        assert not any(group.is_state for group in groups[: len(groups) - num_states]), "groups of states come last"
+        self._states = range(len(groups) - num_states, len(groups))
         self._buffers: dict[tuple[int, int, str], Tensor] = {}
         self._scales: dict[tuple[int, int, str], Tensor] = {}
-        for index, (group, size) in enumerate(zip(groups, num_slots, strict=True)):
+        for index, (group, size) in enumerate(zip(groups, [*num_slots, *[num_rows] * num_states], strict=True)):
             for layer, buffer in product(group.layers, group.buffers):
                 key = index, layer, buffer.name
-                is_plain = kv_dtype is None or buffer.is_exact
+                is_plain = kv_dtype is None or buffer.is_exact or group.is_state
                 self._buffers[key] = torch.zeros(size, *buffer.shape, dtype=dtype if is_plain else kv_dtype, device=device)
                 if not is_plain:
                     self._scales[key] = torch.zeros(size, *buffer.scale_shape, dtype=torch.float32, device=device)
@@ -52,6 +57,12 @@ class KVPool:
     def tensors(self, group: int) -> list[Tensor]:
         """All memory of the group."""
         return [tensor for kept in (self._buffers, self._scales) for (owner, _, _), tensor in kept.items() if owner == group]
+
+    def copy_states(self, source: int, target: int) -> None:
+        """Device row `target` goes on from the states of row `source`."""
+        for group in self._states:
+            for states in self.tensors(group):
+                states[target] = states[source]
 
     def num_bytes(self) -> int:
         """Bytes of all buffers and scales."""

@@ -79,7 +79,7 @@ async def load_model(
     free, share = free_memory(device)
     groups = plan_slots(models[0].cache_groups, plan, settings=settings, free_bytes=free // num_ranks, share=share)
     sizes = RunnerSizes(
-        num_slots=tuple(group.num_slots for group in groups), max_running=settings.scheduling.max_running, context=plan.context
+        num_slots=tuple(group.num_slots for group in groups if not group.is_state), max_running=settings.scheduling.max_running, context=plan.context
     )
     loader = _Loader(plan, device, new_source=new_source, on_progress=on_progress)
     invalid = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()

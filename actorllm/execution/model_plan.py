@@ -154,11 +154,14 @@ def plan_slots(
             f"the weights take {_mib(weight_bytes)} in {plan.precision.name}, but only {_mib(free_bytes)} of memory are free: "
             "free some, serve with --dtype bfloat16 if that is not set yet, or use a smaller model"
         )
+    states = tuple(GroupSize(group.name, scheduling.max_running, is_state=True) for group in groups if group.is_state)
+    state_bytes = scheduling.max_running * sum(group.bytes_per_token(plan.precision.dtype) for group in groups if group.is_state)
+    groups = [group for group in groups if not group.is_state]
     if execution.kv_slots is not None:
-        return tuple(GroupSize(group.name, execution.kv_slots, group.window) for group in groups)
+        return (*(GroupSize(group.name, execution.kv_slots, group.window) for group in groups), *states)
     sizes = [(group.name, group.window, group.bytes_per_token(plan.precision.dtype, plan.kv_dtype)) for group in groups]
     step_tokens = scheduling.max_step_tokens
-    wanted = scheduling.max_running * sum(
+    wanted = state_bytes + scheduling.max_running * sum(
         slots_needed(plan.context, window, step_tokens) * token_bytes for _, window, token_bytes in sizes
     )
     if execution.kv_memory is not None and execution.kv_memory > left:
@@ -166,7 +169,8 @@ def plan_slots(
     budget = execution.kv_memory
     if budget is None:
         budget = default_kv_bytes(left, wanted=wanted, share=share)
-    return slots_for_budget(budget, sizes, context=plan.context, max_step_tokens=step_tokens)
+    slots = slots_for_budget(budget, sizes, context=plan.context, max_step_tokens=step_tokens, state_bytes=state_bytes)
+    return (*slots, *states)
 
 
 def _mib(num: int) -> str:

@@ -25,7 +25,7 @@ from actorllm.models.contract import CausalLM
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerSizes:
-    """How much of everything a rank holds: `num_slots[g]` tokens in cache group g, `max_running` device rows of at
+    """How much of everything a rank holds: `num_slots[g]` tokens in cache group g (those of slots), `max_running` device rows of at
     most `context` tokens."""
 
     num_slots: tuple[int, ...]
@@ -119,7 +119,7 @@ class ResidentRunner:
         self._device = device
         self._layer = layer
         self._vocab_size: int = model.config.vocab_size
-        self._cache = KVPool(model.cache_groups, sizes.num_slots, dtype=dtype, device=device, kv_dtype=kv_dtype)
+        self._cache = KVPool(model.cache_groups, sizes.num_slots, dtype=dtype, device=device, kv_dtype=kv_dtype, num_rows=sizes.max_running)
         self._sampler = Sampler(self._vocab_size, max_running=sizes.max_running, device=device, invalid_ids=invalid_ids)
         self.reset()
 
@@ -143,6 +143,9 @@ class ResidentRunner:
         plan = self._plan_samples(step, upload)
         upload.send()
         state = forward(self.model, self._reader.batch(parts), layer=self._layer)
+        for opened in step.opened:
+            if opened.state_of >= 0:
+                self._cache.copy_states(opened.state_of, opened.row)
         if not plan.rows and not parts.prompts:  # the chunks of a long prompt need neither norm nor head
             return Forwarded(step, plan, None, (), started)
         hidden_TD = self.model.norm(state)

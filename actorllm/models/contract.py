@@ -70,15 +70,20 @@ class CacheBuffer:
 @dataclass(frozen=True)
 class CacheGroup:
     """Layers whose tokens live and die together: each has the same `buffers`, and with a `window` W only
-    the last W tokens of a sequence are ever read (None: all of them)."""
+    the last W tokens of a sequence are ever read (None: all of them).
+
+    With `is_state` a sequence has one entry in each buffer rather than one a token, at its device row (`Span.row`): what a
+    recurrent layer carries on. A sequence's first tokens (`query_len == seq_len`) find an older one's there. These groups come last.
+    """
 
     name: str
     layers: tuple[int, ...]
     buffers: tuple[CacheBuffer, ...]
     window: int | None = None
+    is_state: bool = False
 
     def bytes_per_token(self, dtype: torch.dtype, kv_dtype: torch.dtype | None = None) -> int:
-        """Bytes that one token takes in this group, over all its layers, its scales included; see `CacheBuffer.num_bytes`."""
+        """Bytes that one token (or with `is_state` one sequence) takes in this group, over all its layers, its scales included; see `CacheBuffer.num_bytes`."""
         return len(self.layers) * sum(buffer.num_bytes(dtype, kv_dtype) for buffer in self.buffers)
 
 

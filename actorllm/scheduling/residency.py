@@ -83,8 +83,9 @@ class Residents:
     """
 
     def __init__(self, groups: tuple[GroupSize, ...], num_rows: int) -> None:
-        self.groups = groups
-        self.pools = tuple(SlotPool(group.num_slots) for group in groups)
+        self.groups = tuple(group for group in groups if not group.is_state)  # a state lies at its row, which is accounted anyhow
+        self._has_states = len(self.groups) < len(groups)
+        self.pools = tuple(SlotPool(group.num_slots) for group in self.groups)
         self.running: list[Residence] = []  # in the policy's order, without those that leave
         self._stays: dict[Sequence, Residence] = {}
         self._free_rows = list(range(num_rows - 1, -1, -1))
@@ -138,8 +139,11 @@ class Residents:
     def share_prefix(self, stay: Residence) -> int:
         """Let a stay that has computed nothing begin with the longest prefix that a running prompt has in common with its own.
 
-        At least one token is left to compute, to sample from. Returns the number of tokens shared.
+        At least one token is left to compute, to sample from. Returns the number of tokens shared: none where a state would
+        have to be shared, too, because a row has only its latest.
         """
+        if self._has_states:
+            return 0
         lender, shared_len = None, MIN_SHARED - 1
         for other in self.running:
             limit = min(other.num_planned, stay.target - 1)

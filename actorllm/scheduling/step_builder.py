@@ -146,11 +146,11 @@ class StepBuilder:
         """The siblings sample from the token that choice 0 has just been given."""
         first.sequence.request.is_forked = True
         for sibling in self._residents.fork(first):
-            self._open(sibling)
+            self._open(sibling, state_of=first.row)
             self._name(sibling, sibling.target)
             self._sample(sibling)
 
-    def _open(self, stay: Residence) -> None:
+    def _open(self, stay: Residence, *, state_of: int = -1) -> None:
         sequence, request = stay.sequence, stay.sequence.request
         stay.is_opened = True
         self._opened.append(
@@ -161,6 +161,7 @@ class StepBuilder:
                 output_ids=sequence.output_ids.tobytes(),
                 prefix_start=tuple(stay.first),
                 slots=tuple(pack(slots) for slots in stay.slots),
+                state_of=state_of,
             )
         )
 

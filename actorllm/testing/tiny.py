@@ -42,12 +42,12 @@ class TinyCache:
         kv_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._groups = tuple(groups)
+        self._groups = tuple(group for group in groups if not group.is_state)
         self._device = device
         num_slots = num_rows * context
         slots = [num_slots] * len(self._groups)
-        self._pool = KVPool(self._groups, slots, dtype=dtype, device=torch.device(device), kv_dtype=kv_dtype)
-        for index in range(len(self._groups)):
+        self._pool = KVPool(groups, slots, dtype=dtype, device=torch.device(device), kv_dtype=kv_dtype, num_rows=num_rows)
+        for index in range(len(groups)):
             self._make_unreadable(index, slice(None))
         shuffle = random.Random(seed)
         self._free = [shuffle.sample(range(num_slots), num_slots) for _ in self._groups]
