@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actorllm.execution.filters import FilterParameters, allowed
 from actorllm.execution.logprobs import Scores, score
 from actorllm.execution.penalties import TokenCounts, has_penalty
-from actorllm.execution.randomness import uniform
 from actorllm.execution.upload import Part, Upload
 from actorllm.messages import RowSampling, pack, unpack
+from actorllm_kernels.sampling.filters import FilterParameters, allowed
+from actorllm_kernels.sampling.randomness import uniform
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, as in vLLM: the division would leave nothing but the best token anyhow."""

@@ -9,6 +9,7 @@ Legend: T tokens, H query heads, K key/value heads, D head_dim, N slots.
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ from actorllm_kernels.quantize import quantize
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import reference as store_reference
 from actorllm_kernels.rotary_store import triton as store_triton
+from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen
+from actorllm_kernels.sampling import reference as sampling_reference
+from actorllm_kernels.sampling import triton as sampling_triton
 from actorllm_kernels.token_ids import reference as ids_reference
 from actorllm_kernels.token_ids import triton as ids_triton
 
@@ -143,6 +147,31 @@ def check_token_ids(device: torch.device) -> Results:
     yield "gather", *_both(ids_triton.gather_ids, ids_reference.gather_ids, ids, rows, kept[1])
 
 
+def check_sampling(device: torch.device) -> Results:
+    """Every way to ask for tokens, on logits without tokens that are nearly as probable as one another at an edge."""
+    logits, rows = _random(5, 3000, device=device).float(), torch.arange(5, device=device)
+    asked = [
+        [0, 3000, 1, 0, 1, 0, 0], [1, 3000, 1, 0, 1.2, 0.5, 0.1], [0.8, 40, 1, 0, 1, 0, 0], [1.5, 3000, 0.7, 0, 1, 0, 0],
+        [1, 100, 0.5, 0.1, 0.9, 0, 0],
+    ]  # fmt: skip
+    known = Rows(rows * 7 + 3, torch.tensor(asked, dtype=torch.float64, device=device))
+    options = {"rows": known, "needs": Needs()}
+    yield "drawn", *_both(sampling_triton.draw, sampling_reference.draw, logits, rows, rows, **options)
+    seen = [Seen(torch.ones(5, 3000, dtype=torch.int32, device=device), logits > 0) for _ in range(2)]
+    changed = [logits.clone() for _ in range(2)]
+    width = {"dtype": torch.int64, "device": device}
+    adjustments = Adjustments(
+        torch.full((5,), 2, **width), torch.arange(10, **width).view(5, 2), logits[:, :2] * 99, rows.view(5, 1) * 0
+    )
+    adjustments = replace(adjustments, until_RB=adjustments.until_RB.expand(5, 2).contiguous())
+    for index, operator in enumerate((sampling_triton, sampling_reference)):
+        operator.penalize(changed[index], rows, seen[index], rows=known)
+        operator.adjust(changed[index], rows, rows, adjustments=adjustments)
+        operator.count(rows, rows, seen[index])
+    yield "penalized and adjusted", changed[0], changed[1]
+    yield "counted", seen[0].output_RV, seen[1].output_RV
+
+
 def _both(ours: Callable, theirs: Callable, *arguments, **options) -> tuple:
     return ours(*arguments, **options), theirs(*arguments, **options)
 
@@ -160,4 +189,5 @@ CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "linear": check_linear,
     "embedding": check_embedding,
     "token_ids": check_token_ids,
+    "sampling": check_sampling,
 }

@@ -26,6 +26,7 @@ from gpu_kernels.around import around_cases
 from gpu_kernels.attention import attention_cases, attention_problem
 from gpu_kernels.products import product_cases
 from gpu_kernels.report import HEAD, Row, line, plot
+from gpu_kernels.sampling import sampling_cases
 
 from actorllm_kernels import device as devices
 from actorllm_kernels import tuning
@@ -139,7 +140,7 @@ def main() -> None:
     )
     print(HEAD, flush=True)
     rows = []
-    for case, make in (*attention_cases(), *around_cases(), *product_cases()):
+    for case, make in (*attention_cases(), *around_cases(), *product_cases(), *sampling_cases()):
         if time.perf_counter() - begin > arguments.minutes * 60:
             rows.append(Row(case, failure="not reached within --minutes"))
         else:

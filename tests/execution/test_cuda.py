@@ -7,9 +7,9 @@ import torch
 
 from actorllm.execution.device_thread import DeviceThread
 from actorllm.execution.devices import Devices
-from actorllm.execution.filters import FilterParameters, allowed
-from actorllm.execution.randomness import uniform
 from actorllm.messages import StepDone
+from actorllm_kernels.sampling.filters import FilterParameters, allowed
+from actorllm_kernels.sampling.randomness import uniform
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

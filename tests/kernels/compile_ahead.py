@@ -24,6 +24,8 @@ from actorllm_kernels.linear import triton as linear
 from actorllm_kernels.norm import triton as norm
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import triton as rotary_store
+from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen
+from actorllm_kernels.sampling import triton as sampling
 from actorllm_kernels.token_ids import triton as token_ids
 
 GPUS = {80: (163 * 1024, 108), 90: (227 * 1024, 132)}
@@ -86,6 +88,21 @@ def ids() -> list[Launch]:
     ]
 
 
+def samples(vocab_size: int) -> list[Launch]:
+    """Sampling for 64 of 256 rows, with all that they may ask for."""
+    numbers = partial(meta, dtype=torch.int64)
+    logits, rows = meta(64, vocab_size, dtype=torch.float32), Rows(numbers(256), meta(256, 7, dtype=torch.float64))
+    seen = Seen(meta(256, vocab_size, dtype=torch.int32), meta(256, vocab_size, dtype=torch.bool))
+    adjustments = Adjustments(numbers(256), numbers(256, 16), meta(256, 16, dtype=torch.float32), numbers(256, 16))
+    found = [
+        sampling.penalize_launch(logits, numbers(64), seen, rows=rows),
+        sampling.adjust_launch(logits, numbers(64), numbers(64), adjustments=adjustments),
+        *sampling.launches(logits, numbers(64), numbers(64), rows=rows, needs=Needs(), ids_S=numbers(64)),
+        sampling.count_launch(numbers(64), numbers(64), seen),
+    ]
+    return list({(each.name, each.constants.get("BY_WEIGHT")): each for each in found}.values())  # a search's passes are alike
+
+
 def products(num_rows: int, *, num_bits: int, group_len: int | None) -> list[Launch]:
     """A product of a model of 8192 values with weights of a few bits."""
     codes = meta(28672, 8192, dtype=torch.int8) if num_bits == 8 else meta(28672, 4096, dtype=torch.uint8)
@@ -104,6 +121,7 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
     yield "hidden size 8192", around()
     yield "hidden size 8192, int8 pools", around(torch.int8)[-1:]
     yield "64 tokens", ids()
+    yield "64 of 128256 tokens", samples(128_256)
     for num_bits, group_len in ((8, None), (4, 128)):
         yield f"8192 x 28672, {num_bits} bits, 16 rows", products(16, num_bits=num_bits, group_len=group_len)
 
@@ -111,6 +129,8 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
 def every() -> Iterator[tuple[str, list[Launch]]]:
     """Every head size, form and group, plain and with all extras."""
     yield "64 tokens", ids()
+    for vocab_size in (32_000, 50_257, 128_256, 262_144):
+        yield f"64 of {vocab_size} tokens", samples(vocab_size)
     for form in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
         yield f"hidden size 8192, {form}", around(form)
     for num_rows, num_bits, group_len in itertools.product((1, 16, 32, 64), (8, 4), (None, 32, 128)):

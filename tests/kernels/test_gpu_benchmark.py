@@ -15,7 +15,7 @@ def test_rehearsal(repository: Path, tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert {row["case"].split()[0] for row in rows} >= {"decode", "prefill", "sum", "silu", "rotate", "16", "embedding", "sampled"}
+    assert {row["case"].split()[0] for row in rows} >= {"decode", "prefill", "sum", "silu", "rotate", "16", "embedding", "sampled", "sample", "penalties"}
     assert all(row["failure"] == "" and 0 <= row["error"] < 0.02 and row["taken"] > 0 for row in rows)
     assert (tmp_path / "gpu.svg").read_text().count("<rect") == len(rows) + 1
 
@@ -27,7 +27,7 @@ def test_a_failing_kernel_does_not_stop_the_rest(repository: Path, tmp_path: Pat
         "cases = dict(gpu.around_cases()); names = list(cases)\n"
         "def fails(): raise RuntimeError('out of resources')\n"
         "gpu.attention_cases = lambda: iter([('broken', fails)])\n"
-        "gpu.around_cases, gpu.product_cases = (lambda: iter([(names[0], cases[names[0]])])), (lambda: iter(()))\n"
+        "gpu.around_cases, gpu.product_cases, gpu.sampling_cases = (lambda: iter([(names[0], cases[names[0]])])), *[lambda: iter(())] * 2\n"
         "gpu.main()"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=repository, capture_output=True, text=True, check=False)

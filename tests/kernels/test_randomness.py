@@ -2,7 +2,7 @@
 
 import torch
 
-from actorllm.execution.randomness import uniform
+from actorllm_kernels.sampling.randomness import uniform
 
 MASK = 2**64 - 1
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from actorllm.execution.filters import NARROW, FilterParameters, allowed
+from actorllm_kernels.sampling.filters import NARROW, FilterParameters, allowed
 
 OFF = (0, 1.0, 0.0)
 

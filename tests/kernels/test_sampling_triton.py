@@ -1,0 +1,229 @@
+"""The Triton kernels of sampling against their reference: interpreted, or on the GPU where there is one.
+
+`KERNEL_CASES` is how many random batches are compared (4 by default), and makes the draws that are counted more.
+"""
+
+import os
+import random
+
+import pytest
+import torch
+
+from actorllm_kernels.configurations import Configuration
+from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen, reference
+from actorllm_kernels.sampling.filters import FilterParameters, allowed
+from actorllm_kernels.sampling.parameters import MIN_P, TEMPERATURE, TOP_K, TOP_P
+
+triton = pytest.importorskip("actorllm_kernels.sampling.triton", exc_type=ImportError, reason="needs Triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NUM_CASES = min(int(os.environ.get("KERNEL_CASES", "4")), 40)
+NUM_DRAWS = 4000 if DEVICE.type == "cuda" else 400 if "KERNEL_CASES" in os.environ else 100
+OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0}
+
+
+def parameters(vocab_size: int, *asked: dict[str, float], seed: int = 0) -> Rows:
+    """Rows that ask for what is given, with seeds of their own."""
+    table = [[({**OFF, **row}[name]) for name in OFF] for row in asked]
+    for row in table:
+        row[1] = min(row[1] or vocab_size, vocab_size)
+    seeds = torch.tensor([(seed + 1) * 1000003 * (index + 1) - 2**40 for index in range(len(table))], device=DEVICE)
+    return Rows(seeds, torch.tensor(table, dtype=torch.float64, device=DEVICE).view(len(table), len(OFF)))
+
+
+def cut(part: int, lanes: int) -> Configuration:
+    return Configuration((("lanes", lanes), ("part", part)), 4, 1)
+
+
+def places(count: int) -> torch.Tensor:
+    return torch.arange(count, device=DEVICE)
+
+
+def drawn(
+    logits: torch.Tensor, rows: Rows, *, chosen: Configuration | None = None, position: int = 0, needs: Needs | None = None
+):
+    """What the kernels draw for each row, and the tokens that they keep of random rows."""
+    num_samples, vocab_size = logits.shape
+    chosen = chosen or cut(64, 32)
+    memory = triton.workspace(num_samples, vocab_size, device=DEVICE, chosen=chosen)
+    ids, where = torch.full((num_samples,), -7, device=DEVICE), places(num_samples)
+    options = {"rows": rows, "needs": needs or Needs(), "ids_S": ids, "memory": memory, "chosen": chosen}
+    for launch in triton.launches(logits, where, where + position, **options):
+        launch.run()
+    edge, num_ties = memory.edges[1].unsqueeze(-1).unbind(1)
+    temperature = rows.parameters_RP[:, TEMPERATURE, None].float()
+    bits = ((logits.amax(1, keepdim=True) - logits) / temperature).view(torch.int32)
+    return ids, (bits < edge) | ((bits == edge) & ((bits == edge).cumsum(1) <= num_ties))
+
+
+def check(logits: torch.Tensor, rows: Rows, *, chosen: Configuration | None = None) -> None:
+    """Tokens and kept sets are those of the reference."""
+    ids, kept = drawn(logits, rows, chosen=chosen)
+    where = places(len(logits))
+    assert torch.equal(ids, reference.draw(logits, where, where, rows=rows, needs=Needs()))
+    is_random = (rows.parameters_RP[:, TEMPERATURE] > 0) & logits.amax(1).isfinite()
+    table = rows.parameters_RP[is_random]
+    scores = (logits - logits.amax(1, keepdim=True))[is_random] / table[:, TEMPERATURE, None].float()
+    vocab_size = logits.shape[1]
+    filters = FilterParameters(table[:, TOP_K].long(), table[:, TOP_P], table[:, MIN_P].float(), vocab_size, True)
+    is_possible = scores > -25  # what is less likely than 1e-11 is never drawn
+    assert torch.equal(kept[is_random] & is_possible, allowed(scores, filters) & is_possible)
+
+
+@pytest.mark.parametrize("seed", range(NUM_CASES))
+def test_equals_the_reference(seed):
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    vocab_size = rng.choice((1, 7, 50, 129, 300))
+    asked = [
+        {
+            "temperature": rng.choice((0.0, 0.3, 1.0, 1.7)),
+            "top_k": rng.choice((0, 1, 2, 5, 40, vocab_size, 10 * vocab_size)),
+            "top_p": rng.choice((1.0, 0.999, 0.9, 0.5, 0.01)),
+            "min_p": rng.choice((0.0, 0.0, 0.001, 0.1, 1.0)),
+        }
+        for _ in range(3)
+    ]
+    logits = torch.randn(3, vocab_size, generator=generator) * rng.choice((0.1, 2.0, 6.0))
+    if seed % 2:  # many ties
+        logits = logits.round()
+    if seed % 3 == 0:
+        logits[:, torch.rand(vocab_size, generator=generator) < 0.3] = -torch.inf
+    check(logits.to(DEVICE), parameters(vocab_size, *asked, seed=seed), chosen=cut(*rng.choice(((64, 32), (64, 64), (512, 512)))))
+
+
+def test_an_odd_large_vocabulary():
+    logits = torch.randn(3, 32_003, generator=torch.Generator().manual_seed(1)).mul(2).to(DEVICE)
+    rows = parameters(32_003, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.8, "temperature": 0.7}, {})
+    check(logits, rows, chosen=cut(8192, 8192))
+
+
+@pytest.mark.parametrize("asked", [{"top_k": 3}, {"top_p": 0.55}, {"top_k": 6, "top_p": 0.5}, {"min_p": 1.0}])
+def test_of_equal_tokens_the_first_stay(asked):
+    check(torch.zeros(1, 10, device=DEVICE), parameters(10, asked))
+    logits = torch.zeros(1, 40, device=DEVICE)
+    logits[0, 20] = 1
+    check(logits, parameters(40, asked), chosen=cut(16, 16))
+
+
+def test_one_token_is_left():
+    logits = torch.full((4, 70), -torch.inf, device=DEVICE)
+    logits[:, 66] = -1e30
+    rows = parameters(70, {}, {"top_k": 5}, {"top_p": 0.3}, {"temperature": 0})
+    assert drawn(logits, rows)[0].tolist() == [66] * 4
+    check(logits, rows)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_not_finite_gives_no_token(wrong):
+    logits = torch.randn(4, 70, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    logits[0, 69] = logits[2, 3] = wrong
+    logits[3] = -torch.inf
+    rows = parameters(70, {"temperature": 0}, {"top_p": 0.9}, {"top_k": 3}, {})
+    ids, _ = drawn(logits, rows)
+    assert ids[[0, 2, 3]].tolist() == [-1] * 3
+    assert torch.equal(ids, reference.draw(logits, places(4), places(4), rows=rows, needs=Needs()))
+
+
+def test_the_first_of_equal_best_tokens_is_greedy():
+    logits = torch.zeros(2, 200, device=DEVICE)
+    logits[0, [70, 131, 190]] = logits[1, 199] = 5
+    greedy = parameters(200, {"temperature": 0}, {"temperature": 1e-6})
+    assert drawn(logits, greedy)[0].tolist() == [70, 199]
+    assert drawn(logits, greedy, needs=Needs(is_random=False))[0].tolist() == [70, 199]
+
+
+def test_logits_with_gaps_and_rows_in_any_order():
+    wide = torch.randn(3, 2 * 90, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    rows = parameters(90, {}, {"temperature": 0.5}, {"top_k": 4}, {"top_p": 0.7}, {"temperature": 0})
+    where, positions = torch.tensor([4, 0, 3], device=DEVICE), torch.tensor([9, 0, 100], device=DEVICE)
+    for logits in (wide[:, ::2], wide[:, :90], wide.t()[:90, :3].t()):
+        got = triton.draw(logits, where, positions, rows=rows, needs=Needs())
+        assert torch.equal(got, reference.draw(logits, where, positions, rows=rows, needs=Needs()))
+
+
+def test_no_samples():
+    nothing = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    for operator in (triton, reference):
+        got = operator.draw(torch.empty(0, 9, device=DEVICE), nothing, nothing, rows=parameters(9, {}), needs=Needs())
+        assert got.shape == (0,)
+
+
+def test_launches_that_were_made_before_serve_every_request():
+    """All that changes from step to step is read on the device, so a captured graph stays right."""
+    logits, rows = torch.zeros(2, 50, device=DEVICE), parameters(50, {}, {})
+    where, positions, ids = (
+        places(2),
+        torch.zeros(2, dtype=torch.int64, device=DEVICE),
+        torch.zeros(2, dtype=torch.int64, device=DEVICE),
+    )
+    captured = triton.launches(logits, where, positions, rows=rows, needs=Needs(), ids_S=ids, chosen=cut(64, 64))
+    for step, asked in enumerate((({"top_k": 2}, {"temperature": 0}), ({"top_p": 0.4}, {"min_p": 0.2}))):
+        logits.copy_(torch.randn(2, 50, generator=torch.Generator().manual_seed(step)))
+        rows.parameters_RP.copy_(parameters(50, *asked).parameters_RP)
+        positions.fill_(step)
+        for launch in captured:
+            launch.run()
+        assert torch.equal(ids, reference.draw(logits, where, positions, rows=rows, needs=Needs()))
+
+
+def test_frequencies_follow_the_distribution():
+    """Over many seeds, of a row with temperature and min-p; with 4 degrees of freedom 30 has a probability below 1e-5."""
+    logits = torch.tensor([1.0, -0.5, 0.3, 0.9, -2.0, 0.1, -6.0])
+    expected = (logits / 0.8).softmax(-1)
+    expected[expected < 0.1 * expected.max()] = 0
+    expected /= expected.sum()
+    rows = parameters(7, *[{"temperature": 0.8, "min_p": 0.1}] * NUM_DRAWS)
+    needs = Needs(has_top_k=False, has_top_p=False)
+    ids, _ = drawn(logits.expand(NUM_DRAWS, 7).to(DEVICE), rows, chosen=cut(8, 8), needs=needs)
+    seen = torch.bincount(ids.cpu(), minlength=7)
+    assert int((expected > 0).sum()) == 5 and seen[expected == 0].sum() == 0
+    assert (((seen - NUM_DRAWS * expected) ** 2 / (NUM_DRAWS * expected))[expected > 0]).sum() < 30
+
+
+def test_penalties():
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(3, 1500, generator=generator).to(DEVICE)
+    asked = {"repetition": 1.3, "presence": 0.5, "frequency": 0.25}
+    rows = parameters(1500, {}, asked, {"frequency": -0.5}, {"repetition": 0.7})
+    seen = Seen(
+        torch.randint(0, 3, (4, 1500), generator=generator, dtype=torch.int32).to(DEVICE),
+        (torch.rand(4, 1500, generator=generator) < 0.2).to(DEVICE),
+    )
+    where = torch.tensor([3, 0, 1], device=DEVICE)
+    ours, theirs = logits.clone(), logits.clone()
+    triton.penalize(ours, where, seen, rows=rows)
+    reference.penalize(theirs, where, seen, rows=rows)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert torch.equal(ours[1], logits[1]) and not torch.equal(ours[2], logits[2])
+
+
+def test_bias_and_bans():
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.stack([torch.randperm(600, generator=generator)[:300] for _ in range(3)])
+    until = torch.where(torch.rand(3, 300, generator=generator) < 0.1, 4, 0)
+    adjustments = Adjustments(
+        torch.tensor([0, 300, 5], device=DEVICE),
+        ids.to(DEVICE),
+        torch.randn(3, 300, generator=generator).to(DEVICE),
+        until.to(DEVICE),
+    )
+    logits, where = torch.randn(4, 600, generator=generator).to(DEVICE), torch.tensor([2, 1, 0, 1], device=DEVICE)
+    positions = torch.tensor([0, 3, 0, 4], device=DEVICE)
+    ours, theirs = logits.clone(), logits.clone()
+    triton.adjust(ours, where, positions, adjustments=adjustments)
+    reference.adjust(theirs, where, positions, adjustments=adjustments)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours[2], logits[2])
+    assert int(ours[1].isinf().sum()) == int((until[1] == 4).sum()) and not ours[3].isinf().any()
+
+
+def test_counting():
+    seen = [
+        Seen(torch.ones(5, 30, dtype=torch.int32, device=DEVICE), torch.zeros(5, 30, dtype=torch.bool, device=DEVICE))
+        for _ in "ab"
+    ]
+    ids, where = torch.tensor([29, -1, 0], device=DEVICE), torch.tensor([4, 1, 0], device=DEVICE)
+    triton.count(ids, where, seen[0])
+    reference.count(ids, where, seen[1])
+    assert torch.equal(seen[0].output_RV, seen[1].output_RV)
+    assert int(seen[0].output_RV.sum()) == 152
