@@ -79,7 +79,8 @@ class Launch:
                 signature[name], constants[(index,)] = "constexpr", value
                 continue
             signature[name] = TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
-            if isinstance(value, Tensor) or (is_specialised and isinstance(value, int) and value % ALIGNMENT == 0):
+            is_aligned = isinstance(value, Tensor) and name not in self.kernel.do_not_specialize_on_alignment
+            if is_aligned or (is_specialised and isinstance(value, int) and value % ALIGNMENT == 0):
                 attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
         source = ASTSource(self.kernel, signature, constants, attributes)
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}

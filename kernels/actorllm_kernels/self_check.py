@@ -9,7 +9,6 @@ Legend: T tokens, H query heads, K key/value heads, D head_dim, N slots.
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -148,27 +147,20 @@ def check_token_ids(device: torch.device) -> Results:
 
 
 def check_sampling(device: torch.device) -> Results:
-    """Every way to ask for tokens, on logits without tokens that are nearly as probable as one another at an edge."""
-    logits, rows = _random(5, 3000, device=device).float(), torch.arange(5, device=device)
-    asked = [
-        [0, 3000, 1, 0, 1, 0, 0], [1, 3000, 1, 0, 1.2, 0.5, 0.1], [0.8, 40, 1, 0, 1, 0, 0], [1.5, 3000, 0.7, 0, 1, 0, 0],
-        [1, 100, 0.5, 0.1, 0.9, 0, 0],
-    ]  # fmt: skip
+    """Every way to ask for tokens, over two parts of a row; then what changes logits."""
+    logits, rows = _random(3, 2100, device=device).float(), torch.arange(3, device=device)
+    asked = [[0, 2100, 1, 0, 1, 0, 0], [1.5, 2100, 0.7, 0, 1.2, 0.5, 0.1], [1, 100, 0.5, 0.1, 0.9, 0, 0]]
     known = Rows(rows * 7 + 3, torch.tensor(asked, dtype=torch.float64, device=device))
-    options = {"rows": known, "needs": Needs()}
-    yield "drawn", *_both(sampling_triton.draw, sampling_reference.draw, logits, rows, rows, **options)
-    seen = [Seen(torch.ones(5, 3000, dtype=torch.int32, device=device), logits > 0) for _ in range(2)]
-    changed = [logits.clone() for _ in range(2)]
-    width = {"dtype": torch.int64, "device": device}
-    adjustments = Adjustments(
-        torch.full((5,), 2, **width), torch.arange(10, **width).view(5, 2), logits[:, :2] * 99, rows.view(5, 1) * 0
-    )
-    adjustments = replace(adjustments, until_RB=adjustments.until_RB.expand(5, 2).contiguous())
+    drawn = _both(sampling_triton.draw, sampling_reference.draw, logits, rows, rows, rows=known, needs=Needs())
+    yield "drawn", *drawn
+    until = torch.tensor([[0, 0], [0, 0], [3, 0]], device=device)
+    adjustments = Adjustments(rows.clamp(max=2), torch.arange(6, device=device).view(3, 2), logits[:, :2] * 99, until)
+    changed, seen = [logits.clone() for _ in range(2)], [Seen(torch.ones_like(logits).int(), logits > 0) for _ in range(2)]
     for index, operator in enumerate((sampling_triton, sampling_reference)):
         operator.penalize(changed[index], rows, seen[index], rows=known)
         operator.adjust(changed[index], rows, rows, adjustments=adjustments)
         operator.count(rows, rows, seen[index])
-    yield "penalized and adjusted", changed[0], changed[1]
+    yield "penalized and adjusted", changed[0].clamp(min=-9), changed[1].clamp(min=-9)
     yield "counted", seen[0].output_RV, seen[1].output_RV
 
 

@@ -74,10 +74,7 @@ def main() -> None:
         rounded = log_shares(load(arguments.model, forms), rows)
         agreement = (rounded.argmax(dim=-1) == exact.argmax(dim=-1)).double().mean()
         divergence = (exact.exp() * (exact - rounded)).sum(dim=-1).mean()
-        print(
-            f"{name:12} the same top token at {agreement:.2%} of {len(exact)} positions, divergence {divergence:.5f} nats",
-            flush=True,
-        )
+        print(f"{name:12} the same top token at {agreement:.2%} of {len(exact)} positions, divergence {divergence:.5f} nats", flush=True)
 
 
 if __name__ == "__main__":

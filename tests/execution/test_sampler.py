@@ -170,3 +170,27 @@ def test_a_row_that_is_not_finite_fails_alone(sampling, bad: float) -> None:
 def test_a_tiny_temperature_does_not_overflow(sampling) -> None:
     logits = torch.tensor([[-3e4, 2e4, 0.0]])
     assert Bench(sampling, 3, [{"temperature": 1e-5, "top_p": 0.5}]).sample(logits).ids_S.item() == 1
+
+
+def test_a_token_that_is_biased_and_banned_is_biased_once_it_may_be_sampled(sampling) -> None:
+    bench = Bench(sampling, 5, [{"logit_bias": {2: 3.0}, "min_tokens": 2, "banned_ids": (2, 4)}])
+    logits = torch.tensor([[0.0, 1.0, 0.5, 0.2, 5.0]])
+    assert [bench.sample(logits, position).ids_S.item() for position in (0, 1, 2)] == [1, 1, 4]
+    logits[0, 4] = 1.0
+    assert bench.sample(logits, 2).ids_S.item() == 2
+
+
+def test_a_row_starts_without_its_predecessors_bias(sampling) -> None:
+    bench = Bench(sampling, 40, [{"logit_bias": dict.fromkeys(range(20), 9.0)}, {"logit_bias": {3: 1.0}}])
+    bench.open(0, sampling())
+    logits = torch.zeros(2, 40)
+    logits[:, 30] = 0.5
+    assert bench.sample(logits).ids_S.tolist() == [30, 3]
+
+
+def test_a_greedy_row_starts_without_its_predecessors_temperature(sampling) -> None:
+    bench = Bench(sampling, 1000, [{"temperature": 50.0}, {"temperature": 1.0}])
+    bench.open(0, sampling())
+    logits = torch.zeros(2, 1000)
+    logits[:, 7] = 1.0
+    assert bench.sample(logits).ids_S[0].item() == 7

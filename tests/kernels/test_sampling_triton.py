@@ -18,7 +18,7 @@ triton = pytest.importorskip("actorllm_kernels.sampling.triton", exc_type=Import
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_CASES = min(int(os.environ.get("KERNEL_CASES", "4")), 40)
-NUM_DRAWS = 4000 if DEVICE.type == "cuda" else 400 if "KERNEL_CASES" in os.environ else 100
+NUM_DRAWS = 4000 if DEVICE.type == "cuda" else 400 if "KERNEL_CASES" in os.environ else 60
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0}
 
 
@@ -92,9 +92,9 @@ def test_equals_the_reference(seed):
 
 
 def test_an_odd_large_vocabulary():
-    logits = torch.randn(3, 32_003, generator=torch.Generator().manual_seed(1)).mul(2).to(DEVICE)
-    rows = parameters(32_003, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.8, "temperature": 0.7}, {})
-    check(logits, rows, chosen=cut(8192, 8192))
+    logits = torch.randn(2, 32_003, generator=torch.Generator().manual_seed(1)).mul(2).to(DEVICE)
+    rows = parameters(32_003, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.8, "temperature": 0.7})
+    check(logits, rows, chosen=cut(16384, 16384))
 
 
 @pytest.mark.parametrize("asked", [{"top_k": 3}, {"top_p": 0.55}, {"top_k": 6, "top_p": 0.5}, {"min_p": 1.0}])

@@ -56,7 +56,7 @@ def over(x_BD, factor_B):
     return tl.where(is_known_B[:, None], x_BD / tl.where(is_known_B, factor_B, 1.0)[:, None], 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_ptr"])
 def rotary_store_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, cos_ptr, sin_ptr, slot_ptr, k_pool_ptr, v_pool_ptr, k_scale_ptr, v_scale_ptr,
     q_stride_t, q_stride_h, k_stride_t, k_stride_h, v_stride_t, v_stride_h, cos_stride, sin_stride,

@@ -11,7 +11,8 @@ GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, as in vLLM: the division would leave nothing but the best token anyhow."""
 
 TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(7)
-"""The columns of `Rows.parameters_RP`. top_k is in 1 .. V (V is off), top_p in (0, 1] (1 is off), min_p in [0, 1] (0 is off)."""
+"""The columns of `Rows.parameters_RP`. top_k is in 1 .. V (V is off), top_p in (0, 1] (1 is off), min_p in [0, 1] (0 is off);
+repetition is off at 1, presence and frequency at 0."""
 NUM_PARAMETERS = 7
 
 

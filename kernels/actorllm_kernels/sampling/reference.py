@@ -17,7 +17,6 @@ from actorllm_kernels.sampling.parameters import (
     FREQUENCY,
     GREEDY_BELOW,
     MIN_P,
-    PRESENCE,
     REPETITION,
     TEMPERATURE,
     TOP_K,
@@ -37,9 +36,9 @@ def penalize(logits_SV: Tensor, rows_S: Tensor, seen: Seen, *, rows: Rows) -> No
     multiplied if not. Frequency and presence follow OpenAI, over the output alone: logit - count * frequency - (count > 0) *
     presence. The order is repetition, frequency, presence, as in vLLM. Rows whose parameters ask for nothing stay as they are.
     """
-    penalties_3S = rows.parameters_RP[rows_S][:, [REPETITION, PRESENCE, FREQUENCY]].float().unbind(1)
+    penalties_3S = rows.parameters_RP[rows_S, REPETITION : FREQUENCY + 1].float().unbind(1)
     is_asked_S = (penalties_3S[0] != 1) | (penalties_3S[1] != 0) | (penalties_3S[2] != 0)
-    if logits_SV.is_cuda:
+    if logits_SV.device.type != "cpu":
         logits_SV.copy_(torch.where(is_asked_S.unsqueeze(1), _penalized(logits_SV, rows_S, seen, penalties_3S), logits_SV))
         return
     index_A = is_asked_S.nonzero().squeeze(1)  # to look is free on a CPU
@@ -65,7 +64,7 @@ def draw(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, rows: Rows, 
     ids_S = best_S.indices
     if needs.is_random and len(rows_S):
         is_random_S = rows.parameters_RP[rows_S, TEMPERATURE] >= GREEDY_BELOW
-        if logits_SV.is_cuda or bool(is_random_S.all()):
+        if logits_SV.device.type != "cpu" or bool(is_random_S.all()):
             drawn_S = _drawn(logits_SV, best_S.values, rows_S, positions_S, rows=rows, needs=needs)
             ids_S = torch.where(is_random_S, drawn_S, ids_S)
         else:  # to look is free on a CPU, and greedy rows need no exponentials
@@ -107,7 +106,7 @@ def _drawn(logits_AV: Tensor, best_A: Tensor, rows_A: Tensor, positions_A: Tenso
 def _filters(parameters_AP: Tensor, needs: Needs, *, vocab_size: int) -> FilterParameters:
     top_k_A, top_p_A = parameters_AP[:, TOP_K].long(), parameters_AP[:, TOP_P]
     max_k, has_nucleus = (vocab_size if needs.has_top_k else 0), needs.has_top_p
-    if not parameters_AP.is_cuda:  # to look is free on a CPU, and saves sorting
+    if parameters_AP.device.type == "cpu":  # to look is free on a CPU, and saves sorting
         has_k_A = top_k_A < vocab_size
         max_k, has_nucleus = int((top_k_A * has_k_A).max()), bool(((top_p_A < 1) & ~has_k_A).any())
     return FilterParameters(top_k_A, top_p_A, parameters_AP[:, MIN_P].float(), max_k, has_nucleus)

@@ -117,13 +117,13 @@ def best_kernel(logit_ptr, best_ptr, id_ptr, row_stride, column_stride, V: tl.co
         is_nan_N |= (logit_N != logit_N).to(tl.int32)
         is_better_N = (logit_N > best_N) | ((id_N == V) & (place_N < V))
         best_N, id_N = tl.where(is_better_N, logit_N, best_N), tl.where(is_better_N, place_N, id_N)
-    is_nan = tl.max(is_nan_N, axis=0) > 0
+    is_nan = tl.max(is_nan_N, axis=0) != 0
     best = tl.max(tl.where(is_nan, float("inf"), best_N), axis=0)
     tl.store(best_ptr + sample * PARTS + part, best)
     tl.store(id_ptr + sample * PARTS + part, tl.min(tl.where(best_N == best, id_N, V), axis=0))
 
 
-@triton.jit(do_not_specialize=["number"])
+@triton.jit(do_not_specialize=["number"], do_not_specialize_on_alignment=["row_ptr"])
 def search_kernel(
     logit_ptr, best_ptr, row_ptr, parameter_ptr, edge_ptr, last_sum_ptr, last_state_ptr, sum_ptr, state_ptr,
     row_stride, column_stride, number,
@@ -166,7 +166,7 @@ def search_kernel(
         tl.store(sum_ptr + (sample * PARTS + part) * VALUES + j_J, sum_J)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["row_ptr"])
 def settle_kernel(
     best_ptr, row_ptr, parameter_ptr, edge_ptr, last_sum_ptr, last_state_ptr, final_ptr,
     BY_WEIGHT: tl.constexpr, HAS_TOP_K: tl.constexpr, HAS_TOP_P: tl.constexpr, V: tl.constexpr, PARTS: tl.constexpr,
@@ -203,7 +203,7 @@ def settle_kernel(
     tl.store(final_ptr + sample * 2 + 1, num_ties)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["row_ptr"])
 def mass_kernel(
     logit_ptr, best_ptr, row_ptr, parameter_ptr, final_ptr, mass_ptr, row_stride, column_stride,
     V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, PART: tl.constexpr, LANES: tl.constexpr,
@@ -224,7 +224,7 @@ def mass_kernel(
         tl.store(mass_ptr + (sample * PARTS + part) * 2 + 1, tl.sum(ties_N, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["row_ptr", "position_ptr"])
 def draw_kernel(
     logit_ptr, best_ptr, id_ptr, row_ptr, position_ptr, seed_ptr, parameter_ptr, final_ptr, mass_ptr, out_ptr,
     row_stride, column_stride,
@@ -269,7 +269,7 @@ def draw_kernel(
     tl.store(out_ptr + sample, tl.where(is_finite, drawn, -1).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["row_ptr"])
 def penalize_kernel(
     logit_ptr, row_ptr, parameter_ptr, output_ptr, prompt_ptr, row_stride, column_stride, V: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -293,7 +293,7 @@ def penalize_kernel(
         tl.store(place_N, logit_N, mask=mask_N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["row_ptr", "position_ptr"])
 def adjust_kernel(
     logit_ptr, row_ptr, position_ptr, len_ptr, id_ptr, value_ptr, until_ptr, row_stride, column_stride, width, BLOCK: tl.constexpr
 ):
@@ -312,7 +312,7 @@ def adjust_kernel(
         tl.store(logit_N, tl.load(logit_N, mask=mask_N, other=0) + added_N, mask=mask_N)
 
 
-@triton.jit(do_not_specialize=["num_samples"])
+@triton.jit(do_not_specialize=["num_samples"], do_not_specialize_on_alignment=["row_ptr"])
 def count_kernel(id_ptr, row_ptr, output_ptr, num_samples, V: tl.constexpr, BLOCK: tl.constexpr):
     """One more of each sampled token; no two samples have one row."""
     place_N = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

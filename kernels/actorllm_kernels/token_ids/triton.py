@@ -11,7 +11,7 @@ from actorllm_kernels.launch import Launch
 BLOCK = 256
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["id_ptr", "row_ptr"])
 def gather_ids_kernel(id_ptr, row_ptr, last_ptr, out_ptr, count, BLOCK: tl.constexpr):
     """BLOCK tokens; the row of a token with an id of its own is not looked at."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -21,7 +21,7 @@ def gather_ids_kernel(id_ptr, row_ptr, last_ptr, out_ptr, count, BLOCK: tl.const
     tl.store(out_ptr + place, tl.where(is_unknown, last, ids), mask=place < count)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["id_ptr", "row_ptr"])
 def scatter_ids_kernel(id_ptr, row_ptr, last_ptr, count, BLOCK: tl.constexpr):
     """BLOCK samples."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

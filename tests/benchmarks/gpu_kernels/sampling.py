@@ -56,7 +56,7 @@ def penalize_problem(num_rows: int, vocab_size: int) -> Problem:
 
 
 def sampling_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
-    batches, vocab_size = ((2,), 600) if REHEARSAL else ((1, 64, 256), 128_256)
+    batches, vocab_size = ((1,), 600) if REHEARSAL else ((1, 64, 256), 128_256)
     for num_rows in batches:
         for name, asked in ASKED.items():
             yield f"sample {num_rows} x {vocab_size}, {name}", partial(draw_problem, num_rows, vocab_size, asked)
