@@ -1,13 +1,11 @@
 """Activation functions by the names that config.json uses, alone and as the gated product. Legend: T tokens, I inner size."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from torch import Tensor
 
 from actorllm.errors import UnsupportedConfig
-from actorllm_kernels.gated import ACTIVATIONS
-from actorllm_kernels.gated import gated as gated_product
+from actorllm_kernels.gated import ACTIVATIONS, GatedProduct
 
 Activation = Callable[[Tensor], Tensor]
 GatedActivation = Callable[[Tensor, Tensor], Tensor]
@@ -29,9 +27,9 @@ def activation(name: str) -> Activation:
     return ACTIVATIONS[_kernel_name(name)]
 
 
-def gated(name: str) -> GatedActivation:
+def gated(name: str) -> GatedProduct:
     """`act(gate) * up` with the activation called `name` (arXiv 2002.05202); raises `UnsupportedConfig` for an unknown one."""
-    return partial(gated_product, activation=_kernel_name(name))
+    return GatedProduct(_kernel_name(name))
 
 
 def _kernel_name(name: str) -> str:

@@ -1,7 +1,8 @@
 """Mixture of experts: a router picks a few feed-forward blocks for each token, and only those run.
 
 Tokens are sorted by expert, so an expert is one product over just the tokens routed to it: nothing is padded or dropped, and
-a token's result is the sum of its experts in their order, whatever else is in the batch. After "Mixtral of Experts"
+a token's result is the sum of its experts in their order, whatever else is in the batch. On GPUs all experts are one stack, whose
+grouped products need not wait for the counts (`actorllm_kernels.experts`). After "Mixtral of Experts"
 (arXiv 2401.04088) and, for groups of experts, DeepSeek-V2 (arXiv 2405.04434) and V3 (arXiv 2412.19437).
 
 Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert's inner size (of this rank), N tokens of
@@ -10,16 +11,19 @@ one expert.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from actorllm.errors import UnsupportedConfig
+from actorllm.errors import CheckpointError, UnsupportedConfig
 from actorllm.layers.activation import GatedActivation
 from actorllm.layers.shard import Shard
-from actorllm.weights.linear_weight import LinearWeight, join_weights
+from actorllm.weights.linear_weight import DenseWeight, LinearWeight, join_weights
 from actorllm.weights.source import WeightSource
+from actorllm_kernels.experts import ExpertStack, run_experts
+from actorllm_kernels.gated import GatedProduct
 
 
 @dataclass(frozen=True)
@@ -136,15 +140,10 @@ class Expert(nn.Module):
         return out_ND if self.biases is None or self.biases.down is None else out_ND + self.biases.down
 
 
-def clamped_swiglu(limit: float, gain: float) -> GatedActivation:
+def clamped_swiglu(limit: float, gain: float) -> GatedProduct:
     """gpt-oss's inner function: `gate * sigmoid(gain * gate) * (up + 1)`, where gate is at most `limit`, and up within it
     (arXiv 2508.10925)."""
-
-    def combine(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
-        gate_NI, up_NI = gate_NI.clamp(max=limit), up_NI.clamp(-limit, limit)
-        return gate_NI * torch.sigmoid(gain * gate_NI) * (up_NI + 1)
-
-    return combine
+    return GatedProduct(limit=limit, gain=gain)
 
 
 @dataclass(frozen=True)
@@ -184,19 +183,26 @@ class Experts(nn.Module):
         self.fused_names = fused_names
         self.is_interleaved = is_interleaved
         self.span = shard.span(sizes.intermediate_size)
-        self.experts: nn.ModuleList | None = None
+        self.experts: nn.ModuleList | ExpertStack | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
         names = self.names
         if names is not None and source.has(prefix + self.fused_names[0]) and not source.has(f"{prefix}0.{names[0]}.weight"):
             names = None
-        self.experts = nn.ModuleList(self._unstack(source, prefix) if names is None else self._pull_each(source, prefix, names))
+        pulled = self._unstack(source, prefix) if names is None else self._pull_each(source, prefix, names)
+        is_known = isinstance(self.combine, GatedProduct)  # another function cannot become a part of a kernel
+        experts = stacked(pulled, self.sizes.num_experts) if is_known else pulled
+        self.experts = experts if isinstance(experts, ExpertStack) else nn.ModuleList(experts)
 
     def unload(self) -> None:
         self.experts = None
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         assert self.experts is not None, "the layer has no weights yet"
+        if isinstance(self.experts, ExpertStack):
+            assert isinstance(self.combine, GatedProduct)
+            out_TD = run_experts(x_TD, weights_TK, experts_TK, self.experts, combine=self.combine)
+            return self.shard.collectives.all_reduce(out_TD)
         chosen = experts_TK.flatten()
         order = chosen.argsort(stable=True)
         tokens, weights = order // experts_TK.shape[1], weights_TK.flatten()[order].unsqueeze(1)
@@ -242,6 +248,35 @@ class Experts(nn.Module):
         downs = source.stack(down, (num_experts, hidden, inner), cols=self.span)
         for weights, down_weight, bias in zip(gate_ups, downs, biases, strict=True):
             yield Expert(join_weights(list(weights)), down_weight.packed(), biases=bias, is_interleaved=self.is_interleaved)
+
+
+def stacked(experts: Iterator[Expert], num_experts: int) -> ExpertStack | Iterator[Expert]:
+    """All experts in one place, each dropped once it is copied there; one by one as they are on a CPU, which packs each, and where
+    they are codes. Raises `CheckpointError`."""
+    first = next(experts)
+    rest = chain((first,), experts)
+    if not isinstance(first.gate_up, DenseWeight) or not takes_stacks(first.gate_up.weight):
+        return rest
+    stacks: list[Tensor | None] = []
+    for index, expert in enumerate(rest):
+        if not (isinstance(expert.gate_up, DenseWeight) and isinstance(expert.down, DenseWeight)):
+            raise CheckpointError(
+                "some linears of a layer's experts are stored as codes, and others plainly: store all of them alike"
+            )
+        biases = (None, None) if expert.biases is None else (expert.biases.gate_up, expert.biases.down)
+        parts = expert.gate_up.weight, expert.down.weight, *biases
+        stacks = stacks or [None if part is None else part.new_empty(num_experts, *part.shape) for part in parts]
+        for stack, part in zip(stacks, parts, strict=True):
+            if stack is not None and part is not None:
+                stack[index] = part
+    gate_up, down, gate_up_bias, down_bias = stacks
+    assert gate_up is not None and down is not None
+    return ExpertStack(gate_up, down, gate_up_bias, down_bias, is_interleaved=first.is_interleaved)
+
+
+def takes_stacks(weight: Tensor) -> bool:
+    """Whether experts are better one stack where this weight lies."""
+    return weight.device.type != "cpu"
 
 
 class SparseMLP(nn.Module):

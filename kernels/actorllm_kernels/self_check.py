@@ -18,6 +18,10 @@ from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention_triton
 from actorllm_kernels.embedding import reference as embedding_reference
 from actorllm_kernels.embedding import triton as embedding_triton
+from actorllm_kernels.experts import ExpertStack
+from actorllm_kernels.experts import reference as experts_reference
+from actorllm_kernels.experts import triton as experts_triton
+from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated_triton
 from actorllm_kernels.linear import IntWeight, WeightOnly
@@ -128,6 +132,18 @@ def check_linear(device: torch.device) -> Results:
         yield form.name, *_both(linear_triton.linear_weight_only, linear_reference.linear_weight_only, x, packed)
 
 
+def check_experts(device: torch.device) -> Results:
+    """Three of eight experts, one of them chosen by all; plain, and clamped with biases and gates and ups in turns."""
+    x, weights = _random(40, 256, device=device), _random(40, 3, device=device, seed=1).abs()
+    experts = torch.cat((torch.full((40, 1), 7), _random(40, 7, device=torch.device("cpu")).argsort(dim=1)[:, :2]), dim=1).to(device)
+    gate_up, down = _random(8, 384, 256, device=device, seed=2) / 16, _random(8, 256, 192, device=device, seed=3) / 14
+    plain = ExpertStack(gate_up, down)
+    full = ExpertStack(gate_up, down, gate_up[:, :, 0].contiguous(), down[:, :, 0].contiguous(), is_interleaved=True)
+    for name, stack, combine in (("plain", plain, GatedProduct("gelu")), ("clamped", full, GatedProduct(limit=1.5, gain=1.7))):
+        both = experts_triton.run_experts, experts_reference.run_experts
+        yield name, *_both(*both, x, weights, experts, stack, combine=combine)
+
+
 def check_embedding(device: torch.device) -> Results:
     """A whole table and a part of one."""
     ids, table = torch.tensor([3, 0, 7, 12], device=device), _random(8, 1500, device=device)
@@ -179,6 +195,7 @@ CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "gated": check_gated,
     "rotary_store": check_rotary_store,
     "linear": check_linear,
+    "experts": check_experts,
     "embedding": check_embedding,
     "token_ids": check_token_ids,
     "sampling": check_sampling,

@@ -16,7 +16,9 @@ import torch
 from actorllm_kernels import device
 from actorllm_kernels.attention import RaggedKeys, triton
 from actorllm_kernels.embedding import triton as embedding
-from actorllm_kernels.gated import ACTIVATIONS
+from actorllm_kernels.experts import ExpertStack
+from actorllm_kernels.experts import triton as experts
+from actorllm_kernels.gated import ACTIVATIONS, GatedProduct
 from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.launch import Launch
 from actorllm_kernels.linear import IntWeight
@@ -111,6 +113,22 @@ def products(num_rows: int, *, num_bits: int, group_len: int | None) -> list[Lau
     return linear.launches(x, weight, out_MN=out)
 
 
+def mixture(
+    num_tokens: int, sizes: tuple[int, int, int, int], *, is_full: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> list[Launch]:
+    """Experts of a model of `sizes` (experts, of a token, hidden size, inner size); all that a model may add with `is_full`."""
+    num_experts, top_k, hidden, inner = sizes
+    numbers = partial(meta, dtype=dtype)
+    biases = (numbers(num_experts, 2 * inner), numbers(num_experts, hidden)) if is_full else (None, None)
+    stack = ExpertStack(
+        numbers(num_experts, 2 * inner, hidden), numbers(num_experts, hidden, inner), *biases, is_interleaved=is_full
+    )
+    assignments = meta(num_tokens * top_k, dtype=torch.int64), meta(num_experts + 1, dtype=torch.int32)
+    x, out, weights = numbers(num_tokens, hidden), numbers(num_tokens, hidden), numbers(num_tokens, top_k)
+    combine = GatedProduct(limit=7.0, gain=1.702) if is_full else GatedProduct()
+    return experts.launches(x, weights, assignments, stack, combine=combine, out_TD=out)
+
+
 def few() -> Iterator[tuple[str, list[Launch]]]:
     """The usual shapes."""
     for query_len in (1, 512):
@@ -124,6 +142,8 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
     yield "64 of 128256 tokens", samples(128_256)
     for num_bits, group_len in ((8, None), (4, 128)):
         yield f"8192 x 28672, {num_bits} bits, 16 rows", products(16, num_bits=num_bits, group_len=group_len)
+    for num_tokens in (16, 2048):
+        yield f"{num_tokens} tokens, 8 of 128 experts", mixture(num_tokens, (128, 8, 2048, 768))
 
 
 def every() -> Iterator[tuple[str, list[Launch]]]:
@@ -138,6 +158,9 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
             f"{num_rows} rows, {num_bits} bits in {group_len or 'whole'} groups",
             products(num_rows, num_bits=num_bits, group_len=group_len),
         )
+    for num_tokens, is_full, dtype in itertools.product((1, 512, 4096), (False, True), (torch.bfloat16, torch.float32)):
+        name = f"{num_tokens} tokens, 4 of 32 experts, {dtype}{', all extras' if is_full else ''}"
+        yield name, mixture(num_tokens, (32, 4, 2880, 2880), is_full=is_full, dtype=dtype)
     for query_len in (1, 512):
         for form in (torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn, torch.float32):
             for head_dim in (64, 80, 96, 128, 256):

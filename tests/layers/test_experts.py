@@ -7,20 +7,33 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from actorllm.errors import UnsupportedConfig
+from actorllm.errors import CheckpointError, UnsupportedConfig
+from actorllm.layers import experts as experts_layer
 from actorllm.layers.activation import gated
 from actorllm.layers.experts import Experts, ExpertSizes, Router, Routing, SparseMLP, clamped_swiglu
 from actorllm.layers.shard import Shard
 from actorllm.testing.recording import RecordingWeights
 from actorllm.testing.tiny import on_thread_ranks
 from actorllm.weights.checkpoint import Checkpoint
+from actorllm.weights.compact import CompactWeight
+from actorllm.weights.linear_weight import OneDNNWeight
 from actorllm.weights.random import RandomWeights
+from actorllm_kernels.experts import ExpertStack
+from actorllm_kernels.linear import Bf16
 
 WEIGHTS = RandomWeights(3, std=0.5)
 NUM_EXPERTS, HIDDEN, INNER = 8, 12, 10
 SIZES = ExpertSizes(NUM_EXPERTS, HIDDEN, INNER)
 NAMES = ("gate_proj", "up_proj", "down_proj")
 X = torch.randn(17, HIDDEN, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(params=[False, True], ids=["one by one", "one stack"])
+def is_stacked(request, monkeypatch) -> bool:
+    """Experts as CPUs have them, and as GPUs do."""
+    monkeypatch.setattr(experts_layer, "takes_stacks", lambda weight: request.param)
+    monkeypatch.setattr(OneDNNWeight, "suits", lambda weight: False)
+    return request.param
 
 
 def chosen_by_hand(logits: list[float], routing: Routing, correction: list[float]) -> dict[int, float]:
@@ -117,7 +130,7 @@ def route(top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("names", [NAMES, ("w1", "w3", "w2")])
-def test_experts_compute_their_tokens_alone(names, bias):
+def test_experts_compute_their_tokens_alone(names, bias, is_stacked):
     experts = loaded(Experts(SIZES, gated("silu"), shard=Shard(), bias=bias, names=names), "mlp.experts.")
     routed = route(3)
     torch.testing.assert_close(experts(X, *routed), moe_by_hand(routed, bias=bias, names=names), atol=1e-5, rtol=1e-5)
@@ -131,7 +144,7 @@ def test_the_inner_function_can_be_replaced():
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 @pytest.mark.parametrize("bias", [False, True])
-def test_ranks_sum_up_and_add_the_bias_once(num_ranks, bias):
+def test_ranks_sum_up_and_add_the_bias_once(num_ranks, bias, is_stacked):
     def work(shard):
         return loaded(Experts(SIZES, gated("silu"), shard=shard, bias=bias), "mlp.experts.")(X, *route(2))
 
@@ -160,7 +173,7 @@ def fused_checkpoint(folder, *, is_interleaved: bool, is_transposed: bool) -> Ch
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize(("is_interleaved", "is_transposed"), [(False, False), (True, True)])
-def test_stacks_are_the_same_experts(tmp_path, num_ranks, bias, is_interleaved, is_transposed):
+def test_stacks_are_the_same_experts(tmp_path, num_ranks, bias, is_interleaved, is_transposed, is_stacked):
     with fused_checkpoint(tmp_path, is_interleaved=is_interleaved, is_transposed=is_transposed) as checkpoint:
 
         def work(shard):
@@ -202,10 +215,11 @@ def test_nothing_is_padded_and_idle_experts_do_not_run():
     assert experts.given == [(1, 2), (5, 3), (7, 1)]
 
 
-def test_batch_mates_change_nothing():
+def test_batch_mates_change_nothing(is_stacked):
     block = SparseMLP(Router(HIDDEN, Routing(NUM_EXPERTS, 2, is_normalised=True)), Experts(SIZES, gated("silu"), shard=Shard()))
     loaded(block.gate, "mlp.gate.")
     loaded(block.experts, "mlp.experts.")
+    assert isinstance(block.experts.experts, ExpertStack) == is_stacked
     together = block(X)
     for token in range(len(X)):
         torch.testing.assert_close(block(X[token : token + 1])[0], together[token], atol=1e-5, rtol=1e-5)
@@ -219,3 +233,19 @@ def test_every_tensor_is_claimed_once_and_given_back():
     assert sorted(source.pulled) == sorted(f"mlp.experts.{index}.{name}.weight" for index in range(NUM_EXPERTS) for name in NAMES)
     experts.unload()
     assert not list(experts.parameters())
+
+
+def test_experts_are_stored_alike(is_stacked):
+    class Mixed(RandomWeights):
+        """The second expert's output is kept as codes."""
+
+        def linear(self, name, shape, *, rows=None, cols=None):
+            weight = super().linear(name, shape, rows=rows, cols=cols)
+            return CompactWeight(Bf16(), Bf16().codes(weight.dense())) if name == "mlp.experts.1.down_proj" else weight
+
+    experts = Experts(SIZES, gated("silu"), shard=Shard())
+    if is_stacked:
+        with pytest.raises(CheckpointError, match="store all of them alike"):
+            experts.load(Mixed(3), "mlp.experts.")
+    else:
+        assert loaded(experts, "mlp.experts.", Mixed(3))(X, *route(2)).shape == X.shape

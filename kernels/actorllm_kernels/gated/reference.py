@@ -14,6 +14,12 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def clamped_swiglu(gate_TI: Tensor, up_TI: Tensor, *, limit: float, gain: float) -> Tensor:
+    """`gate * sigmoid(gain * gate) * (up + 1)`, where gate is at most `limit`, and up within it (arXiv 2508.10925)."""
+    gate_TI, up_TI = gate_TI.clamp(max=limit), up_TI.clamp(-limit, limit)
+    return gate_TI * (gain * gate_TI).sigmoid() * (up_TI + 1)
+
+
 def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:
     """`act(gate) * up`; `activation` is one of `ACTIVATIONS`."""
     return ACTIVATIONS[activation](gate_TI) * up_TI

@@ -1,10 +1,14 @@
-"""Products of few rows with weights of a few bits, beside torch's with the same weights in bfloat16."""
+"""Products of few rows with weights of a few bits, beside torch's with the same weights in bfloat16; and those of experts."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 
+from actorllm_kernels.experts import ExpertStack
+from actorllm_kernels.experts import reference as experts_reference
+from actorllm_kernels.experts import triton as experts
+from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.linear import IntWeight, WeightOnly
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear
@@ -33,9 +37,34 @@ def weight_only_problem(num_rows: int, shape: tuple[int, int], *, num_bits: int)
     )
 
 
+def experts_problem(num_tokens: int, sizes: tuple[int, int, int, int]) -> Problem:
+    """Tokens that are routed at random; the weights of each expert that is chosen are read once."""
+    num_experts, top_k, hidden, inner = sizes
+    x, chosen = random(num_tokens, hidden), random(num_tokens, num_experts, dtype=torch.float32).argsort(dim=1)[:, :top_k]
+    weights = random(num_tokens, top_k, seed=1).abs()
+    gate_up, down = random(num_experts, 2 * inner, hidden) / hidden**0.5, random(num_experts, hidden, inner, seed=1) / inner**0.5
+    stack, out, combine = ExpertStack(gate_up, down), torch.full_like(x, torch.nan), GatedProduct()
+    assignments = experts.sorted_by_expert(chosen, num_experts)
+
+    def expected() -> torch.Tensor:
+        exact = ExpertStack(gate_up.float(), down.float())
+        return experts_reference.run_experts(x.float(), weights.float(), chosen, exact, combine=combine)
+
+    return Problem(
+        experts.launches(x, weights, assignments, stack, combine=combine, out_TD=out),
+        lambda: (out, expected()),
+        num_bytes(gate_up, down) * len(chosen.unique()) // num_experts + num_bytes(x, out, weights),
+        6 * num_tokens * top_k * hidden * inner,
+    )
+
+
 def product_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
     shape = (96, 128) if REHEARSAL else (14336, 4096)
     for num_bits in (8, 4):
         for num_rows in (1, 4, 16):
             name = f"{num_rows} rows, {shape[1]} x {shape[0]}, weights of {num_bits} bits"
             yield name, partial(weight_only_problem, num_rows, shape, num_bits=num_bits)
+    sizes = (8, 2, 64, 32) if REHEARSAL else (128, 8, 2048, 768)
+    for num_tokens in (4, 12) if REHEARSAL else (1, 16, 64, 4096):
+        name = f"{num_tokens} tokens, {sizes[1]} of {sizes[0]} experts, {sizes[2]} x {sizes[3]}"
+        yield name, partial(experts_problem, num_tokens, sizes)

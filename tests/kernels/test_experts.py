@@ -1,0 +1,131 @@
+"""A mixture's experts: the reference against the definition, one token at a time; the Triton kernels against the reference."""
+
+import random
+
+import pytest
+import torch
+
+from actorllm.layers import experts as layer
+from actorllm.layers.activation import gated
+from actorllm.layers.shard import Shard
+from actorllm.weights.linear_weight import OneDNNWeight
+from actorllm.weights.random import RandomWeights
+from actorllm_kernels import experts as operator
+from actorllm_kernels.experts import ExpertStack, reference
+from actorllm_kernels.gated import ACTIVATIONS, GatedProduct
+
+triton = pytest.importorskip("actorllm_kernels.experts.triton", exc_type=ImportError, reason="needs Triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+CLAMPED = GatedProduct(limit=1.5, gain=1.7)
+
+
+def draw_stack(num_experts: int, hidden: int, inner: int, *, is_full: bool, dtype: torch.dtype = torch.float32) -> ExpertStack:
+    generator = torch.Generator().manual_seed(num_experts)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(DEVICE, dtype)
+
+    gate_up, down = numbers(num_experts, 2 * inner, hidden), numbers(num_experts, hidden, inner)
+    biases = (numbers(num_experts, 2 * inner), numbers(num_experts, hidden)) if is_full else (None, None)
+    return ExpertStack(gate_up, down, *biases, is_interleaved=is_full)
+
+
+def draw(num_tokens: int, hidden: int, num_experts: int, top_k: int, *, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    experts = torch.rand(num_tokens, num_experts, generator=generator).argsort(dim=1)[:, :top_k]
+    x, weights = torch.randn(num_tokens, hidden, generator=generator), torch.rand(num_tokens, top_k, generator=generator)
+    return x.to(DEVICE), weights.to(DEVICE), experts.to(DEVICE)
+
+
+def by_hand(x_TD, weights_TK, experts_TK, stack: ExpertStack, combine: GatedProduct) -> torch.Tensor:
+    out = torch.zeros_like(x_TD)
+    for token, (weights, experts) in enumerate(zip(weights_TK, experts_TK.tolist(), strict=True)):
+        for weight, expert in zip(weights, experts, strict=True):
+            gate_up = stack.gate_up_EJD[expert] @ x_TD[token]
+            if stack.gate_up_bias_EJ is not None:
+                gate_up = gate_up + stack.gate_up_bias_EJ[expert]
+            gate, up = (gate_up[::2], gate_up[1::2]) if stack.is_interleaved else gate_up.chunk(2)
+            down = stack.down_EDI[expert] @ combine(gate.unsqueeze(0), up.unsqueeze(0))[0]
+            out[token] += weight * (down if stack.down_bias_ED is None else down + stack.down_bias_ED[expert])
+    return out
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_the_reference_is_the_definition(is_full):
+    stack, drawn = draw_stack(6, 20, 12, is_full=is_full), draw(9, 20, 6, 3)
+    combine = CLAMPED if is_full else GatedProduct("gelu")
+    torch.testing.assert_close(
+        reference.run_experts(*drawn, stack, combine=combine), by_hand(*drawn, stack, combine), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "sizes", "top_k"),
+    [(1, (8, 48, 24), 2), (17, (8, 64, 40), 3), (5, (3, 33, 17), 1), (70, (4, 32, 16), 2), (3, (60, 32, 16), 6)],
+)
+@pytest.mark.parametrize("is_full", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_equals_the_reference(num_tokens, sizes, top_k, is_full, dtype):
+    combine = CLAMPED if is_full else GatedProduct(random.Random(num_tokens).choice(list(ACTIVATIONS)))
+    stack, (x, weights, experts) = draw_stack(*sizes, is_full=is_full, dtype=dtype), draw(num_tokens, sizes[1], sizes[0], top_k)
+    x, weights = x.to(dtype), weights.to(dtype)
+    assert triton.suits(x, stack)
+    got = triton.run_experts(x, weights, experts, stack, combine=combine)
+    expected = reference.run_experts(x, weights, experts, stack, combine=combine)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), expected.float(), atol=TOLERANCE[dtype] * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("chosen", [[[0]] * 40, [[5]] * 40, [[0], [5]] * 20, [[row // 17] for row in range(40)]])
+def test_experts_without_tokens_and_with_all(chosen):
+    stack, (x, weights, _) = draw_stack(6, 32, 16, is_full=True), draw(40, 32, 6, 1)
+    experts = torch.tensor(chosen, device=DEVICE)
+    got = triton.run_experts(x, weights, experts, stack, combine=CLAMPED)
+    torch.testing.assert_close(got, by_hand(x, weights, experts, stack, CLAMPED), atol=1e-4, rtol=1e-4)
+
+
+def test_a_token_does_not_depend_on_its_mates():
+    stack, (x, weights, experts) = draw_stack(6, 32, 16, is_full=False), draw(9, 32, 6, 3)
+    together = triton.run_experts(x, weights, experts, stack, combine=GatedProduct())
+    for row in range(9):
+        alone = triton.run_experts(
+            x[row : row + 1], weights[row : row + 1], experts[row : row + 1], stack, combine=GatedProduct()
+        )
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=1e-6)
+
+
+def test_the_grid_depends_on_the_number_of_tokens_alone_and_holds_every_routing():
+    generator = random.Random(3)
+    for _ in range(300):
+        num_tokens, num_experts, block = generator.randint(1, 60), generator.randint(1, 12), generator.choice((1, 4, 16))
+        top_k = generator.randint(1, num_experts)
+        counts = [0] * num_experts
+        for _ in range(num_tokens):
+            for expert in generator.sample(range(num_experts), top_k) if generator.random() < 0.5 else range(top_k):
+                counts[expert] += 1
+        needed = sum(-(-count // block) for count in counts)
+        assert needed <= triton.most_blocks(num_tokens * top_k, num_experts, block)
+    assert triton.most_blocks(8, 4, 4) == 5  # 5, 1, 1, 1
+
+
+def test_what_the_kernel_is_not_for():
+    stack = draw_stack(3, 32, 16, is_full=False)
+    assert not triton.suits(torch.zeros(0, 32, device=DEVICE), stack)
+    assert not triton.suits(torch.zeros(2, 32, device=DEVICE, dtype=torch.bfloat16), stack)
+
+
+def test_a_layer_of_experts_computes_with_the_kernels(monkeypatch):
+    monkeypatch.setattr(layer, "takes_stacks", lambda weight: True)
+    monkeypatch.setattr(OneDNNWeight, "suits", lambda weight: False)
+    experts = layer.Experts(layer.ExpertSizes(8, 32, 24), gated("silu"), shard=Shard())
+    experts.load(RandomWeights(3, std=0.3, device=DEVICE), "experts.")
+    drawn = draw(7, 32, 8, 2)
+    assert isinstance(experts.experts, ExpertStack)
+    expected = reference.run_experts(*drawn, experts.experts, combine=GatedProduct())
+    calls, real = [], triton.run_experts
+    monkeypatch.setattr(operator, "takes_triton", lambda name, x: name == "experts")
+    monkeypatch.setattr(triton, "run_experts", lambda *args, **options: calls.append(args) or real(*args, **options))
+    torch.testing.assert_close(experts(*drawn), expected, atol=1e-4, rtol=1e-4)
+    assert len(calls) == 1
