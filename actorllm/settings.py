@@ -29,7 +29,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     revision: str | None = None
     served_names: tuple[str, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantize: Literal["int8", "int4"] | None = None
+    quantize: Literal["int8", "int4", "fp8"] | None = None
     context: Count | None = None
 
 

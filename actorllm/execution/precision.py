@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from actorllm.errors import SettingsError
-from actorllm_kernels.linear import Bf16, Form, Int4, Int8, WeightOnly
+from actorllm_kernels.linear import Bf16, Form, Fp8, Int4, Int8, WeightOnly
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8_CAPABILITY = (8, 9)
+"""The first compute capability whose matrix units take 8-bit floats."""
 
 
 KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -29,14 +31,29 @@ class Precision:
         return str(self.dtype).removeprefix("torch.") if self.form is None else self.form.name
 
 
+def check_fp8(device: torch.device) -> None:
+    """Raises `SettingsError` where no unit multiplies 8-bit floats."""
+    if device.type == "cpu":
+        raise SettingsError("--quantize fp8 is for GPUs: use --quantize int8 on processors")
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < FP8_CAPABILITY:
+        raise SettingsError(
+            f"--quantize fp8 needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or later, but {device} has "
+            f"{major}.{minor}: use --quantize int8"
+        )
+
+
 def resolve_precision(wanted: str, stored: torch.dtype, *, device: torch.device, quantize: str | None = None) -> Precision:
     """The precision for `--dtype` `wanted`, `--quantize` and a checkpoint in `stored`. Raises `SettingsError`.
 
     "auto" keeps a half-precision checkpoint in half precision where that computes fast: all in bfloat16 on GPUs and on processors
     that multiply in it (AMX, AVX512-BF16). Other processors keep bfloat16 weights, which is exact and half of what is read for a
     token, and compute in float32; they serve float16 in float32. With 4-bit linears embeddings and heads have 8 bits: they decide
-    the quality, and are few. Quantized, processors round activations, too, and GPUs do not.
+    the quality, and are few. Quantized to integers, processors round activations, too, and GPUs do not; as 8-bit floats they do.
     """
+    if quantize == "fp8":
+        check_fp8(device)
+        return Precision(torch.bfloat16 if wanted == "auto" else DTYPES[wanted], Fp8(), WeightOnly(8))
     if quantize is not None and device.type == "cpu":
         if wanted == "bfloat16":
             raise SettingsError(f"--quantize {quantize} keeps weights in {quantize}: leave out --dtype bfloat16")

@@ -24,7 +24,7 @@ from actorllm_kernels.experts import triton as experts_triton
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated_triton
-from actorllm_kernels.linear import IntWeight, WeightOnly
+from actorllm_kernels.linear import IntWeight, WeightOnly, triton_fp8
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear_triton
 from actorllm_kernels.norm import reference as norm_reference
@@ -132,10 +132,20 @@ def check_linear(device: torch.device) -> Results:
         yield form.name, *_both(linear_triton.linear_weight_only, linear_reference.linear_weight_only, x, packed)
 
 
+def check_linear_fp8(device: torch.device) -> Results:
+    """Few rows, with the inputs in parts, and many."""
+    codes, scales = linear_reference.fp8_codes(_random(160, 2048, device=device, seed=1))
+    for num_rows in (3, 200):
+        x = _random(num_rows, 2048, device=device)
+        yield f"{num_rows} rows", *_both(triton_fp8.linear_fp8, linear_reference.linear_fp8, x, codes, scales)
+
+
 def check_experts(device: torch.device) -> Results:
     """Three of eight experts, one of them chosen by all; plain, and clamped with biases and gates and ups in turns."""
     x, weights = _random(40, 256, device=device), _random(40, 3, device=device, seed=1).abs()
-    experts = torch.cat((torch.full((40, 1), 7), _random(40, 7, device=torch.device("cpu")).argsort(dim=1)[:, :2]), dim=1).to(device)
+    experts = torch.cat((torch.full((40, 1), 7), _random(40, 7, device=torch.device("cpu")).argsort(dim=1)[:, :2]), dim=1).to(
+        device
+    )
     gate_up, down = _random(8, 384, 256, device=device, seed=2) / 16, _random(8, 256, 192, device=device, seed=3) / 14
     plain = ExpertStack(gate_up, down)
     full = ExpertStack(gate_up, down, gate_up[:, :, 0].contiguous(), down[:, :, 0].contiguous(), is_interleaved=True)
@@ -195,6 +205,7 @@ CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "gated": check_gated,
     "rotary_store": check_rotary_store,
     "linear": check_linear,
+    "linear_fp8": check_linear_fp8,
     "experts": check_experts,
     "embedding": check_embedding,
     "token_ids": check_token_ids,

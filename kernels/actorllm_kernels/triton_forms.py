@@ -16,6 +16,8 @@ FORMS = {torch.int8: INT8, torch.float8_e4m3fn: FP8}
 """The dtypes of pools with factors; others are PLAIN."""
 FP8_SHIFT: tl.constexpr = tl.constexpr(256.0)
 """What a decoded byte lacks: its factor has it instead."""
+FP8_SMALLEST: tl.constexpr = tl.constexpr(2.0**-6)
+"""The smallest power of two with three bits behind the point; smaller values have steps as large as its."""
 ROUNDER: tl.constexpr = tl.constexpr(12582912.0)
 """1.5 * 2^23: a float32 sum with it has no bits behind the point, and is rounded to the nearest, half to even."""
 
@@ -41,7 +43,8 @@ def encoded(x, FORM: tl.constexpr, DTYPE: tl.constexpr):
     if FORM == INT8:
         return ((x + ROUNDER) - ROUNDER).to(tl.int8)
     if FORM == FP8:
-        bits = (x / FP8_SHIFT).to(tl.float16).to(tl.uint16, bitcast=True)
-        size = bits & 0x7FFF
-        return (((bits & 0x8000) >> 8) | ((size + 0x3F + ((size >> 7) & 1)) >> 7)).to(tl.uint8)
+        power = (x.to(tl.uint32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        rounder = tl.maximum(power, FP8_SMALLEST) * (ROUNDER / 8)
+        bits = (((x + rounder) - rounder) / FP8_SHIFT).to(tl.float16).to(tl.uint16, bitcast=True)
+        return (((bits & 0x8000) >> 8) | ((bits & 0x7FFF) >> 7)).to(tl.uint8)
     return x.to(DTYPE)

@@ -62,6 +62,20 @@ def test_quantized_on_a_gpu_activations_keep_16_bits(wanted, dtype, quantize) ->
     assert (got.name, got.dtype, got.table_form.name) == (quantize, getattr(torch, dtype), "int8")
 
 
+@pytest.mark.parametrize(("capability", "is_served"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True), ((12, 0), True)])
+def test_floats_of_8_bits_need_a_unit_for_them(monkeypatch, capability, is_served) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda")
+    if is_served:
+        got = resolve_precision("auto", torch.float32, device=device, quantize="fp8")
+        assert (got.name, got.dtype, got.table_form and got.table_form.name) == ("fp8", torch.bfloat16, "int8")
+    else:
+        with pytest.raises(SettingsError, match=r"8\.9 or later.*--quantize int8"):
+            resolve_precision("auto", torch.float32, device=device, quantize="fp8")
+    with pytest.raises(SettingsError, match="--quantize int8"):
+        resolve_precision("auto", torch.float32, device=torch.device("cpu"), quantize="fp8")
+
+
 def test_what_cannot_be_quantized_is_refused() -> None:
     with pytest.raises(SettingsError, match="--quantize int4"):
         resolve_precision("bfloat16", torch.bfloat16, device=torch.device("cpu"), quantize="int4")

@@ -21,7 +21,7 @@ from actorllm_kernels.experts import triton as experts
 from actorllm_kernels.gated import ACTIVATIONS, GatedProduct
 from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.launch import Launch
-from actorllm_kernels.linear import IntWeight
+from actorllm_kernels.linear import IntWeight, triton_fp8
 from actorllm_kernels.linear import triton as linear
 from actorllm_kernels.norm import triton as norm
 from actorllm_kernels.rotary_store import Angles
@@ -113,6 +113,13 @@ def products(num_rows: int, *, num_bits: int, group_len: int | None) -> list[Lau
     return linear.launches(x, weight, out_MN=out)
 
 
+def products_fp8(num_rows: int) -> list[Launch]:
+    """A product of a model of 8192 values in 8-bit floats."""
+    codes, scales = meta(28672, 8192, dtype=torch.uint8), meta(28672, dtype=torch.float32)
+    x, out = meta(num_rows, 8192, dtype=torch.bfloat16), meta(num_rows, 28672, dtype=torch.bfloat16)
+    return triton_fp8.launches(x, codes, scales, out_MN=out)
+
+
 def mixture(
     num_tokens: int, sizes: tuple[int, int, int, int], *, is_full: bool = False, dtype: torch.dtype = torch.bfloat16
 ) -> list[Launch]:
@@ -142,6 +149,8 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
     yield "64 of 128256 tokens", samples(128_256)
     for num_bits, group_len in ((8, None), (4, 128)):
         yield f"8192 x 28672, {num_bits} bits, 16 rows", products(16, num_bits=num_bits, group_len=group_len)
+    for num_rows in (16, 512):
+        yield f"8192 x 28672, fp8, {num_rows} rows", products_fp8(num_rows)
     for num_tokens in (16, 2048):
         yield f"{num_tokens} tokens, 8 of 128 experts", mixture(num_tokens, (128, 8, 2048, 768))
 
@@ -158,6 +167,8 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
             f"{num_rows} rows, {num_bits} bits in {group_len or 'whole'} groups",
             products(num_rows, num_bits=num_bits, group_len=group_len),
         )
+    for num_rows in (1, 32, 64):
+        yield f"{num_rows} rows, fp8", products_fp8(num_rows)
     for num_tokens, is_full, dtype in itertools.product((1, 512, 4096), (False, True), (torch.bfloat16, torch.float32)):
         name = f"{num_tokens} tokens, 4 of 32 experts, {dtype}{', all extras' if is_full else ''}"
         yield name, mixture(num_tokens, (32, 4, 2880, 2880), is_full=is_full, dtype=dtype)
@@ -180,6 +191,8 @@ def main(cases: Iterator[tuple[str, list[Launch]]], capability: int) -> None:
         patch.object(device, "gpu", return_value=f"sm_{capability}"),
         patch.object(triton, "num_processors", return_value=processors),
         patch.object(linear, "num_processors", return_value=processors),
+        patch.object(triton_fp8, "num_processors", return_value=processors),
+        patch.object(triton_fp8, "gpu", return_value=f"sm_{capability}"),
     ):
         for name, launches in cases:
             for launch in launches:

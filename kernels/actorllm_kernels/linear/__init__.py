@@ -1,8 +1,8 @@
 """Linear layers whose weights take fewer bytes than activations: one operator, whose weights are packed as a device reads them.
 
 `reference` specifies it; `cpu` holds the C++ kernels, `triton` those for GPUs. A `Form` is one way to keep weights. For CPUs there
-are `Bf16`, `Int8` and `Int4`, with activations in float32; for GPUs `WeightOnly`, with activations in 16 bits. A row's result
-never depends on the other rows. Legend: T rows (tokens), I inputs, O outputs, G groups of inputs.
+are `Bf16`, `Int8` and `Int4`, with activations in float32; for GPUs `WeightOnly`, with activations in 16 bits, and `Fp8`, which
+rounds both to 8-bit floats. A row's result never depends on the other rows. Legend: T rows (tokens), I inputs, O outputs, G groups of inputs.
 """
 
 import math
@@ -16,7 +16,7 @@ from actorllm_kernels.backends import takes_triton
 from actorllm_kernels.linear import cpu, reference
 from actorllm_kernels.linear.reference import IntWeight
 
-__all__ = ["Bf16", "Form", "Int4", "Int8", "IntWeight", "WeightOnly"]
+__all__ = ["Bf16", "Form", "Fp8", "Int4", "Int8", "IntWeight", "WeightOnly"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -138,6 +138,36 @@ class Int4:
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_int4(x_TI, packed[0], packed[1], num_outputs)
+
+
+class Fp8:
+    """8-bit floats (e4m3) with a scale for each output; a row of activations is rounded to them, too, with its own scale. For GPUs."""
+
+    name = "fp8"
+    bits_per_value = 8.0
+
+    def codes(self, w_OI: Tensor) -> Tensors:
+        return reference.fp8_codes(w_OI)
+
+    def kept(self, codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> Tensors | None:
+        return None
+
+    def values(self, codes: Tensors) -> Tensor:
+        return reference.fp8_values(codes[0], codes[1])
+
+    def pack(self, codes: Tensors) -> Tensors:
+        return codes[0].contiguous(), codes[1].contiguous()
+
+    def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
+        return reference.fp8_values(packed[0][outputs], packed[1][outputs])
+
+    def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
+        if takes_triton("linear_fp8", x_TI):
+            from actorllm_kernels.linear import triton_fp8  # takes a second, and is not there without a GPU
+
+            if triton_fp8.suits(x_TI):
+                return triton_fp8.linear_fp8(x_TI, packed[0], packed[1])
+        return reference.linear_fp8(x_TI, packed[0], packed[1])
 
 
 class WeightOnly:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from actorllm_kernels.quantize import dequantize, quantize
+
 PANEL = 16
 LARGEST = 127
 """The largest code of 8 bits; -128 is not used."""
@@ -214,3 +216,23 @@ def pack_by_output(codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> Int
 def linear_weight_only(x_TI: Tensor, weight: IntWeight) -> Tensor:
     """[T, O] in x's dtype, which the weights' values are rounded to."""
     return linear(x_TI, weight.values().to(x_TI.dtype))
+
+
+def fp8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """8-bit floats (e4m3) as bytes [O, I], and scales [O] float32: the largest magnitude of a row becomes the largest float."""
+    if not w_OI.shape[1]:
+        return w_OI.to(torch.uint8), w_OI.new_zeros(len(w_OI), dtype=torch.float32)
+    codes_OI, scales_O = quantize(w_OI, torch.float8_e4m3fn)
+    return codes_OI.view(torch.uint8), scales_O
+
+
+def fp8_values(codes_OI: Tensor, scales_O: Tensor) -> Tensor:
+    """[O, I] float32: what codes stand for."""
+    return dequantize(codes_OI.view(torch.float8_e4m3fn), scales_O)
+
+
+def linear_fp8(x_TI: Tensor, codes_OI: Tensor, scales_O: Tensor) -> Tensor:
+    """[T, O] in x's dtype: the product of the rows' codes and the weights' codes, times both scales."""
+    rounded_TI, scales_T = fp8_codes(x_TI)
+    product_TO = rounded_TI.view(torch.float8_e4m3fn).to(torch.float32) @ codes_OI.view(torch.float8_e4m3fn).to(torch.float32).T
+    return (product_TO * scales_T.unsqueeze(1) * scales_O).to(x_TI.dtype)

@@ -9,7 +9,7 @@ from actorllm_kernels.experts import ExpertStack
 from actorllm_kernels.experts import reference as experts_reference
 from actorllm_kernels.experts import triton as experts
 from actorllm_kernels.gated import GatedProduct
-from actorllm_kernels.linear import IntWeight, WeightOnly
+from actorllm_kernels.linear import IntWeight, WeightOnly, triton_fp8
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
@@ -34,6 +34,20 @@ def weight_only_problem(num_rows: int, shape: tuple[int, int], *, num_bits: int)
         sum(num_bytes(weight.codes_OI, weight.scales_OG, x, out) for weight, out in zip(weights, outs, strict=True)),
         2 * num_rows * shape[0] * shape[1] * COPIES,
         rival,
+    )
+
+
+def fp8_problem(num_rows: int, shape: tuple[int, int]) -> Problem:
+    """The rival is torch's product of the same weights in bfloat16."""
+    x, out = random(num_rows, shape[1]), torch.full((num_rows, shape[0]), torch.nan, dtype=BF16, device=DEVICE)
+    weight = random(*shape)
+    codes, scales = linear_reference.fp8_codes(weight)
+    return Problem(
+        triton_fp8.launches(x, codes, scales, out_MN=out),
+        lambda: (out, linear_reference.linear_fp8(x.float(), codes, scales)),
+        num_bytes(codes, scales, x, out),
+        2 * num_rows * shape[0] * shape[1],
+        lambda: partial(torch.nn.functional.linear, x, weight),
     )
 
 
@@ -64,6 +78,8 @@ def product_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
         for num_rows in (1, 4, 16):
             name = f"{num_rows} rows, {shape[1]} x {shape[0]}, weights of {num_bits} bits"
             yield name, partial(weight_only_problem, num_rows, shape, num_bits=num_bits)
+    for num_rows in (1, 16, 40) if REHEARSAL else (1, 16, 64, 4096):
+        yield f"{num_rows} rows, {shape[1]} x {shape[0]}, fp8", partial(fp8_problem, num_rows, shape)
     sizes = (8, 2, 64, 32) if REHEARSAL else (128, 8, 2048, 768)
     for num_tokens in (4, 12) if REHEARSAL else (1, 16, 64, 4096):
         name = f"{num_tokens} tokens, {sizes[1]} of {sizes[0]} experts, {sizes[2]} x {sizes[3]}"
