@@ -55,7 +55,7 @@ screenshots: install-dev
 	$(BIN)/python -m tests.server.page.screenshots
 
 bench: install-dev
-	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@failed=0; for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || failed=1; done; exit $$failed
 
 .PHONY: train-demo judge-demo adopt-demo demo-card
 train-demo: install-dev # writes build/demo; goes on from its last checkpoint

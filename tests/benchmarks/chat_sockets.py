@@ -116,7 +116,7 @@ async def chat(server: Server, num_sockets: int, *, num_turns: int, num_tokens: 
             num_answered = sum(answer.num_tokens for answer in answers)
             print(
                 f"round {turn + 1}: {num_sockets} answers in {seconds:.1f} s ({num_answered / seconds:.0f} tokens/s), {len(errors)} errors; "
-                f"TTFT median {statistics.median(firsts):.2f} s, slowest {firsts[-1]:.2f} s, ratio {ratio:.2f}"
+                f"TTFT median {statistics.median(firsts):.2f} s, slowest {firsts[-1]:.2f} s, ratio {ratio:.2f} (asked: at most {FAIR:g})"
             )
             is_good = is_good and not errors and ratio <= FAIR
             for error in sorted(set(errors)):

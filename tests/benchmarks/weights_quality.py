@@ -2,10 +2,11 @@
 
 MODEL is a folder; without one nothing is done. Text is drawn from the model itself in float32, so every position is a fair one of its own distribution. For each
 form of the weights: how often its most likely next token is that of float32, and the Kullback-Leibler divergence of float32's
-distribution from its own, in nats, on average over the positions. int4 keeps embeddings and heads in int8, as it is served.
+distribution from its own, in nats, on average over the positions. int4 keeps embeddings and heads in int8, as it is served. Exits with 1 if a form misses what is asked.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -27,6 +28,10 @@ FORMS: dict[str, tuple[Form, Form]] = {
     "int4 by 32": (Int4(32), Int8()),
     "int4 by 128": (Int4(128), Int8()),
 }
+
+
+ASKED: dict[str, tuple[float, float]] = {"int8": (0.99, 0.002), "int4 by 32": (0.95, 0.03)}
+"""At least this share of equal top tokens, and less than this divergence in nats."""
 
 
 def load(folder: Path, forms: tuple[Form, Form] | None = None) -> CausalLM:
@@ -57,7 +62,8 @@ def log_shares(model: CausalLM, rows: list[list[int]]) -> Tensor:
 
 
 @torch.inference_mode()
-def main() -> None:
+def main() -> bool:
+    """Whether every form reached what is asked of it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=6)
@@ -66,16 +72,21 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.model is None:
         print("name a model's folder to see what rounding its weights costs")
-        return
+        return True
     model = load(arguments.model)
     rows = draw(model, num_rows=arguments.rows, num_tokens=arguments.tokens, first_id=arguments.first_id)
     exact = log_shares(model, rows)
+    is_reached = True
     for name, forms in FORMS.items():
         rounded = log_shares(load(arguments.model, forms), rows)
         agreement = (rounded.argmax(dim=-1) == exact.argmax(dim=-1)).double().mean()
         divergence = (exact.exp() * (exact - rounded)).sum(dim=-1).mean()
-        print(f"{name:12} the same top token at {agreement:.2%} of {len(exact)} positions, divergence {divergence:.5f} nats", flush=True)
+        least, most = ASKED.get(name, (0.0, float("inf")))
+        asked = f" (asked: {least:.0%}, below {most:g})" if name in ASKED else ""
+        print(f"{name:12} the same top token at {agreement:.2%} of {len(exact)} positions, divergence {divergence:.5f} nats{asked}", flush=True)
+        is_reached &= bool(agreement >= least and divergence < most)
+    return is_reached
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(not main())
