@@ -4,8 +4,11 @@ Only the asked part of a tensor is read. Names are claimed as they are pulled; `
 holds a tensor that nobody claimed. Headers are checked before anything is believed. Knows no model.
 """
 
+import ctypes
 import json
+import mmap
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -177,7 +180,10 @@ class Checkpoint:
         if self._on_progress is not None:
             self._on_progress(part.numel() * part.element_size())
         part = part.T if is_transposed else part
-        return part.to(device=self._device, dtype=dtype or self._dtype).contiguous()
+        made = part.to(device=self._device, dtype=dtype or self._dtype).contiguous()
+        if made.data_ptr() != part.data_ptr():
+            _drop_pages(part)
+        return made
 
     def finish(self, ignored: Mapping[str, str]) -> None:
         """Raise `TensorLeftOver` if a tensor was neither claimed nor matches a pattern of `ignored` (glob -> reason)."""
@@ -299,6 +305,14 @@ def open_tensors(path: Path, device: str) -> Any:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path.name} is truncated or not a safetensors file ({error}); download it again") from error
+
+
+def _drop_pages(read: Tensor) -> None:
+    """Whole pages of a mapped file that were read and copied count as this process's memory no longer; the file still has them."""
+    page = mmap.PAGESIZE
+    begin, end = -(-read.data_ptr() // page) * page, (read.data_ptr() + read.numel() * read.element_size()) // page * page
+    if sys.platform == "linux" and read.device.type == "cpu" and read.is_contiguous() and begin < end:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def _missing_message(names: Sequence[str]) -> str:

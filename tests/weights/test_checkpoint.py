@@ -238,3 +238,14 @@ def test_linears_stored_the_other_way_round(tmp_path):
         part = checkpoint.linear("fc", (6, 4), rows=(1, 5), cols=(2, 4))
         torch.testing.assert_close(part(torch.eye(2)).T, TENSORS["a.weight"][1:5, 2:4])
         assert torch.equal(checkpoint.tensor("b.weight", (2, 4)), TENSORS["b.weight"])
+
+
+def test_a_converted_tensor_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """Its pages are given back after the copy; whoever reads them again, or a neighbour, finds the same."""
+    values = {name: torch.randn(300, 500).bfloat16() for name in ("a.weight", "b.weight")}
+    save_file(values, tmp_path / "model.safetensors")
+    with Checkpoint.open(tmp_path) as checkpoint:
+        for name in ("a.weight", "b.weight", "a.weight"):
+            assert torch.equal(checkpoint.tensor(name, (300, 500)), values[name].float())
+        assert torch.equal(checkpoint.tensor("b.weight", (300, 500), rows=(7, 290)), values["b.weight"][7:290].float())
+        assert torch.equal(checkpoint.tensor("a.weight", (300, 500)), values["a.weight"].float())

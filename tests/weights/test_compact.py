@@ -12,7 +12,7 @@ from actorllm.weights.formats import PlainFormat
 from actorllm.weights.linear_weight import DenseWeight, join_weights
 from actorllm.weights.random import RandomWeights
 from actorllm.weights.source import load_module
-from actorllm_kernels.linear import Bf16, Fp8, Int4, Int8, WeightOnly
+from actorllm_kernels.linear import Bf16, Fp8, Int4, Int8, WeightOnly, reference
 from actorllm_llama.llama import LlamaForCausalLM
 
 CONFIG = {
@@ -94,3 +94,13 @@ def test_embeddings_and_heads_may_be_kept_finer():
     source = RandomWeights(1, storage=CompactFormat(PlainFormat(), Int4(), table_form=Int8()))
     forms = [weight.form.name for weight in (source.linear("proj", (8, 32)), source.table("head", (8, 32), rows=(2, 5)))]
     assert forms == ["int4", "int8"] and source.table("head", (8, 32), rows=(2, 5)).out_features == 3
+
+
+def test_codes_of_many_outputs_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large matrices become codes block by block."""
+    w_OI = torch.randn(37, 64)
+    whole = [form.codes(w_OI) for form in (Int8(), Int4(32))]
+    monkeypatch.setattr(reference, "BLOCK_VALUES", 5 * 64)
+    for form, codes in zip((Int8(), Int4(32)), whole, strict=True):
+        for block, expected in zip(form.codes(w_OI), codes, strict=True):
+            assert torch.equal(block, expected)

@@ -50,28 +50,26 @@ struct Dot {
 
 #elif defined(__AVX2__)
 
-// Pairs of 16-bit codes, because AVX2's product of bytes saturates. An output's sum lies in two lanes until the end.
+// AVX2's product of unsigned by signed bytes gives 16-bit sums of pairs: |w| times x with w's sign fits them, 2 * 128 * 127 < 2^15.
 struct Dot {
     static constexpr int COLS = 8;
-    typedef int16_t Code;
-    typedef __m256i Weights[2], Sums[2];  // outputs 0-3 and 4-7
+    typedef int8_t Code;
+    typedef __m256i Sums;
+    struct Weights {
+        __m256i signs, sizes;
+    };
     static void weights(Weights& to, const int8_t* w) {
-        const __m128i* half = reinterpret_cast<const __m128i*>(w);
-        to[0] = _mm256_cvtepi8_epi16(_mm_loadu_si128(half));
-        to[1] = _mm256_cvtepi8_epi16(_mm_loadu_si128(half + 1));
+        to.signs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+        to.sizes = _mm256_abs_epi8(to.signs);
     }
-    static void zero(Sums& sums) { sums[0] = sums[1] = _mm256_setzero_si256(); }
+    static void zero(Sums& sums) { sums = _mm256_setzero_si256(); }
     static void add(Sums& sums, const Weights& w, const Code* x) {
-        int64_t four;
+        int32_t four;
         memcpy(&four, x, sizeof four);
-        const __m256i row = _mm256_set1_epi64x(four);
-        sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(w[0], row));
-        sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(w[1], row));
+        const __m256i pairs = _mm256_maddubs_epi16(w.sizes, _mm256_sign_epi8(_mm256_set1_epi32(four), w.signs));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-    static void totals(const Sums& sums, int32_t, int32_t* to) {
-        const __m256i pairs = _mm256_hadd_epi32(sums[0], sums[1]);  // outputs 0 1 4 5, 2 3 6 7
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(pairs, 0xd8));
-    }
+    static void totals(const Sums& sums, int32_t, int32_t* to) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sums); }
 };
 
 #else

@@ -14,11 +14,11 @@ namespace {
 
 constexpr int COLS = Dot4::COLS, PARTS = PANEL / COLS;
 constexpr bool IS_WIDE = COLS == 16;
-constexpr int TILE_ROWS = IS_WIDE ? 6 : 2;  // what the registers hold
+constexpr int TILE_ROWS = IS_WIDE ? 6 : 4;  // what the registers hold
 constexpr int RUN = 32;                     // inputs whose sums fit 16 bits
 constexpr int AHEAD = 1024;                 // bytes of a panel that are fetched before they are used
 
-typedef float Floats __attribute__((vector_size(COLS * 4)));
+static_assert(COLS == VL, "a part is a vector");
 
 struct Problem {
     const CodedRows<int8_t>& x;
@@ -27,12 +27,6 @@ struct Problem {
     float* out;
     int M, N, G;
 };
-
-inline Floats load_scales(const uint16_t* scales) {
-    Floats all;
-    for (int c = 0; c < COLS; c++) all[c] = load_one(scales + c);
-    return all;
-}
 
 // M rows of neighbouring parts.
 template <int M, int NUM>
@@ -47,7 +41,7 @@ void tile(const Problem& p, int m0, int part) {
         w[i] = p.w + panel * steps * PANEL * 4 + col * 4;
         scales[i] = p.scales + panel * groups * PANEL + col;
     }
-    Floats sums[M][NUM] = {};
+    vf sums[M][NUM] = {};
     for (int64_t g = 0; g < groups; g++) {
         Dot4::Totals totals[M][NUM] = {};
         for (int run = 0; run < p.G; run += RUN) {
@@ -68,22 +62,25 @@ void tile(const Problem& p, int m0, int part) {
                 for (int i = 0; i < NUM; i++) totals[m][i] += Dot4::widen(run_sums[m][i]);
         }
         for (int i = 0; i < NUM; i++) {
-            const Floats scale = load_scales(scales[i] + g * PANEL);
-            for (int m = 0; m < M; m++) sums[m][i] += __builtin_convertvector(totals[m][i] - 8 * x_sums[g * M + m], Floats) * scale;
+            const vf scale = load(scales[i] + g * PANEL);
+            for (int m = 0; m < M; m++) sums[m][i] += __builtin_convertvector(totals[m][i] - 8 * x_sums[g * M + m], vf) * scale;
         }
     }
     for (int m = 0; m < M; m++)
         for (int i = 0; i < NUM; i++) {
             const int n = (part + i) * COLS;
             float* out = p.out + int64_t(m0 + m) * p.N + n;
-            for (int c = 0; c < std::min(COLS, p.N - n); c++) out[c] = sums[m][i][c] * p.x.scales[m0 + m];
+            const vf values = sums[m][i] * p.x.scales[m0 + m];
+            if (n + COLS <= p.N) store(out, values);
+            else
+                for (int c = 0; c < p.N - n; c++) out[c] = values[c];
         }
 }
 
 template <int M>
 struct Tiles {
     static void run(const Problem& p, int m, int part, int num_parts) {
-        constexpr int NUM = 2;
+        constexpr int NUM = IS_WIDE ? 2 : M == 1 ? 4 : M == 2 ? 2 : 1;
         int i = 0;
         for (; i + NUM <= num_parts; i += NUM) tile<M, NUM>(p, m, part + i);
         for (; i < num_parts; i++) tile<M, 1>(p, m, part + i);
@@ -101,10 +98,14 @@ extern "C" void actorllm_linear_int4(
     coded.resize(M, K, TILE_ROWS, group_len);
     const Problem p{coded, w, scales, out, M, N, group_len};
     const Shares shares(M, N, K, num_threads);
+    const bool is_little = int64_t(M) * K < LITTLE;
+    if (is_little) coded.code_all(x, x_stride);
 #pragma omp parallel num_threads(shares.num_threads)
     {
+        if (!is_little) {
 #pragma omp for schedule(static)
-        for (int m = 0; m < M; m++) coded.code(m, x + m * x_stride);
+            for (int m = 0; m < M; m++) coded.code(m, x + m * x_stride);
+        }
 #pragma omp for schedule(dynamic, 1)
         for (int i = 0; i < shares.num_groups; i++) by_tiles<TILE_ROWS, Tiles>(M, p, i * GROUP * PARTS, shares.size(i) * PARTS);
     }

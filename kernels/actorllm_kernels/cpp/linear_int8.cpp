@@ -13,7 +13,7 @@ namespace {
 
 constexpr int PARTS = PANEL / Dot::COLS;      // of a panel: what a vector holds
 constexpr bool IS_WIDE = Dot::COLS == 16;
-constexpr int TILE_ROWS = IS_WIDE ? 6 : 2;     // what the registers hold  // what the registers hold
+constexpr int TILE_ROWS = IS_WIDE ? 6 : 4;     // what the registers hold
 constexpr int AHEAD = 1024;                   // bytes of a panel that are fetched before they are used
 
 struct Problem {
@@ -51,14 +51,18 @@ void tile(const Problem& p, int m0, int part) {
             for (int k = 0; k < p.x.padded / p.x.unit; k++) row_sum += p.x.tile_sums(m0)[k * M + m];
             Dot::totals(sums[m][i], row_sum, totals);
             float* out = p.out + int64_t(m0 + m) * p.N + n;
-            for (int c = 0; c < std::min(Dot::COLS, p.N - n); c++) out[c] = float(totals[c]) * p.x.scales[m0 + m] * p.scales[n + c];
+            const float scale = p.x.scales[m0 + m];
+            if (n + Dot::COLS <= p.N)  // a count that the compiler knows
+                for (int c = 0; c < Dot::COLS; c++) out[c] = float(totals[c]) * scale * p.scales[n + c];
+            else
+                for (int c = 0; c < p.N - n; c++) out[c] = float(totals[c]) * scale * p.scales[n + c];
         }
 }
 
 template <int M>
 struct Tiles {
     static void run(const Problem& p, int m, int part, int num_parts) {
-        constexpr int NUM = IS_WIDE || M == 1 ? 4 : 2;
+        constexpr int NUM = IS_WIDE ? 4 : M == 1 ? 8 : M == 2 ? 4 : 2;
         int i = 0;
         for (; i + NUM <= num_parts; i += NUM) tile<M, NUM>(p, m, part + i);
         for (; i < num_parts; i++) tile<M, 1>(p, m, part + i);
@@ -75,10 +79,14 @@ extern "C" void actorllm_linear_int8(
     coded.resize(M, K, TILE_ROWS, std::max(4, (K + 3) / 4 * 4));
     const Problem p{coded, w, scales, out, M, N};
     const Shares shares(M, N, K, num_threads);
+    const bool is_little = int64_t(M) * K < LITTLE;
+    if (is_little) coded.code_all(x, x_stride);
 #pragma omp parallel num_threads(shares.num_threads)
     {
+        if (!is_little) {
 #pragma omp for schedule(static)
-        for (int m = 0; m < M; m++) coded.code(m, x + m * x_stride);
+            for (int m = 0; m < M; m++) coded.code(m, x + m * x_stride);
+        }
 #pragma omp for schedule(dynamic, 1)
         for (int i = 0; i < shares.num_groups; i++) by_tiles<TILE_ROWS, Tiles>(M, p, i * GROUP * PARTS, shares.size(i) * PARTS);
     }

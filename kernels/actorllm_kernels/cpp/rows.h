@@ -10,6 +10,8 @@
 
 #include "simd.h"
 
+constexpr int64_t LITTLE = 16384;  // values that one thread codes sooner than others are waited for
+
 // Codes lie tile by tile, as [tile, K / 4, rows of the tile, 4]: the rows of a tile are read together, and K is filled up with zeros to
 // a multiple of `unit`. `sums` of a row are of each `unit` codes, as [tile, K / unit, rows of the tile].
 template <class Code>
@@ -56,6 +58,10 @@ struct CodedRows {
             }
             sum[begin / unit * rows] = total;
         }
+    }
+
+    void code_all(const float* x, int64_t x_stride) {
+        for (int m = 0; m < M; m++) code(m, x + m * x_stride);
     }
 
     template <class T>

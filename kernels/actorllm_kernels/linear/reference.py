@@ -10,7 +10,9 @@ inputs, G groups of inputs.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ LARGEST = 127
 """The largest code of 8 bits; -128 is not used."""
 SCALE_DIVISORS = (-8.0, -8.6, -7.4, 7.0)
 """What the weight of largest magnitude in a group of 4-bit weights is tried to become."""
+BLOCK_VALUES = 2**20
+"""Weights that become codes at once."""
 SMALLEST_ROW = 1e-30
 """A row whose values are all below counts as zero: the reciprocal of its scale would not be finite."""
 
@@ -64,8 +68,23 @@ def row_codes(x_TI: Tensor) -> tuple[Tensor, Tensor]:
     return codes_TI, scales_T
 
 
+def in_blocks(codes_of: Callable[[Tensor], tuple[Tensor, Tensor]], w_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """`codes_of` the weights, some outputs at a time: what it needs meanwhile is several times what it gives."""
+    rows = max(1, BLOCK_VALUES // max(1, w_OI.shape[1]))
+    if len(w_OI) <= rows:
+        return codes_of(w_OI)
+    codes, scales = (part.new_empty(len(w_OI), *part.shape[1:]) for part in codes_of(w_OI[:1]))
+    for begin in range(0, len(w_OI), rows):
+        codes[begin : begin + rows], scales[begin : begin + rows] = codes_of(w_OI[begin : begin + rows])
+    return codes, scales
+
+
 def int8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [O, I] int8 and scales [O] float32: the largest magnitude of an output's weights is 127 scales."""
+    return in_blocks(_int8_codes, w_OI)
+
+
+def _int8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
     w_OI = w_OI.to(torch.float32)
     scales_O = row_codes(w_OI)[1]
     codes_OI = w_OI / torch.where(scales_O > 0, scales_O, 1.0).unsqueeze(1)
@@ -100,6 +119,10 @@ def int4_codes(w_OI: Tensor, group_len: int) -> tuple[Tensor, Tensor]:
 
     Of some scales for which the weight of largest magnitude becomes -8 or a little more, the one with the least squared error.
     """
+    return in_blocks(partial(_int4_codes, group_len=group_len), w_OI)
+
+
+def _int4_codes(w_OI: Tensor, group_len: int) -> tuple[Tensor, Tensor]:
     num_outputs, num_inputs = w_OI.shape
     w_OGI = pad(w_OI.to(torch.float32), (0, -num_inputs % group_len)).view(num_outputs, -(-num_inputs // group_len), group_len)
     extreme_OG1 = w_OGI.gather(2, w_OGI.abs().argmax(dim=2, keepdim=True)) if w_OGI.numel() else w_OGI[..., :1]

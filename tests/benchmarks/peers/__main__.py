@@ -50,16 +50,23 @@ async def compare(sides: Sequence[Side], loads: Sequence[Load], *, vocab_size: i
     probes: list[Machine] = []
     ran: dict[Side, dict[Load, list[Ran]]] = {side: {load: [] for load in loads} for side in sides}
     for number in range(rounds + 1):
-        print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
         for load in loads:
             prompts = load.prompts(vocab_size, number)
             for side in sides if number % 2 else reversed(sides):
                 result = await side.run(prompts, num_tokens=load.new if number else min(load.new, WARM_TOKENS))
                 if number:
                     ran[side][load].append(result)
+                    print(f"{side.spec.name}, {load}: {rate(load, [result]):.1f} tokens/s", file=sys.stderr, flush=True)
         if number:
             probes.append(await asyncio.to_thread(measure_machine, sides[0].spec.num_threads))
     return ran, probes
+
+
+def rate(load: Load, results: Sequence[Ran]) -> float:
+    """Median tokens a second, of decoding or of prefill."""
+    if load.new > 1:
+        return decode_figures(load.count, [result.times for result in results]).tokens_per_second
+    return load.prompt / statistics.median(result.times[0][1] - result.times[0][0] for result in results)
 
 
 def figures(side: Side, ran: dict[Load, list[Ran]]) -> Figures:
@@ -70,8 +77,7 @@ def figures(side: Side, ran: dict[Load, list[Ran]]) -> Figures:
             decoding.append(decode_figures(load.count, [result.times for result in results]))
             client_cpu.append(statistics.median(result.cpu_seconds for result in results) / (load.count * load.new))
         else:
-            seconds = statistics.median(result.times[0][1] - result.times[0][0] for result in results)
-            prefill.append(Prefill(load.prompt, load.prompt / seconds))
+            prefill.append(Prefill(load.prompt, rate(load, results)))
     peak = max(result.peak_bytes for results in ran.values() for result in results)
     return Figures(side.spec.peer, side.spec.form, side.version, tuple(decoding), tuple(prefill), peak, tuple(client_cpu))
 
