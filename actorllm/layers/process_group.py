@@ -26,6 +26,13 @@ class ProcessGroup:
         limit = timedelta(seconds=timeout)
         return cls(c10d.ProcessGroupGloo(c10d.PrefixStore("actorllm", store), rank, num_ranks, limit))
 
+    @classmethod
+    def nccl(cls, store: c10d.Store, rank: int, *, num_ranks: int, timeout: float = 120.0) -> "ProcessGroup":
+        """Join the group of `store` with this thread's CUDA device, which no other rank may have; needs a CUDA build of torch."""
+        options = c10d.ProcessGroupNCCL.Options()
+        options._timeout = timedelta(seconds=timeout)
+        return cls(c10d.ProcessGroupNCCL(c10d.PrefixStore("actorllm", store), rank, num_ranks, options))
+
     def all_reduce(self, value: Tensor) -> Tensor:
         value = value.contiguous()
         self._group.allreduce([value]).wait()

@@ -29,13 +29,22 @@ class RotaryTables(Angles):
 
 @dataclass(frozen=True)
 class Rotary:
-    """How positions become angles for the first `rotary_dim` values of a head."""
+    """How positions become angles for the first `rotary_dim` values of a head.
+
+    With `sections` positions have several rows, and row i turns the next `sections[i]` frequencies (M-RoPE of Qwen2-VL, arXiv
+    2409.12191: time, height and width).
+    """
 
     rotary_dim: int
     theta: float = 10000.0
     type: RopeType = field(default_factory=RopeType)
     is_interleaved: bool = False
+    sections: tuple[int, ...] = ()
     _by_device: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        is_covered = sum(self.sections) == self.rotary_dim // 2 and not isinstance(self.type, Dynamic)
+        assert not self.sections or is_covered, "sections share out all frequencies, of a type that has the same at all positions"
 
     @classmethod
     def from_hf(
@@ -90,8 +99,12 @@ class Rotary:
         return replace(self, type=rope_type)
 
     def tables(self, positions_T: Tensor, dtype: torch.dtype) -> RotaryTables:
-        """The angles of a batch's tokens; computed in float32, given in `dtype`."""
-        angles_TF = positions_T.to(torch.float32).unsqueeze(1) * self._frequencies(positions_T)
+        """The angles of a batch's tokens ([T], or with sections [their number, T]); computed in float32, given in `dtype`."""
+        positions = positions_T.to(torch.float32).unsqueeze(-1)
+        if self.sections:
+            rows = zip(positions, self.sections, strict=True)
+            positions = torch.cat([row_T1.expand(-1, size) for row_T1, size in rows], dim=-1)
+        angles_TF = positions * self._frequencies(positions_T)
         angles_TR = angles_TF.repeat_interleave(2, dim=-1) if self.is_interleaved else torch.cat((angles_TF, angles_TF), dim=-1)
         cos_TR, sin_TR = angles_TR.cos(), angles_TR.sin()
         if self.type.attention_factor != 1:

@@ -65,7 +65,7 @@ def test_architecture_has_one_line_per_module(repository: Path) -> None:
         for path in (repository / "actorllm").rglob("*.py")
         if path.name not in ("__init__.py", "__main__.py")
     ]
-    assert not [name for name in modules if text.count(f"`{name}`") != 1]
+    assert not [name for name in modules if text.count(f"\n- `{name}`") != 1]
     named = re.findall(r"^- `([\w/]+\.py)`", text, re.MULTILINE)
     assert not [name for name in named if name not in modules]
 

@@ -1,4 +1,4 @@
-"""The same collectives on thread ranks in memory and on gloo process groups."""
+"""The same collectives on thread ranks in memory, and on gloo and NCCL process groups."""
 
 import threading
 
@@ -27,13 +27,34 @@ def on_threads(work):
     return results
 
 
-@pytest.fixture(params=["memory", "gloo"])
+class OnDevice:
+    """One rank's NCCL group for values that lie on the host: they go to its GPU and back."""
+
+    def __init__(self, ranks, rank):
+        self._ranks = ranks
+        self._device = torch.device("cuda", rank)
+
+    def __getattr__(self, name):
+        collective = getattr(self._ranks, name)
+        return lambda value, *sizes: collective(value.to(self._device), *sizes).cpu()
+
+
+@pytest.fixture(params=["memory", "gloo", "nccl"])
 def collective(request):
     """Runs `work(collectives, rank)` on two thread ranks."""
     if request.param == "memory":
         ends = ThreadRanks.group(NUM_RANKS, timeout=20)
         return lambda work: on_threads(lambda rank: work(ends[rank], rank))
     store = distributed.HashStore()
+    if request.param == "nccl":
+        if torch.cuda.device_count() < NUM_RANKS:
+            pytest.skip("needs two CUDA devices")
+
+        def on_gpu(work, rank):
+            torch.cuda.set_device(rank)
+            return work(OnDevice(ProcessGroup.nccl(store, rank, num_ranks=NUM_RANKS, timeout=20), rank), rank)
+
+        return lambda work: on_threads(lambda rank: on_gpu(work, rank))
     return lambda work: on_threads(lambda rank: work(ProcessGroup.gloo(store, rank, num_ranks=NUM_RANKS, timeout=20), rank))
 
 
