@@ -12,7 +12,7 @@ from actorllm.layers.batch import Batch
 from actorllm.layers.linear import HeadSplit
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.attention import RaggedKeys, attend
-from actorllm_kernels.rotary_store import Angles, rotate_and_store, store
+from actorllm_kernels.rotary_store import Angles, rotate_and_store
 
 
 class Attention(nn.Module):
@@ -56,12 +56,8 @@ class Attention(nn.Module):
         cache, slots_T = batch.cache, batch.write_slots_T[self.group]
         k_pool, v_pool = cache.buffer(self.group, self.layer, "k"), cache.buffer(self.group, self.layer, "v")
         k_scales, v_scales = cache.scales(self.group, self.layer, "k"), cache.scales(self.group, self.layer, "v")
-        if angles is None:
-            store(k_TKD, slots_T, k_pool, k_scales)
-            store(v_TKD, slots_T, v_pool, v_scales)
-        else:
-            scales = None if k_scales is None or v_scales is None else (k_scales, v_scales)
-            q_THD = rotate_and_store(q_THD, k_TKD, v_TKD, angles, slots_T, (k_pool, v_pool), scales)
+        scales = None if k_scales is None or v_scales is None else (k_scales, v_scales)
+        q_THD = rotate_and_store(q_THD, k_TKD, v_TKD, angles, slots_T, (k_pool, v_pool), scales)
         if self.group not in batch.keys:
             spans = tuple((span.row, span.query_len, span.seq_len) for span in batch.spans)
             batch.keys[self.group] = RaggedKeys(spans, batch.slot_tables[self.group], self.window, batch.spans_B4)

@@ -29,7 +29,7 @@ from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear_triton
 from actorllm_kernels.norm import reference as norm_reference
 from actorllm_kernels.norm import triton as norm_triton
-from actorllm_kernels.quantize import quantize
+from actorllm_kernels.quantize import LARGEST, dequantize, quantize
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import reference as store_reference
 from actorllm_kernels.rotary_store import triton as store_triton
@@ -121,6 +121,19 @@ def check_rotary_store(device: torch.device) -> Results:
     yield "queries", got, store_reference.rotate_and_store(q, k, v, tables, slots, pools[1])
     yield "keys", pools[0][0], pools[1][0]
     yield "values", pools[0][1], pools[1][1]
+    for form in LARGEST:
+        operators = store_triton.rotate_and_store, store_reference.rotate_and_store
+        stored = [_stored(operator, (q, k, v), tables, slots, form=form) for operator in operators]
+        for name, ours, theirs in zip(("queries", "keys", "values"), *stored, strict=True):
+            yield f"{form} {name}", ours, theirs
+
+
+def _stored(operator: Callable, heads: tuple[Tensor, Tensor, Tensor], angles: Angles, slots: Tensor, *, form: torch.dtype) -> list[Tensor]:
+    """Queries, keys and values as attention gets them from a quantized pool."""
+    pools = [torch.zeros(10, *x.shape[1:], device=x.device).to(form) for x in heads[1:]]
+    scales = [torch.zeros(10, x.shape[1], device=x.device) for x in heads[1:]]
+    queries = operator(*heads, angles, slots, tuple(pools), tuple(scales))
+    return [queries, *(dequantize(pool, factors)[slots] for pool, factors in zip(pools, scales, strict=True))]
 
 
 def check_linear(device: torch.device) -> Results:

@@ -22,6 +22,12 @@ def test_a_pool_takes_the_bytes_that_slots_are_counted_by(kv_dtype):
     assert tokens == ([2 * 2 * 28, 2 * 12 + 6] if kv_dtype is None else [2 * (28 + 2 * 2 * 4), 12 + 2 * 4 + 6])
 
 
+def test_states_are_never_quantized():
+    group = CacheGroup("state", (0,), (CacheBuffer("state", (2, 8)),), is_state=True)
+    pool = KVPool((group,), (), dtype=torch.float32, device=CPU, kv_dtype=torch.int8, num_rows=3)
+    assert pool.num_bytes() == 3 * group.bytes_per_token(torch.float32, torch.int8) == 3 * 16 * 4
+
+
 def test_every_head_and_every_part_has_a_scale_of_its_own():
     pool = KVPool(GROUPS, (10, 7), dtype=torch.float32, device=CPU, kv_dtype=torch.int8)
     k_scales, latent_scales = pool.scales(0, 2, "k"), pool.scales(1, 1, "latent")

@@ -49,7 +49,8 @@ def attention(
     dtype = torch.bfloat16 if form.itemsize == 1 else form
     q = meta(num_rows * query_len, num_heads, head_dim, dtype=dtype)
     k, v = (meta(100_000, num_kv_heads, head_dim, dtype=form) for _ in range(2))
-    factors = None if form == dtype else meta(100_000, num_kv_heads, dtype=torch.float32)
+    sizes = (num_kv_heads, 2) if value_dim else (num_kv_heads,)
+    factors = None if form == dtype else meta(100_000, *sizes, dtype=torch.float32)
     pools = triton.Pools(k, k[:, :, :value_dim] if value_dim else v, factors, factors)
     table = meta(num_rows, 8192, dtype=torch.int32)
     keys = RaggedKeys(tuple((row, query_len, 4096) for row in range(num_rows)), table, 1024 if extras else None)
@@ -142,6 +143,7 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield "GQA 8:1, 128", attention(query_len, (64, 8), 128)
         yield "GQA 8:1, 128, int8", attention(query_len, (64, 8), 128, form=torch.int8)
         yield "latent 512+64", attention(query_len, (16, 1), 576, value_dim=512)
+        yield "latent 512+64, int8", attention(query_len, (16, 1), 576, value_dim=512, form=torch.int8)
     yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
     yield "hidden size 8192", around()
     yield "hidden size 8192, int8 pools", around(torch.int8)[-1:]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from actorllm_kernels.attention import RaggedKeys, reference
-from actorllm_kernels.quantize import LARGEST, quantize
+from actorllm_kernels.quantize import LARGEST, dequantize_parts, quantize
 from tests.kernels.ragged_pool import Pool
 
 triton = pytest.importorskip("actorllm_kernels.attention.triton", exc_type=ImportError, reason="needs Triton")
@@ -52,9 +52,20 @@ class Case:
             k, v = k.to(self.form), v.to(self.form)
             plain = {"k_NKD": k, "v_NKE": self.values(k, v)}
             return plain, {"k_NKD": k.float(), "v_NKD": self.values(k, v).float()}
+        if self.value_dim:
+            return self.stored_latents(k, self.value_dim)
         (k, k_scales), (v, v_scales) = quantize(k, self.form), quantize(v, self.form)
-        scales = {"k_scales_NK": k_scales, "v_scales_NK": k_scales if self.value_dim else v_scales}
-        return {"k_NKD": k, "v_NKE": self.values(k, v), **scales}, {"k_NKD": k, "v_NKD": self.values(k, v), **scales}
+        scales = {"k_scales_NK": k_scales, "v_scales_NK": v_scales}
+        return {"k_NKD": k, "v_NKE": v, **scales}, {"k_NKD": k, "v_NKD": v, **scales}
+
+    def stored_latents(self, latents: torch.Tensor, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A latent and a rotated key of another order of size, with a factor each."""
+        parts = [quantize(part, self.form) for part in (latents[:, :, :size], latents[:, :, size:] * 8)]
+        k = torch.cat([values.view(torch.uint8) for values, _ in parts], dim=-1).view(self.form)
+        scales = torch.stack([scales for _, scales in parts], dim=-1)
+        exact = dequantize_parts(k, scales, size)
+        stored = {"k_NKD": k, "v_NKE": k[:, :, :size], "k_scales_NK": scales, "v_scales_NK": scales[:, :, 0]}
+        return stored, {"k_NKD": exact, "v_NKD": exact[:, :, :size]}
 
     def values(self, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """With latents the values are the beginning of the keys."""

@@ -151,6 +151,38 @@ def test_latents_equal_the_reference(rows, num_heads, sizes):
     close(attend_latent(q, values, keys, **arguments), attend_latent_reference(q, values, keys, **arguments))
 
 
+@pytest.mark.parametrize("is_interleaved", [False, True])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(8, 8), (128, 128), (80, 32), (96, 96), (10, 6), (7, 0)])
+def test_spreading_keeps_products_and_levels_channels(head_dim, rotary_dim, is_interleaved):
+    angles = Angles(*torch.randn(2, 3, 1, rotary_dim), is_interleaved) if rotary_dim else None
+    q, k = torch.randn(2, 3, 4, head_dim, dtype=torch.float32)
+    k[:, :, head_dim // 3] += 40
+    turned_q, turned_k = rotary_store.reference.spread(q, angles), rotary_store.reference.spread(k, angles)
+    close((turned_q * turned_k).sum(dim=-1), (q * k).sum(dim=-1))
+    close(turned_k.norm(dim=-1), k.norm(dim=-1))
+    if head_dim in (8, 128):
+        assert turned_k.abs().amax() < 0.6 * k.abs().amax()
+
+
+def test_blocks_of_a_power_of_two_are_transformed_by_hadamards_matrix():
+    matrix = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    x = torch.randn(2, 12)
+    close(rotary_store.reference.walsh(x), (x.view(2, 3, 4) @ matrix).flatten(1))
+
+
+def test_without_angles_keys_are_spread_by_the_kernel_as_by_the_reference(monkeypatch):
+    q, k, v = torch.randn(5, 4, 24), torch.randn(5, 2, 24), torch.randn(5, 2, 16)
+    slots, stored = torch.tensor([4, 0, 2, 5, 1]), []
+    for operator in (rotary_store.reference, rotary_store):
+        pools = torch.zeros(6, 2, 24, dtype=torch.int8), torch.zeros(6, 2, 16, dtype=torch.int8)
+        scales = torch.zeros(6, 2), torch.zeros(6, 2)
+        stored.append((operator.rotate_and_store(q, k, v, None, slots, pools, scales), dequantize(pools[0], scales[0]), pools[1]))
+        monkeypatch.setattr(rotary_store.reference, "rotate_and_store", None)
+    (q_expected, k_expected, v_expected), (q_got, k_got, v_got) = stored
+    close(q_got, q_expected)
+    assert torch.equal(v_got, v_expected) and ((k_got - k_expected).abs() <= 0.05).all()
+
+
 def test_what_is_read_back_is_within_half_a_step():
     x = torch.randn(5, 3, 64)
     values, scales = quantize(x, torch.int8)

@@ -40,7 +40,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Pools:
-    """A layer's keys and values; of int8 or float8_e4m3fn they have a factor for each token and head."""
+    """A layer's keys and values; of int8 or float8_e4m3fn they have a factor for each token and head.
+
+    Keys that begin with their values (latents) have two then, [N, 1, 2]: for the values and for the rest.
+    """
 
     k_NKD: Tensor
     v_NKE: Tensor
@@ -57,7 +60,10 @@ def suits(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor) -> bool:
     """Whether the kernels can compute this."""
     if not (q_THD.is_cuda or INTERPRETED) or q_THD.dtype not in LANGUAGE_TYPES or k_NKD.dtype != v_NKE.dtype:
         return False
-    return (k_NKD.dtype == q_THD.dtype or k_NKD.dtype in FORMS) and k_NKD.stride(2) == 1 and v_NKE.stride(2) == 1
+    is_quantized = k_NKD.dtype in FORMS
+    if is_quantized and Pools(k_NKD, v_NKE).is_shared and v_NKE.shape[2] != split_size(q_THD.shape[2])[0]:
+        return False  # a key's two factors must meet the two parts that it is read in
+    return (k_NKD.dtype == q_THD.dtype or is_quantized) and k_NKD.stride(2) == 1 and v_NKE.stride(2) == 1
 
 
 def attend(
@@ -173,8 +179,11 @@ def shape_of(q_THD: Tensor, pools: Pools) -> dict[str, int]:
 def _arguments(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> dict[str, object]:
     k, v = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in (pools.k_NKD, pools.v_NKE))
     k_scales, v_scales = pools.k_scales_NK, pools.k_scales_NK if pools.is_shared else pools.v_scales_NK
-    if k.dtype != q_THD.dtype and (k_scales is None or v_scales is None or k_scales.stride() != v_scales.stride()):
-        raise ValueError(f"pools of {pools.k_NKD.dtype} need factors of one layout for keys and for values")
+    if k.dtype != q_THD.dtype:
+        if k_scales is None or v_scales is None or k_scales.stride() != v_scales.stride():
+            raise ValueError(f"pools of {pools.k_NKD.dtype} need factors of one layout for keys and for values")
+        if pools.is_shared != (k_scales.dim() == 3):
+            raise ValueError("keys that begin with their values need two factors, others one")
     return {
         "q_ptr": q_THD, "k_ptr": k, "v_ptr": v, "out_ptr": out_THE, "span_ptr": keys.device_spans_B4, "table_ptr": keys.slot_table,
         "k_scale_ptr": k_scales, "v_scale_ptr": v_scales, "sink_ptr": scores.sinks_H, "slope_ptr": scores.slopes_H,

@@ -59,10 +59,17 @@ def attend_keys(
         row_N = tl.load(slot_ptr + key_N, mask=is_key_N, other=0).to(tl.int64)
         k1 = decoded(load_part(k_ptr, row_N * k_stride, is_key_N, D, 0, D1), FORM, DTYPE)
         scores_MN = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+        HAS_PARTS: tl.constexpr = V_IN_K and FORM != PLAIN  # a latent and a rotated key, with a factor each
+        if HAS_PARTS:
+            scores_MN *= load_scales(k_scale_ptr, row_N, is_key_N, scale_stride, 0, FORM)[None, :]
         if D2 > 0:
             k2 = decoded(load_part(k_ptr, row_N * k_stride, is_key_N, D, D1, D2), FORM, DTYPE)
-            scores_MN = tl.dot(q2, tl.trans(k2), scores_MN, input_precision="ieee")
-        if FORM != PLAIN:
+            if HAS_PARTS:
+                more_MN = tl.dot(q2, tl.trans(k2), input_precision="ieee")
+                scores_MN += more_MN * load_scales(k_scale_ptr, row_N, is_key_N, scale_stride, 1, FORM)[None, :]
+            else:
+                scores_MN = tl.dot(q2, tl.trans(k2), scores_MN, input_precision="ieee")
+        if FORM != PLAIN and not HAS_PARTS:
             scores_MN *= load_scales(k_scale_ptr, row_N, is_key_N, scale_stride, kv_head, FORM)[None, :]
         scores_MN *= scale
         if HAS_CAP:

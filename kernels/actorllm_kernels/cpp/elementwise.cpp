@@ -98,10 +98,42 @@ inline float put_codes(const float* x, int D, int8_t* codes) {
     return factor;
 }
 
+// The sums and differences of a Walsh-Hadamard transform of `size` values, in blocks of the largest power of two that divides it.
+inline void walsh(float* x, int size, int stride) {
+    for (int half = 1, block = size & -size; half < block; half *= 2)
+        for (int begin = 0; begin < size; begin += 2 * half)
+            for (int i = begin; i < begin + half; i++) {
+                const float a = x[i * stride], b = x[(i + half) * stride];
+                x[i * stride] = a + b;
+                x[(i + half) * stride] = a - b;
+            }
+}
+
 struct Rotation {
     const float *cos, *sin;  // [R] of one token
     int R;
     bool is_interleaved;
+
+    // As reference.py's `spread`.
+    void spread(float* x, int D) const {
+        const int P = R / 2, rest = D - R, first_step = is_interleaved ? 2 : 1, second = is_interleaved ? 1 : P;
+        for (int p = 0; p < P; p++) {
+            const float a = x[p * first_step], b = x[p * first_step + second];
+            x[p * first_step] = a + b;
+            x[p * first_step + second] = a - b;
+        }
+        if (is_interleaved) {
+            walsh(x, P, 2);
+            walsh(x + 1, P, 2);
+        } else {
+            walsh(x, P, 1);
+            walsh(x + P, P, 1);
+        }
+        walsh(x + R, rest, 1);
+        const float factor = R ? 1 / std::sqrt(2.0f * (P & -P)) : 0, rest_factor = rest ? 1 / std::sqrt(float(rest & -rest)) : 0;
+        for (int d = 0; d < R; d++) x[d] *= factor;
+        for (int d = R; d < D; d++) x[d] *= rest_factor;
+    }
 
     template <class T>
     void head(const float* x, int D, T* out) const {
@@ -172,14 +204,15 @@ extern "C" void actorllm_gated(
 }
 
 // The pools are float32, bfloat16 or, with factors, int8 (`pool_type` 0, 1, 2); `cos` and `sin` are [num_tokens, R], `out` is
-// [num_tokens, num_heads, D]. Without query heads, rotated values and E it stores one buffer as it is.
+// [num_tokens, num_heads, D]. With `is_spread` (for int8) queries and keys are spread. Without query heads, rotated values and E it
+// stores one buffer as it is.
 extern "C" void actorllm_rotate_and_store(
     const float* q, int64_t q_token_stride, int64_t q_head_stride, const float* k, int64_t k_token_stride, int64_t k_head_stride,
     const float* v, int64_t v_token_stride, int64_t v_head_stride,
     const float* cos, const float* sin, int R, int is_interleaved, const int64_t* slots,
     void* k_pool, int64_t k_slot_stride, int64_t k_pool_head_stride, float* k_factors, int64_t k_factor_stride,
     void* v_pool, int64_t v_slot_stride, int64_t v_pool_head_stride, float* v_factors, int64_t v_factor_stride,
-    int pool_type, float* out, int num_tokens, int num_heads, int num_kv_heads, int D, int E, int num_threads) {
+    int pool_type, int is_spread, float* out, int num_tokens, int num_heads, int num_kv_heads, int D, int E, int num_threads) {
     const Strided<const float> queries{q, q_token_stride, q_head_stride}, keys{k, k_token_stride, k_head_stride},
         values{v, v_token_stride, v_head_stride};
     const auto run = [&](auto type) {
@@ -190,9 +223,17 @@ extern "C" void actorllm_rotate_and_store(
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int t = 0; t < num_tokens; t++) {
             const Rotation rotation{cos + int64_t(t) * R, sin + int64_t(t) * R, R, is_interleaved != 0};
-            for (int h = 0; h < num_heads; h++) rotation.head(queries.at(t, h), D, out + (int64_t(t) * num_heads + h) * D);
+            for (int h = 0; h < num_heads; h++) {
+                float* to = out + (int64_t(t) * num_heads + h) * D;
+                rotation.head(queries.at(t, h), D, to);
+                if (is_spread) rotation.spread(to, D);
+            }
             for (int h = 0; h < num_kv_heads; h++) {
-                key_pool.store(slots[t], h, D, [&](auto* to) { rotation.head(keys.at(t, h), D, to); });
+                key_pool.store(slots[t], h, D, [&](auto* to) {
+                    rotation.head(keys.at(t, h), D, to);
+                    if constexpr (std::is_same_v<T, int8_t>)
+                        if (is_spread) rotation.spread(to, D);
+                });
                 if (E) value_pool.store(slots[t], h, E, [&](auto* to) { put_row(to, values.at(t, h), E); });
             }
         }

@@ -20,7 +20,7 @@ def rotate_and_store(
     q_THD: Tensor,
     k_TKD: Tensor,
     v_TKE: Tensor,
-    angles: Angles,
+    angles: Angles | None,
     slots_T: Tensor,
     pools: tuple[Tensor, Tensor],
     scales: tuple[Tensor, Tensor] | None = None,
@@ -28,7 +28,7 @@ def rotate_and_store(
     """The rotated queries [T, H, D], see `reference.rotate_and_store`; the fastest way there is here."""
     if cpu.suits(q_THD, k_TKD, v_TKE, angles, pools, scales):
         return cpu.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools, scales)
-    operator = kernels_for(q_THD, pools) or reference
+    operator = (kernels_for(q_THD, pools) if angles is not None else None) or reference
     return operator.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools, scales)
 
 

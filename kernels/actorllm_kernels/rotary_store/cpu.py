@@ -15,7 +15,7 @@ _ARGUMENTS = (
     _STRIDED * 3
     + (c_void_p, c_void_p, c_int, c_int, c_void_p)
     + (_STRIDED + _FACTORS) * 2
-    + (c_int, c_void_p)
+    + (c_int, c_int, c_void_p)
     + (c_int,) * 6
 )
 
@@ -24,12 +24,14 @@ def suits(
     q_THD: Tensor,
     k_TKD: Tensor,
     v_TKE: Tensor,
-    angles: Angles,
+    angles: Angles | None,
     pools: tuple[Tensor, Tensor],
     scales: tuple[Tensor, Tensor] | None = None,
 ) -> bool:
     """Whether the kernel can compute this, and exists."""
-    tokens = (q_THD, k_TKD, v_TKE, *angles[:2])
+    if angles is None and scales is None:
+        return False  # nothing to compute
+    tokens = (q_THD, k_TKD, v_TKE, *(angles[:2] if angles else ()))
     if q_THD.device.type != "cpu" or any(x.dtype != torch.float32 for x in tokens):
         return False
     are_known = pools[0].dtype == pools[1].dtype and pools[0].dtype in POOL_TYPES and (pools[0].dtype == torch.int8) == bool(scales)
@@ -46,7 +48,7 @@ def rotate_and_store(
     q_THD: Tensor,
     k_TKD: Tensor,
     v_TKE: Tensor,
-    angles: Angles,
+    angles: Angles | None,
     slots_T: Tensor,
     pools: tuple[Tensor, Tensor],
     scales: tuple[Tensor, Tensor] | None = None,
@@ -54,12 +56,14 @@ def rotate_and_store(
     """As the reference's."""
     num_tokens, num_heads, head_dim = q_THD.shape
     out_THD = torch.empty(q_THD.shape)
-    cos_T1R, sin_T1R = angles.cos_T1R.contiguous(), angles.sin_T1R.contiguous()
+    tables = (None, None, 0, False)
+    if angles is not None:
+        cos_T1R, sin_T1R = angles.cos_T1R.contiguous(), angles.sin_T1R.contiguous()
+        tables = cos_T1R.data_ptr(), sin_T1R.data_ptr(), cos_T1R.shape[2], angles.is_interleaved
     k_scales, v_scales = scales or (None, None)
     function("actorllm_rotate_and_store", _ARGUMENTS)(
-        *_strided(q_THD), *_strided(k_TKD), *_strided(v_TKE),
-        cos_T1R.data_ptr(), sin_T1R.data_ptr(), cos_T1R.shape[2], angles.is_interleaved, slots_T.data_ptr(),
-        *_strided(pools[0]), *_factors(k_scales), *_strided(pools[1]), *_factors(v_scales), POOL_TYPES[pools[0].dtype],
+        *_strided(q_THD), *_strided(k_TKD), *_strided(v_TKE), *tables, slots_T.data_ptr(),
+        *_strided(pools[0]), *_factors(k_scales), *_strided(pools[1]), *_factors(v_scales), POOL_TYPES[pools[0].dtype], scales is not None,
         out_THD.data_ptr(), num_tokens, num_heads, k_TKD.shape[1], head_dim, v_TKE.shape[2], torch.get_num_threads(),
     )  # fmt: skip
     return out_THD
@@ -71,7 +75,7 @@ def store_quantized(values_TKD: Tensor, slots_T: Tensor, pool_NKD: Tensor, scale
     num_tokens, num_heads, head_dim = values_TKD.shape
     function("actorllm_rotate_and_store", _ARGUMENTS)(
         *nothing, *_strided(values_TKD), *nothing, None, None, 0, False, slots_T.data_ptr(),
-        *_strided(pool_NKD), *_factors(scales_NK), *nothing, *no_factors, POOL_TYPES[pool_NKD.dtype],
+        *_strided(pool_NKD), *_factors(scales_NK), *nothing, *no_factors, POOL_TYPES[pool_NKD.dtype], False,
         None, num_tokens, 0, num_heads, head_dim, 0, torch.get_num_threads(),
     )  # fmt: skip
 

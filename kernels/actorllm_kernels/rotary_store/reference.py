@@ -46,19 +46,52 @@ def rotate_and_store(
     q_THD: Tensor,
     k_TKD: Tensor,
     v_TKE: Tensor,
-    angles: Angles,
+    angles: Angles | None,
     slots_T: Tensor,
     pools: tuple[Tensor, Tensor],
     scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Store the rotated keys and the values in `pools` ([N, K, D], [N, K, E]); gives the rotated queries [T, H, D].
 
-    Pools of int8 or float8_e4m3fn have `scales` [N, K] float32, see `quantize`.
+    Without angles nothing is rotated. Pools of int8 or float8_e4m3fn have `scales` [N, K] float32, see `quantize`; keys and
+    queries are spread then (`spread`).
     """
+    if angles is not None:
+        q_THD, k_TKD = rotate(q_THD, angles), rotate(k_TKD, angles)
+    if scales is not None:
+        q_THD, k_TKD = spread(q_THD, angles).to(q_THD.dtype), spread(k_TKD, angles)
     k_scales, v_scales = scales or (None, None)
-    store(rotate(k_TKD, angles), slots_T, pools[0], k_scales)
+    store(k_TKD, slots_T, pools[0], k_scales)
     store(v_TKE, slots_T, pools[1], v_scales)
-    return rotate(q_THD, angles)
+    return q_THD
+
+
+def spread(x_THD: Tensor, angles: Angles | None) -> Tensor:
+    """Each head turned by an orthogonal matrix of equal sizes, in float32 (QuaRot, arXiv 2404.00456).
+
+    Keys have a few channels that are much larger than the others, and would take the digits of the scale they share. Turned, all channels
+    are of a size; products of turned queries and keys are what they were. The sums and differences of rotated pairs are
+    transformed each, the values that are not rotated apart from them; see `walsh`.
+    """
+    x = x_THD.to(torch.float32)
+    size = 0 if angles is None else angles.cos_T1R.shape[-1]
+    parts = [walsh(x[..., size:])]
+    if angles is not None:
+        pairs = x[..., :size].unflatten(-1, (-1, 2)) if angles.is_interleaved else x[..., :size].unflatten(-1, (2, -1)).transpose(-1, -2)
+        first, second = pairs.unbind(-1)
+        turned = torch.stack((walsh(first + second), walsh(first - second)), dim=-1 if angles.is_interleaved else -2) / 2**0.5
+        parts.insert(0, turned.flatten(-2))
+    return torch.cat(parts, dim=-1)
+
+
+def walsh(x_D: Tensor) -> Tensor:
+    """The Walsh-Hadamard transform, made orthogonal, of consecutive blocks of as many values as the largest power of two that divides D."""
+    size = x_D.shape[-1]
+    block = size & -size
+    for half in (1 << bit for bit in range(block.bit_length() - 1)):
+        first, second = x_D.unflatten(-1, (-1, 2, half)).unbind(-2)
+        x_D = torch.stack((first + second, first - second), dim=-2).flatten(-3) / 2**0.5
+    return x_D
 
 
 def _turn_halves(x_THR: Tensor) -> Tensor:

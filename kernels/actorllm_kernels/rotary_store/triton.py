@@ -4,7 +4,7 @@ Legend: T tokens, H query heads, K key/value heads, D head_dim, E head_dim of va
 B heads of one tile, P pairs of a head.
 """
 
-# pyright: reportMissingImports=false, reportArgumentType=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 import torch
 import triton
 import triton.language as tl
@@ -31,6 +31,27 @@ def rotated(ptr, head_stride, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_
     turned_x = x_BP * cos_x.to(tl.float32)[None, :] - y_BP * sin_x.to(tl.float32)[None, :]
     turned_y = y_BP * cos_y.to(tl.float32)[None, :] + x_BP * sin_y.to(tl.float32)[None, :]
     return turned_x, turned_y, mask_BP
+
+
+@triton.jit
+def walsh(x_BD, B: tl.constexpr, SIZE: tl.constexpr, STEPS: tl.constexpr):
+    """The sums and differences of the reference's `walsh` for rows of SIZE values, in blocks of 2^STEPS.
+
+    Each step takes the lowest bit of a value's place and makes it the highest, so that the last one leaves all where they were.
+    """
+    BLOCK: tl.constexpr = 1 << STEPS
+    ROWS: tl.constexpr = B * SIZE // BLOCK
+    x = tl.reshape(x_BD, (ROWS, BLOCK))
+    for _ in tl.static_range(STEPS):
+        first, second = tl.split(tl.reshape(x, (ROWS, BLOCK // 2, 2)))
+        x = tl.reshape(tl.permute(tl.join(first + second, first - second), (0, 2, 1)), (ROWS, BLOCK))
+    return tl.reshape(x, (B, SIZE))
+
+
+@triton.jit
+def spread_pairs(x_BP, y_BP, B: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FACTOR: tl.constexpr):
+    """Rotated pairs as the reference's `spread` turns them."""
+    return walsh(x_BP + y_BP, B, P, STEPS) * FACTOR, walsh(x_BP - y_BP, B, P, STEPS) * FACTOR
 
 
 @triton.jit
@@ -62,7 +83,8 @@ def rotary_store_kernel(
     q_stride_t, q_stride_h, k_stride_t, k_stride_h, v_stride_t, v_stride_h, cos_stride, sin_stride,
     k_pool_stride, k_pool_stride_h, v_pool_stride, v_pool_stride_h, k_scale_stride, v_scale_stride,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, E: tl.constexpr, R: tl.constexpr, IS_INTERLEAVED: tl.constexpr,
-    FORM: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_E: tl.constexpr,
+    FORM: tl.constexpr, PAIR_STEPS: tl.constexpr, REST_STEPS: tl.constexpr, PAIR_FACTOR: tl.constexpr, REST_FACTOR: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """One token and some of its heads: first the tiles of query heads, then those of key/value heads."""
     token, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -77,11 +99,15 @@ def rotary_store_kernel(
         q_ptr += token * q_stride_t
         to_ptr = out_ptr + (token * H + head_B[:, None]) * D
         x_BP, y_BP, mask_BP = rotated(q_ptr, q_stride_h, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_P, R, BLOCK_P)
+        mask = mask_B[:, None] & (rest < D)[None, :]
+        rest_BD = tl.load(q_ptr + head_B[:, None] * q_stride_h + rest[None, :], mask=mask, other=0).to(tl.float32)
+        if FORM != PLAIN:
+            x_BP, y_BP = spread_pairs(x_BP, y_BP, BLOCK_B, BLOCK_P, PAIR_STEPS, PAIR_FACTOR)
+            rest_BD = walsh(rest_BD, BLOCK_B, BLOCK_REST, REST_STEPS) * REST_FACTOR
         tl.store(to_ptr + first_P[None, :], x_BP, mask=mask_BP)
         tl.store(to_ptr + second_P[None, :], y_BP, mask=mask_BP)
         if R < D:
-            mask = mask_B[:, None] & (rest < D)[None, :]
-            tl.store(to_ptr + rest[None, :], tl.load(q_ptr + head_B[:, None] * q_stride_h + rest[None, :], mask=mask), mask=mask)
+            tl.store(to_ptr + rest[None, :], rest_BD, mask=mask)
     else:
         head_B = (tile - q_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
         mask_B = head_B < K
@@ -92,6 +118,8 @@ def rotary_store_kernel(
         mask = mask_B[:, None] & (rest < D)[None, :]
         rest_BD = tl.load(k_ptr + head_B[:, None] * k_stride_h + rest[None, :], mask=mask, other=0).to(tl.float32)
         if FORM != PLAIN:
+            x_BP, y_BP = spread_pairs(x_BP, y_BP, BLOCK_B, BLOCK_P, PAIR_STEPS, PAIR_FACTOR)
+            rest_BD = walsh(rest_BD, BLOCK_B, BLOCK_REST, REST_STEPS) * REST_FACTOR
             size_B = tl.maximum(tl.maximum(sizes(x_BP), sizes(y_BP)), sizes(rest_BD))
             factor_B = factors(size_B, k_scale_ptr + slot * k_scale_stride + head_B, mask_B, FORM)
             x_BP, y_BP, rest_BD = over(x_BP, factor_B), over(y_BP, factor_B), over(rest_BD, factor_B)
@@ -151,6 +179,11 @@ def rotate_and_store(
     return out_THD
 
 
+def steps(size: int) -> int:
+    """How often `size` can be halved: of these are the blocks that are transformed."""
+    return (size & -size).bit_length() - 1 if size else 0
+
+
 def launch(
     q_THD: Tensor,
     k_TKD: Tensor,
@@ -189,7 +222,9 @@ def launch(
         },
         {
             "H": num_heads, "K": num_kv_heads, "D": head_dim, "E": size, "R": rotary_dim, "IS_INTERLEAVED": angles.is_interleaved,
-            "FORM": form.value, "BLOCK_B": block_b, "BLOCK_P": triton.next_power_of_2(rotary_dim // 2),
+            "FORM": form.value, "PAIR_STEPS": steps(rotary_dim // 2), "REST_STEPS": steps(head_dim - rotary_dim),
+            "PAIR_FACTOR": 2.0 ** (-0.5 - steps(rotary_dim // 2) / 2), "REST_FACTOR": 2.0 ** (-steps(head_dim - rotary_dim) / 2),
+            "BLOCK_B": block_b, "BLOCK_P": triton.next_power_of_2(rotary_dim // 2),
             "BLOCK_REST": triton.next_power_of_2(max(head_dim - rotary_dim, 1)), "BLOCK_E": triton.next_power_of_2(size),
         },
         num_stages=1,
