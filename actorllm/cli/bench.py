@@ -5,10 +5,10 @@ written to files. Nothing else should run meanwhile.
 """
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
+from actorllm.cli import event_loop
 from actorllm.cli.bench_loads import Loads, measure
 from actorllm.cli.bench_report import as_json, draw, table
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments)
     loads = Loads(arguments.concurrency, arguments.prompt_tokens, arguments.output_tokens, arguments.prefill, arguments.rounds)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    results = asyncio.run(measure(settings.engine(), loads))
+    results = event_loop.run(measure(settings.engine(), loads))
     print(table(results))
     if arguments.json is not None:
         arguments.json.write_text(as_json(results))

@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from actorllm.cli import event_loop
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
 from actorllm.cli.sizes import byte_count
 from actorllm.engine import Engine
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the hub's client logs every request,
     logging.getLogger("huggingface_hub").propagate = False  # and the hub's library prints what it logs itself
     sys.setswitchinterval(SWITCH_INTERVAL)
-    return asyncio.run(serve(settings))
+    return event_loop.run(serve(settings))
 
 
 async def serve(settings: Settings) -> int:

@@ -115,7 +115,7 @@ class Generation:
             self.first_token_seconds = now - self._began
             self._metrics.time_to_first_token.observe(self.first_token_seconds)
         else:
-            self._metrics.inter_token_latency.observe((now - self._last_token) / len(events))
+            self._metrics.inter_token_latency.observe(now - self._last_token, len(events))
         self._last_token = now
 
 

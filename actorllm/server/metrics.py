@@ -4,10 +4,12 @@ One registry per server. Gauges are read when they are scraped.
 """
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from actorllm.engine import Engine
@@ -16,7 +18,7 @@ from actorllm.stream import RequestStream
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 LAG_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-LAG_PERIOD = 0.05
+LAG_PERIOD = 0.25
 REQUEST_SUCCESS = "Choices that ended, by reason: stop and length succeeded, error failed, abort was left by its client"
 """The help of a counter whose name is the one that dashboards know."""
 
@@ -39,6 +41,28 @@ class EngineCollector(Collector):
         yield CounterMetricFamily("actorllm_steps", "Device steps", now.num_steps)
 
 
+class TokenLatency(Collector):
+    """The histogram of seconds between tokens. It is observed for every token of every stream and on the event loop alone, so
+    it has neither the library's lock nor its walk over the buckets."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(SECONDS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float, num_tokens: int) -> None:
+        """Count tokens that came together, `seconds` after the ones before them."""
+        self._counts[bisect_left(SECONDS, seconds / num_tokens)] += num_tokens
+        self._sum += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The buckets with what lies below each bound."""
+        bounds = [*map(str, SECONDS), "+Inf"]
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(
+            "actorllm_inter_token_latency_seconds", "Between tokens of a request", buckets=buckets, sum_value=self._sum
+        )
+
+
 class Metrics:
     """What `/metrics` shows; every name begins with `actorllm_`."""
 
@@ -49,7 +73,8 @@ class Metrics:
         self.request_success = self._counter("request_success", REQUEST_SUCCESS, ("finished_reason",))
         self.responses = self._counter("http_responses", "HTTP answers, by status", ("status",))
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "From arrival to the first token")
-        self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Between tokens of a request")
+        self.inter_token_latency = TokenLatency()
+        self._registry.register(self.inter_token_latency)
         self.e2e_latency = self._histogram("e2e_request_latency_seconds", "From arrival to the end")
         self.queue_time = self._histogram("request_queue_time_seconds", "From arrival to the first step")
         self.loop_lag = self._histogram("loop_lag_seconds", "How late the event loop wakes a timer", LAG_SECONDS)

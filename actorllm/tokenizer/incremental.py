@@ -59,7 +59,7 @@ class IncrementalDecoder:
         if isinstance(piece, bytes):
             self._run += piece
             return ""
-        return self._begin(self._end_run() + piece)
+        return self._begin(self._end_run() + piece if self._run else piece)
 
     def flush(self) -> str:
         """The text that was held back; no id follows."""
