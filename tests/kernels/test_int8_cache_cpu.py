@@ -89,7 +89,7 @@ def extreme(num_rows: int, num_heads: int, size: int, *, seed: int) -> torch.Ten
 @given(
     st.sampled_from([0, 1, 2, 16, 300]),
     st.sampled_from([(1, 1), (4, 2), (3, 1)]),
-    st.sampled_from([(8, 8, 8), (10, 4, 6), (64, 64, 64), (80, 32, 80)]),
+    st.sampled_from([(8, 8, 8), (10, 4, 6), (64, 64, 64), (80, 32, 80), (128, 128, 96), (256, 256, 8)]),
     st.booleans(),
     st.integers(0, 1000),
 )

@@ -98,15 +98,40 @@ inline float put_codes(const float* x, int D, int8_t* codes) {
     return factor;
 }
 
-// The sums and differences of a Walsh-Hadamard transform of `size` values, in blocks of the largest power of two that divides it.
-inline void walsh(float* x, int size, int stride) {
-    for (int half = 1, block = size & -size; half < block; half *= 2)
-        for (int begin = 0; begin < size; begin += 2 * half)
-            for (int i = begin; i < begin + half; i++) {
-                const float a = x[i * stride], b = x[(i + half) * stride];
-                x[i * stride] = a + b;
-                x[(i + half) * stride] = a - b;
-            }
+// The sums and differences of a Walsh-Hadamard transform of V vectors. Each step takes the highest bit of a value's place and makes it
+// the lowest, so that the last one leaves all where they were.
+template <int V>
+inline void walsh_vectors(float* x) {
+    vf now[V], next[V];
+    for (int i = 0; i < V; i++) now[i] = load(x + i * VL);
+    for (int step = V * VL; step > 1; step /= 2) {
+        for (int i = 0; i < V / 2; i++) {
+            const vf sum = now[i] + now[i + V / 2], difference = now[i] - now[i + V / 2];
+            next[2 * i] = interleave<0>(sum, difference);
+            next[2 * i + 1] = interleave<1>(sum, difference);
+        }
+        for (int i = 0; i < V; i++) now[i] = next[i];
+    }
+    for (int i = 0; i < V; i++) store(x + i * VL, now[i]);
+}
+
+// The same of `size` values, in blocks of the largest power of two that divides it.
+inline void walsh(float* x, int size) {
+    const int block = size & -size;
+    for (int begin = 0; begin < size; begin += block) switch (float* at = x + begin; block / VL) {
+        case 2: walsh_vectors<2>(at); break;
+        case 4: walsh_vectors<4>(at); break;
+        case 8: walsh_vectors<8>(at); break;
+        case 16: walsh_vectors<16>(at); break;
+        default:
+            for (int half = 1; half < block; half *= 2)
+                for (int i = 0; i < block; i++) {
+                    if (i & half) continue;
+                    const float a = at[i], b = at[i + half];
+                    at[i] = a + b;
+                    at[i + half] = a - b;
+                }
+    }
 }
 
 struct Rotation {
@@ -116,20 +141,19 @@ struct Rotation {
 
     // As reference.py's `spread`.
     void spread(float* x, int D) const {
-        const int P = R / 2, rest = D - R, first_step = is_interleaved ? 2 : 1, second = is_interleaved ? 1 : P;
-        for (int p = 0; p < P; p++) {
-            const float a = x[p * first_step], b = x[p * first_step + second];
-            x[p * first_step] = a + b;
-            x[p * first_step + second] = a - b;
-        }
+        const int P = R / 2, rest = D - R;
         if (is_interleaved) {
-            walsh(x, P, 2);
-            walsh(x + 1, P, 2);
+            walsh(x, R);  // pairs are neighbours: their sums and differences are the first of its steps
         } else {
-            walsh(x, P, 1);
-            walsh(x + P, P, 1);
+            for (int p = 0; p < P; p++) {
+                const float a = x[p], b = x[p + P];
+                x[p] = a + b;
+                x[p + P] = a - b;
+            }
+            walsh(x, P);
+            walsh(x + P, P);
         }
-        walsh(x + R, rest, 1);
+        walsh(x + R, rest);
         const float factor = R ? 1 / std::sqrt(2.0f * (P & -P)) : 0, rest_factor = rest ? 1 / std::sqrt(float(rest & -rest)) : 0;
         for (int d = 0; d < R; d++) x[d] *= factor;
         for (int d = R; d < D; d++) x[d] *= rest_factor;
