@@ -7,8 +7,16 @@
 
 #include "simd.h"
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+// Keeps the compiler from adding products among themselves first, for which it runs out of registers.
+static inline __m256i in_order(__m256i sums) {
+    asm("" : "+x"(sums));
+    return sums;
+}
+#endif
+
 // `Weights` are the codes of 4 inputs of COLS outputs, which lie as [COLS, 4]; `x` are 4 codes of a row. A `Code` is what a row's
-// codes are kept as. VNNI multiplies unsigned by signed bytes: weights are taken as w + 128, and 128 times the row's sum is taken off.
+// codes are kept as. VNNI multiplies unsigned by signed bytes: weights are taken as w + 128, and -128 times the row's sum, `row_sum`, is added.
 
 #if defined(__AVX512VNNI__)
 
@@ -24,7 +32,7 @@ struct Dot {
         sums = _mm512_dpbusd_epi32(sums, w, _mm512_set1_epi32(four));
     }
     static void totals(const Sums& sums, int32_t row_sum, int32_t* to) {
-        _mm512_storeu_si512(to, _mm512_sub_epi32(sums, _mm512_set1_epi32(128 * row_sum)));
+        _mm512_storeu_si512(to, _mm512_add_epi32(sums, _mm512_set1_epi32(row_sum)));
     }
 };
 
@@ -44,7 +52,7 @@ struct Dot {
         sums = _mm256_dpbusd_avx_epi32(sums, w, _mm256_set1_epi32(four));
     }
     static void totals(const Sums& sums, int32_t row_sum, int32_t* to) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi32(sums, _mm256_set1_epi32(128 * row_sum)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi32(sums, _mm256_set1_epi32(row_sum)));
     }
 };
 
@@ -67,7 +75,7 @@ struct Dot {
         int32_t four;
         memcpy(&four, x, sizeof four);
         const __m256i pairs = _mm256_maddubs_epi16(w.sizes, _mm256_sign_epi8(_mm256_set1_epi32(four), w.signs));
-        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        sums = in_order(_mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
     }
     static void totals(const Sums& sums, int32_t, int32_t* to) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sums); }
 };
@@ -133,7 +141,7 @@ struct Dot4 {
     static void add(Sums& sums, const Weights& w, const int8_t* x) {
         int32_t four;
         memcpy(&four, x, sizeof four);
-        sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, _mm256_set1_epi32(four)));
+        sums = in_order(_mm256_add_epi16(sums, _mm256_maddubs_epi16(w, _mm256_set1_epi32(four))));
     }
     static Totals widen(const Sums& sums) { return (Totals)_mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 };

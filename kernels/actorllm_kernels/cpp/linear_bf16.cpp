@@ -17,7 +17,7 @@ namespace {
 constexpr int V = PANEL / VL;
 constexpr int CHUNK = 256;      // inputs of a panel that stay in 8 KiB while many rows pass
 constexpr int TILE_ROWS = 6;
-constexpr int AHEAD = 64;       // inputs: a panel's weights are fetched 2 KiB before they are used
+constexpr int AHEAD = 64;       // inputs: a panel's weights are fetched 2 KiB before the first tile uses them
 
 struct Problem {
     const float* x;
@@ -51,7 +51,7 @@ void tile(const Problem& p, int m0, int panel, int begin, int end) {
     };
     int k = begin;
     for (; k + 2 <= end; k += 2) {
-        if (M <= 3)
+        if (m0 == 0)
             for (int i = 0; i < PANELS; i++) __builtin_prefetch(w + (int64_t(i) * p.K + k + AHEAD) * PANEL);
         step(k);
         step(k + 1);

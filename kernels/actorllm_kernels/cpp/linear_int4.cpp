@@ -16,7 +16,7 @@ constexpr int COLS = Dot4::COLS, PARTS = PANEL / COLS;
 constexpr bool IS_WIDE = COLS == 16;
 constexpr int TILE_ROWS = IS_WIDE ? 6 : 4;  // what the registers hold
 constexpr int RUN = 32;                     // inputs whose sums fit 16 bits
-constexpr int AHEAD = 1024;                 // bytes of a panel that are fetched before they are used
+constexpr int AHEAD = 1024;                 // bytes of a panel that are fetched before the first tile uses them
 
 static_assert(COLS == VL, "a part is a vector");
 
@@ -43,18 +43,20 @@ void tile(const Problem& p, int m0, int part) {
     }
     vf sums[M][NUM] = {};
     for (int64_t g = 0; g < groups; g++) {
-        Dot4::Totals totals[M][NUM] = {};
+        Dot4::Totals totals[M][NUM];
+        for (int m = 0; m < M; m++)
+            for (int i = 0; i < NUM; i++) totals[m][i] = x_sums[g * M + m] - Dot4::Totals{};
         for (int run = 0; run < p.G; run += RUN) {
             Dot4::Sums run_sums[M][NUM] = {};
-            for (int64_t step = (g * p.G + run) / 8; step < (g * p.G + run + RUN) / 8; step++) {
+            for (int step = 0; step < RUN / 8; step++, x += 2 * M * 4) {
                 for (int i = 0; i < NUM; i++) {
-                    const uint8_t* codes = w[i] + step * PANEL * 4;
-                    if ((part + i) % PARTS == 0) __builtin_prefetch(codes + AHEAD);
+                    if (m0 == 0 && (part + i) % PARTS == 0) __builtin_prefetch(w[i] + AHEAD);
                     Dot4::Weights low, high;
-                    Dot4::split(codes, low, high);
+                    Dot4::split(w[i], low, high);
+                    w[i] += PANEL * 4;
                     for (int m = 0; m < M; m++) {
-                        Dot4::add(run_sums[m][i], low, x + (2 * step * M + m) * 4);
-                        Dot4::add(run_sums[m][i], high, x + ((2 * step + 1) * M + m) * 4);
+                        Dot4::add(run_sums[m][i], low, x + m * 4);
+                        Dot4::add(run_sums[m][i], high, x + (M + m) * 4);
                     }
                 }
             }
@@ -63,7 +65,7 @@ void tile(const Problem& p, int m0, int part) {
         }
         for (int i = 0; i < NUM; i++) {
             const vf scale = load(scales[i] + g * PANEL);
-            for (int m = 0; m < M; m++) sums[m][i] += __builtin_convertvector(totals[m][i] - 8 * x_sums[g * M + m], vf) * scale;
+            for (int m = 0; m < M; m++) sums[m][i] += __builtin_convertvector(totals[m][i], vf) * scale;
         }
     }
     for (int m = 0; m < M; m++)
@@ -95,7 +97,7 @@ extern "C" void actorllm_linear_int4(
     int num_threads) {
     static thread_local CodedRows<int8_t> rows;
     CodedRows<int8_t>& coded = rows;  // of the calling thread, for all threads
-    coded.resize(M, K, TILE_ROWS, group_len);
+    coded.resize(M, K, TILE_ROWS, group_len, -8);
     const Problem p{coded, w, scales, out, M, N, group_len};
     const Shares shares(M, N, K, num_threads);
     const bool is_little = int64_t(M) * K < LITTLE;

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int PARTS = PANEL / Dot::COLS;      // of a panel: what a vector holds
 constexpr bool IS_WIDE = Dot::COLS == 16;
-constexpr int TILE_ROWS = IS_WIDE ? 6 : 4;     // what the registers hold
-constexpr int AHEAD = 1024;                   // bytes of a panel that are fetched before they are used
+constexpr int TILE_ROWS = 6;                   // what the registers hold
+constexpr int AHEAD = 1024;                   // bytes of a panel that are fetched before the first tile uses them
 
 struct Problem {
     const CodedRows<Dot::Code>& x;
@@ -23,6 +23,18 @@ struct Problem {
     float* out;
     int M, N;
 };
+
+// A part's outputs of one row, from the output n on. Apart from `tile`, so that the loops there unroll and sums stay in registers.
+__attribute__((noinline)) void finish(const Problem& p, Dot::Sums sums, int m, int32_t row_sum, int n) {
+    int32_t totals[Dot::COLS];
+    Dot::totals(sums, row_sum, totals);
+    float* out = p.out + int64_t(m) * p.N + n;
+    const float scale = p.x.scales[m];
+    if (n + Dot::COLS <= p.N)  // a count that the compiler knows
+        for (int c = 0; c < Dot::COLS; c++) out[c] = float(totals[c]) * scale * p.scales[n + c];
+    else
+        for (int c = 0; c < p.N - n; c++) out[c] = float(totals[c]) * scale * p.scales[n + c];
+}
 
 // M rows of neighbouring parts.
 template <int M, int NUM>
@@ -38,31 +50,23 @@ void tile(const Problem& p, int m0, int part) {
     for (int64_t k = 0; k < steps; k++) {
         Dot::Weights weights[NUM];
         for (int i = 0; i < NUM; i++) {
-            if ((part + i) % PARTS == 0) __builtin_prefetch(w[i] + k * PANEL * 4 + AHEAD);
+            if (m0 == 0 && (part + i) % PARTS == 0) __builtin_prefetch(w[i] + k * PANEL * 4 + AHEAD);
             Dot::weights(weights[i], w[i] + k * PANEL * 4);
         }
         for (int m = 0; m < M; m++)
             for (int i = 0; i < NUM; i++) Dot::add(sums[m][i], weights[i], x + (k * M + m) * 4);
     }
+    int32_t row_sums[M] = {};
+    for (int k = 0; k < p.x.padded / p.x.unit; k++)
+        for (int m = 0; m < M; m++) row_sums[m] += p.x.tile_sums(m0)[k * M + m];
     for (int m = 0; m < M; m++)
-        for (int i = 0; i < NUM; i++) {
-            const int n = (part + i) * Dot::COLS;
-            int32_t row_sum = 0, totals[Dot::COLS];
-            for (int k = 0; k < p.x.padded / p.x.unit; k++) row_sum += p.x.tile_sums(m0)[k * M + m];
-            Dot::totals(sums[m][i], row_sum, totals);
-            float* out = p.out + int64_t(m0 + m) * p.N + n;
-            const float scale = p.x.scales[m0 + m];
-            if (n + Dot::COLS <= p.N)  // a count that the compiler knows
-                for (int c = 0; c < Dot::COLS; c++) out[c] = float(totals[c]) * scale * p.scales[n + c];
-            else
-                for (int c = 0; c < p.N - n; c++) out[c] = float(totals[c]) * scale * p.scales[n + c];
-        }
+        for (int i = 0; i < NUM; i++) finish(p, sums[m][i], m0 + m, row_sums[m], (part + i) * Dot::COLS);
 }
 
 template <int M>
 struct Tiles {
     static void run(const Problem& p, int m, int part, int num_parts) {
-        constexpr int NUM = IS_WIDE ? 4 : M == 1 ? 8 : M == 2 ? 4 : 2;
+        constexpr int NUM = IS_WIDE ? 4 : M == 1 ? 8 : M <= 3 ? 2 : 1;
         int i = 0;
         for (; i + NUM <= num_parts; i += NUM) tile<M, NUM>(p, m, part + i);
         for (; i < num_parts; i++) tile<M, 1>(p, m, part + i);
@@ -76,7 +80,7 @@ extern "C" void actorllm_linear_int8(
     const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
     static thread_local CodedRows<Dot::Code> rows;
     CodedRows<Dot::Code>& coded = rows;  // of the calling thread, for all threads
-    coded.resize(M, K, TILE_ROWS, std::max(4, (K + 3) / 4 * 4));
+    coded.resize(M, K, TILE_ROWS, std::max(4, (K + 3) / 4 * 4), -128);
     const Problem p{coded, w, scales, out, M, N};
     const Shares shares(M, N, K, num_threads);
     const bool is_little = int64_t(M) * K < LITTLE;

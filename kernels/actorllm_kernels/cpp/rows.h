@@ -13,17 +13,17 @@
 constexpr int64_t LITTLE = 16384;  // values that one thread codes sooner than others are waited for
 
 // Codes lie tile by tile, as [tile, K / 4, rows of the tile, 4]: the rows of a tile are read together, and K is filled up with zeros to
-// a multiple of `unit`. `sums` of a row are of each `unit` codes, as [tile, K / unit, rows of the tile].
+// a multiple of `unit`. `sums` of a row are of each `unit` codes times `sum_factor`, as [tile, K / unit, rows of the tile].
 template <class Code>
 struct CodedRows {
-    int M, K, tile_rows, unit, padded;
+    int M, K, tile_rows, unit, sum_factor, padded;
     std::vector<Code> codes;
     std::vector<float> scales;
     std::vector<int32_t> sums;
 
     // Keeps its memory from call to call.
-    void resize(int num_rows, int num_inputs, int rows_of_tile, int sum_unit) {
-        M = num_rows, K = num_inputs, tile_rows = rows_of_tile, unit = sum_unit;
+    void resize(int num_rows, int num_inputs, int rows_of_tile, int sum_unit, int factor_of_sums) {
+        M = num_rows, K = num_inputs, tile_rows = rows_of_tile, unit = sum_unit, sum_factor = factor_of_sums;
         padded = (K + unit - 1) / unit * unit;
         if (codes.size() < size_t(M) * padded) codes.resize(size_t(M) * padded);
         if (scales.size() < size_t(M)) scales.resize(M);
@@ -56,7 +56,7 @@ struct CodedRows {
                 memcpy(to + int64_t(k) * rows, &narrow, sizeof narrow);
                 total += four[0] + four[1] + four[2] + four[3];
             }
-            sum[begin / unit * rows] = total;
+            sum[begin / unit * rows] = total * sum_factor;
         }
     }
 

@@ -61,7 +61,7 @@ def row_codes(x_TI: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest_T = x_TI.abs().amax(dim=1) if x_TI.shape[1] else x_TI.new_zeros(len(x_TI))
     is_plain = largest_T.isfinite() & (largest_T >= SMALLEST_ROW)
-    factor_T = torch.where(is_plain, LARGEST / largest_T, 0.0)
+    factor_T = torch.where(is_plain, largest_T.new_tensor(LARGEST) / largest_T, 0.0)  # a plain number would become a reciprocal
     x_TI = torch.where(is_plain.unsqueeze(1), x_TI, 0.0)
     codes_TI = (x_TI.double() * factor_T.double().unsqueeze(1)).round().to(torch.int8)
     scales_T = torch.where(is_plain, largest_T / LARGEST, torch.where(largest_T.isfinite(), 0.0, torch.nan))
