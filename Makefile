@@ -41,7 +41,7 @@ fuzz: install-dev
 kernels: install-dev # Triton kernels: many more random batches, and every shape compiled for sm_80 and sm_90
 	KERNEL_CASES=200 $(BIN)/python -m pytest -q tests/kernels
 
-CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py elementwise_cpu.py linear.py latent_attention.py)
+CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py int8_cache_cpu.py elementwise_cpu.py linear.py latent_attention.py)
 
 asan: install-dev # the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	XDG_CACHE_HOME=build/asan ACTORLLM_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
