@@ -3,7 +3,7 @@ user's name told at one turn and asked for at a later one. `python -m examples.t
 
 from random import Random
 
-from examples.train_demo import about, arithmetic, smalltalk, stories, unknown
+from examples.train_demo import about, arithmetic, echo, smalltalk, stories, unknown
 from examples.train_demo.phrases import Turn, expand
 
 Message = dict[str, str]
@@ -15,8 +15,8 @@ SYSTEM = (
     "You are a helpful assistant. [Be brief.|Answer in English.|Be kind.|Today is Monday.]",
     "[Be|Please be] [nice|helpful|brief|polite] [to the user|in your answers].",
 )
-TOPICS = ("about", "arithmetic", "smalltalk", "stories", "unknown")
-WEIGHTS = (30, 25, 24, 9, 19)
+TOPICS = ("about", "arithmetic", "smalltalk", "stories", "unknown", "echo")
+WEIGHTS = (30, 25, 24, 14, 19, 12)
 LONG_SHARE = 0.015
 """So many conversations are long, so that positions far into the context are learned too."""
 
@@ -30,7 +30,9 @@ def episode(rng: Random) -> list[Turn]:
         return arithmetic.episode(rng)
     if topic == "smalltalk":
         return smalltalk.episode(rng)
-    return stories.episode(rng) if topic == "stories" else unknown.episode(rng)
+    if topic == "stories":
+        return stories.episode(rng)
+    return unknown.episode(rng) if topic == "unknown" else echo.episode(rng)
 
 
 def turns(rng: Random) -> list[Turn]:

@@ -40,6 +40,7 @@ class StoryTexts(Struct, frozen=True, forbid_unknown_fields=True):
     placed_on: Texts
     placed_at: Texts
     ask_name: Texts
+    ask_kind: Texts
     ask_place: Texts
     ask_thing: Texts
     ask_friend: Texts
@@ -164,6 +165,7 @@ def question(story: Story, rng: Random) -> Turn:
     asks, answers = rng.choice([
         name,
         name,
+        (TEXT.ask_kind, [f"[{story.name} was |]{article(story.kind)}."]),
         (TEXT.ask_place, [f"[It happened |That was |]{story.place}.", f"{story.name} lived {story.place}."]),
         (TEXT.ask_thing, [f"{story.name} found {story.thing}.", f"It was {story.thing}."]),
         (TEXT.ask_friend, [f"It was {friend}.", f"{friend} helped {story.name}."]),
