@@ -130,7 +130,7 @@ def beyond(rng: Random) -> Sum:
 
 def next_sum(result: int, rng: Random) -> Sum:
     """A calculation that goes on from `result`."""
-    kind = rng.choice(list(TEXT.next))
+    kind = rng.choice([kind for kind in TEXT.next if kind != "x" or result * 3 <= LIMIT or rng.random() < 0.2])
     k = operand(rng)
     if result > LIMIT:
         answer, new = rng.choice(TEXT.beyond), None
@@ -141,6 +141,10 @@ def next_sum(result: int, rng: Random) -> Sum:
         answer, new = answer_minus(result, k), result - k
     elif kind == "x2":
         answer, new = f"2 x {result} = {2 * result}.", 2 * result
+    elif kind == "x":
+        fits = LIMIT // result if result else TABLE
+        k = rng.randint(3, min(fits, TABLE) if fits >= 3 and rng.random() < 0.85 else TABLE)
+        answer, new = (f"{result} x {k} = {result * k}.", result * k) if result * k <= LIMIT else (rng.choice(TEXT.beyond), None)
     else:
         answer, new = answer_half(result), result // 2 if result % 2 == 0 else None
     question = one(TEXT.next[kind], rng, k=written(k, rng))
