@@ -33,7 +33,7 @@ LOSSES_A_POINT = 20
 class Recipe:
     """What a run is made of; `num_tokens` a step."""
 
-    num_steps: int = 6000
+    num_steps: int = 7000
     num_tokens: int = 2048
     matrix_rate: float = 0.012
     other_rate: float = 0.0015
