@@ -24,6 +24,7 @@ from examples.train_demo.optimizer import Optimizer
 from examples.train_demo.vocabulary import train_tokenizer
 
 WARM_UP = 40
+FIRST_CYCLE = 0.7
 CHECKPOINT_SECONDS = 180.0
 LOSSES_A_POINT = 20
 """Steps that one point of the plot averages over."""
@@ -33,7 +34,7 @@ LOSSES_A_POINT = 20
 class Recipe:
     """What a run is made of; `num_tokens` a step."""
 
-    num_steps: int = 7000
+    num_steps: int = 10_000
     num_tokens: int = 2048
     matrix_rate: float = 0.012
     other_rate: float = 0.0015
@@ -118,8 +119,14 @@ class Training:
 
 
 def learning_share(step: int, num_steps: int) -> float:
-    """Up within `WARM_UP` steps, then down in a line to nothing: small batches are noisy, and only small steps average that out."""
-    return min((step + 1) / WARM_UP, 1.0) * (num_steps - step) / num_steps
+    """Up within `WARM_UP` steps, then down in a line to nothing: small batches are noisy, and only small steps average that out.
+    After `FIRST_CYCLE` of all steps once more, from half the height: what was found is loosened and settles better (warm
+    restarts, arXiv 1608.03983)."""
+    length = round(num_steps * FIRST_CYCLE)
+    height = 1.0
+    if step >= length:
+        step, length, height = step - length, num_steps - length, 0.5
+    return height * min((step + 1) / WARM_UP, 1.0) * (length - step) / length
 
 
 def averaged(losses: list[float]) -> list[tuple[int, float]]:

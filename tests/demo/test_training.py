@@ -74,6 +74,8 @@ def test_batches_are_repeatable_and_targets_are_the_next_tokens(tokenizer: Token
         assert counts.any() and torch.equal(targets[:, :-1][counts], ids[:, 1:][counts])
 
 
-def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
+def test_the_learning_rate_rises_and_falls_to_nothing_twice() -> None:
     shares = [learning_share(step, 1000) for step in range(1000)]
-    assert shares[0] < 0.1 and max(shares) > 0.95 and shares[500] == 0.5 and 0 < shares[-1] < 0.01
+    first, second = shares[:700], shares[700:]
+    assert first[0] < 0.1 and max(first) > 0.9 and first[350] == 0.5 and 0 < first[-1] < 0.01
+    assert second[0] < 0.1 and 0.4 < max(second) < 0.5 and second[150] == 0.25 and 0 < second[-1] < 0.01
