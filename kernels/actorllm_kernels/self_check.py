@@ -79,9 +79,10 @@ def check_attention(device: torch.device) -> Results:
     yield "plain", *_both(attention_triton.attend, attention_reference.attend, q, k, v, plain, scale=0.09)
     extras = {"soft_cap": 20.0, "sinks_H": _random(8, device=device), "slopes_H": _random(8, device=device).float().abs()}
     yield "extras", *_both(attention_triton.attend, attention_reference.attend, q, k, v, windowed, scale=0.09, **extras)
-    (k8, k_scales), (v8, v_scales) = quantize(k, torch.int8), quantize(v, torch.int8)
-    scales = {"k_scales_NK": k_scales, "v_scales_NK": v_scales}
-    yield "int8", *_both(attention_triton.attend, attention_reference.attend, q, k8, v8, plain, scale=0.09, **scales)
+    for form in LARGEST:
+        (k8, k_scales), (v8, v_scales) = quantize(k, form), quantize(v, form)
+        scales = {"k_scales_NK": k_scales, "v_scales_NK": v_scales}
+        yield str(form), *_both(attention_triton.attend, attention_reference.attend, q, k8, v8, plain, scale=0.09, **scales)
     q, latents = _random(22, 16, 576, device=device), _random(1024, 1, 576, device=device)
     both = attention_triton.attend, attention_reference.attend
     yield "latents", *_both(*both, q, latents, latents[:, :, :512], plain, scale=0.04)

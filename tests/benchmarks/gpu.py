@@ -3,7 +3,7 @@
 Each kernel is compared with its reference in float32 and timed against its floor: the bytes it must move over the bandwidth of a
 large copy, or its operations over the rate of a large matrix product, both measured in the same run; attention also
 against torch's own. A failure is a row of the table and stops nothing. Writes gpu.json and gpu.svg. `--tune` first looks for faster
-ways to cut attention. `--rehearse` runs small sizes in Triton's interpreter, to try this file without a GPU.
+ways to cut the kernels, in minutes of its own. `--rehearse` runs small sizes in Triton's interpreter, to try this file without a GPU.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from gpu_kernels.problem import BF16, DEVICE, IS_POSSIBLE, REHEARSAL, Problem, random
+from gpu_kernels.problem import DEVICE, IS_POSSIBLE, REHEARSAL, Problem, random
 
 if not IS_POSSIBLE:
     print("gpu.py: no GPU with Triton is here: nothing to measure")
@@ -23,12 +23,12 @@ if not IS_POSSIBLE:
 
 import torch
 from gpu_kernels.around import around_cases
-from gpu_kernels.attention import attention_cases, attention_problem
+from gpu_kernels.attention import attention_cases
 from gpu_kernels.products import product_cases
 from gpu_kernels.report import HEAD, Row, line, plot
 from gpu_kernels.sampling import sampling_cases
+from gpu_kernels.tuned import tuned_cases
 
-from actorllm_kernels import device as devices
 from actorllm_kernels import tuning
 from actorllm_kernels.launch import Launch
 
@@ -106,26 +106,16 @@ def rival_seconds(make: Callable[[], Callable[[], object]]) -> float:
 
 
 def tune() -> None:
-    """Look for faster ways to cut attention of the usual shapes."""
-    decode = partial(attention_problem, [(1, 4096)] * 64, (64, 8))
-    prefill = partial(attention_problem, [(4096, 4096)] * 4, (32, 8))
-    for kernel, shapes, blocks in (
-        ("attend_decode", decode, {"m": (64,), "n": (32, 64, 128)}),
-        ("attend_prefill", prefill, {"m": (64, 128), "n": (32, 64, 128)}),
-    ):
-        for size in (1, 2):
-            for head_dim in (64, 128):
-                make = partial(shapes, head_dim, form=torch.int8 if size == 1 else BF16)
-                group = 8 if kernel == "attend_decode" else 4
-                key = devices.key_of(kernel, {"bytes": size, "group": group, "head_dim": head_dim}, DEVICE)
-                candidates = tuning.grid((4, 8), (2, 3, 4, 5), **blocks)
-                best = tuning.tune(key, candidates, lambda chosen, make=make: make(chosen=chosen).launches, measure=seconds)
-                print(f"{kernel} {dict(key.shape)}: {best}", flush=True)
+    """Look for faster ways to cut every kernel that has a choice, and keep them in the user's cache."""
+    for case in tuned_cases():
+        best = tuning.tune(case.key, case.candidates, lambda chosen, case=case: case.make(chosen).launches, measure=seconds)
+        print(f"{case.key.kernel} {dict(case.key.shape)}: {best}", flush=True)
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tune", action="store_true", help="look for faster ways to cut attention first, and keep them")
+    parser.add_argument("--tune", action="store_true", help="look for faster ways to cut all kernels first, and keep them: minutes more")
     parser.add_argument("--out", type=Path, default=Path(), help="where gpu.json and gpu.svg go")
     parser.add_argument("--minutes", type=float, default=7, help="no case begins after this time")
     parser.add_argument("--rehearse", action="store_true", help="small sizes in the interpreter, without a GPU")

@@ -1,7 +1,8 @@
 """Compiles Triton kernels for GPUs that are not here, and prints what each takes as one line of JSON.
 
-Run as `python -m tests.kernels.compile_ahead [--all]`: a process of its own, because a process that interprets kernels cannot
-compile them. What is compiled are launches over tensors without memory, of the sizes of real models.
+Run as `python -m tests.kernels.compile_ahead sm_80|sm_90 [--all]`: a process of its own, because a process that interprets kernels
+cannot compile them. What is compiled are launches over tensors without memory, of the sizes of real models; of launches that
+are cut alike and have the same compile-time constants the first stands for all.
 """
 
 import itertools
@@ -30,8 +31,8 @@ from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen
 from actorllm_kernels.sampling import triton as sampling
 from actorllm_kernels.token_ids import triton as token_ids
 
-GPUS = {80: (163 * 1024, 108), 90: (227 * 1024, 132)}
-"""By compute capability: bytes of shared memory a program may have, and multiprocessors."""
+GPUS = {"sm_80": (163 * 1024, 108), "sm_90": (227 * 1024, 132)}
+"""By GPU: bytes of shared memory a program may have, and multiprocessors."""
 meta = partial(torch.empty, device="meta")
 
 
@@ -48,7 +49,7 @@ def attention(
     num_rows, (num_heads, num_kv_heads) = 64, heads
     dtype = torch.bfloat16 if form.itemsize == 1 else form
     q = meta(num_rows * query_len, num_heads, head_dim, dtype=dtype)
-    k, v = (meta(100_000, num_kv_heads, head_dim, dtype=form) for _ in range(2))
+    k, v = meta(100_000, num_kv_heads, head_dim, dtype=form), meta(100_001, num_kv_heads, head_dim, dtype=form)[1:]  # nor latents
     sizes = (num_kv_heads, 2) if value_dim else (num_kv_heads,)
     factors = None if form == dtype else meta(100_000, *sizes, dtype=torch.float32)
     pools = triton.Pools(k, k[:, :, :value_dim] if value_dim else v, factors, factors)
@@ -158,7 +159,7 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
 
 
 def every() -> Iterator[tuple[str, list[Launch]]]:
-    """Every head size, form and group, plain and with all extras."""
+    """Every head size, form and group with all that a model may add; plainly, and in float16, the usual groups and sizes."""
     yield "64 tokens", ids()
     for vocab_size in (32_000, 50_257, 128_256, 262_144):
         yield f"64 of {vocab_size} tokens", samples(vocab_size)
@@ -169,42 +170,51 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
             f"{num_rows} rows, {num_bits} bits in {group_len or 'whole'} groups",
             products(num_rows, num_bits=num_bits, group_len=group_len),
         )
-    for num_rows in (1, 32, 64):
+    for num_rows in (1, 64, 512):
         yield f"{num_rows} rows, fp8", products_fp8(num_rows)
     for num_tokens, is_full, dtype in itertools.product((1, 512, 4096), (False, True), (torch.bfloat16, torch.float32)):
         name = f"{num_tokens} tokens, 4 of 32 experts, {dtype}{', all extras' if is_full else ''}"
         yield name, mixture(num_tokens, (32, 4, 2880, 2880), is_full=is_full, dtype=dtype)
+    forms = torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float32
+    grouped, sizes = (64, 8), (64, 80, 96, 128, 256)
+    for query_len, form in itertools.product((1, 512), forms):
+        for heads, head_dim in itertools.product((grouped, (48, 1), (32, 32)), sizes):
+            name = f"{heads[0]}:{heads[1]} heads, {head_dim}, {form}, all extras"
+            yield name, attention(query_len, heads, head_dim, form=form, extras=True)
+        for head_dim in sizes:
+            yield f"{grouped[0]}:{grouped[1]} heads, {head_dim}, {form}", attention(query_len, grouped, head_dim, form=form)
+        for num_heads in (16, 128):
+            yield f"latent, {num_heads} heads, {form}", attention(query_len, (num_heads, 1), 576, form=form, value_dim=512)
     for query_len in (1, 512):
-        for form in (torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn, torch.float32):
-            for head_dim in (64, 80, 96, 128, 256):
-                for heads in ((64, 8), (48, 1), (32, 32)):
-                    for extras in (False, True):
-                        name = f"{heads[0]}:{heads[1]} heads, {head_dim}, {form}{', all extras' if extras else ''}"
-                        yield name, attention(query_len, heads, head_dim, form=form, extras=extras)
-            for num_heads in (16, 128):
-                name = f"latent, {num_heads} heads, {form}"
-                yield name, attention(query_len, (num_heads, 1), 576, form=form, value_dim=512)
+        yield "64:8 heads, 128, float16, all extras", attention(query_len, grouped, 128, form=torch.float16, extras=True)
 
 
-def main(cases: Iterator[tuple[str, list[Launch]]], capability: int) -> None:
+def distinct(cases: Iterator[tuple[str, list[Launch]]]) -> Iterator[tuple[str, Launch]]:
+    """The first launch of each kernel, kinds of arguments, compile-time constants and compiler's options."""
+    seen = set()
+    for name, launches in cases:
+        for launch in launches:
+            kinds = {key: value.dtype if isinstance(value, torch.Tensor) else type(value) for key, value in launch.arguments.items()}
+            key = launch.name, str(kinds), str(launch.constants), launch.num_warps, launch.num_stages
+            if key not in seen:
+                seen.add(key)
+                yield name, launch
+
+
+def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str) -> None:
     """Compile all kernels of the cases for one GPU."""
-    limit, processors = GPUS[capability]
+    limit, processors = GPUS[gpu]
     with (
-        patch.object(device, "gpu", return_value=f"sm_{capability}"),
+        patch.object(device, "gpu", return_value=gpu),
         patch.object(triton, "num_processors", return_value=processors),
         patch.object(linear, "num_processors", return_value=processors),
         patch.object(triton_fp8, "num_processors", return_value=processors),
-        patch.object(triton_fp8, "gpu", return_value=f"sm_{capability}"),
+        patch.object(triton_fp8, "gpu", return_value=gpu),
     ):
-        for name, launches in cases:
-            for launch in launches:
-                taken = vars(launch.resources(capability))
-                print(
-                    json.dumps({"gpu": f"sm_{capability}", "kernel": launch.name, "case": name, "limit": limit, **taken}),
-                    flush=True,
-                )
+        for name, launch in distinct(cases):
+            taken = vars(launch.resources(int(gpu.removeprefix("sm_"))))
+            print(json.dumps({"gpu": gpu, "kernel": launch.name, "case": name, "limit": limit, **taken}), flush=True)
 
 
 if __name__ == "__main__":
-    for target in GPUS:
-        main(every() if "--all" in sys.argv else few(), target)
+    main(every() if "--all" in sys.argv else few(), sys.argv[1])

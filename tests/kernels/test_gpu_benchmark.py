@@ -35,3 +35,18 @@ def test_a_failing_kernel_does_not_stop_the_rest(repository: Path, tmp_path: Pat
     broken, norm = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert broken["failure"] == "RuntimeError: out of resources" and broken["taken"] is None
     assert norm["failure"] == "" and norm["taken"] > 0
+
+
+def test_every_kernel_with_configurations_is_tuned(repository: Path) -> None:
+    """And what is timed for a candidate can be made."""
+    code = (
+        "import sys, json; sys.argv = ['gpu.py', '--rehearse']; sys.path.insert(0, 'tests/benchmarks')\n"
+        "from gpu_kernels.tuned import tuned_cases\n"
+        "from actorllm_kernels.configurations import SHIPPED, read\n"
+        "cases = list(tuned_cases())\n"
+        "known = {key.kernel: {name for name, _ in key.shape} for key in read(SHIPPED)}\n"
+        "assert {case.key.kernel: {name for name, _ in case.key.shape} for case in cases} == known\n"
+        "assert all(case.make(case.candidates[0]).launches for case in {each.key.kernel: each for each in cases}.values())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]

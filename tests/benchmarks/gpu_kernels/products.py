@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.experts import ExpertStack
 from actorllm_kernels.experts import reference as experts_reference
 from actorllm_kernels.experts import triton as experts
@@ -18,11 +19,14 @@ COPIES = 2 if REHEARSAL else 4
 """Layers of weights that are read in turn, so that none waits in the cache."""
 
 
-def weight_only_problem(num_rows: int, shape: tuple[int, int], *, num_bits: int) -> Problem:
+def weight_only_problem(
+    num_rows: int, shape: tuple[int, int], *, num_bits: int, chosen: Configuration | None = None
+) -> Problem:
     x, form = random(num_rows, shape[1]), WeightOnly(num_bits)
     weights = [IntWeight(*form.pack(form.codes(random(*shape, seed=seed)))) for seed in range(COPIES)]
     outs = [torch.full((num_rows, shape[0]), torch.nan, dtype=BF16, device=DEVICE) for _ in weights]
-    launches = [each for weight, out in zip(weights, outs, strict=True) for each in linear.launches(x, weight, out_MN=out)]
+    pairs = zip(weights, outs, strict=True)
+    launches = [each for weight, out in pairs for each in linear.launches(x, weight, out_MN=out, chosen=chosen)]
 
     def rival() -> Callable[[], object]:
         dense = [weight.values().to(BF16) for weight in weights]
@@ -37,13 +41,13 @@ def weight_only_problem(num_rows: int, shape: tuple[int, int], *, num_bits: int)
     )
 
 
-def fp8_problem(num_rows: int, shape: tuple[int, int]) -> Problem:
+def fp8_problem(num_rows: int, shape: tuple[int, int], *, chosen: Configuration | None = None) -> Problem:
     """The rival is torch's product of the same weights in bfloat16."""
     x, out = random(num_rows, shape[1]), torch.full((num_rows, shape[0]), torch.nan, dtype=BF16, device=DEVICE)
     weight = random(*shape)
     codes, scales = linear_reference.fp8_codes(weight)
     return Problem(
-        triton_fp8.launches(x, codes, scales, out_MN=out),
+        triton_fp8.launches(x, codes, scales, out_MN=out, chosen=chosen),
         lambda: (out, linear_reference.linear_fp8(x.float(), codes, scales)),
         num_bytes(codes, scales, x, out),
         2 * num_rows * shape[0] * shape[1],
@@ -51,7 +55,9 @@ def fp8_problem(num_rows: int, shape: tuple[int, int]) -> Problem:
     )
 
 
-def experts_problem(num_tokens: int, sizes: tuple[int, int, int, int]) -> Problem:
+def experts_problem(
+    num_tokens: int, sizes: tuple[int, int, int, int], *, cut: tuple[Configuration, Configuration] | None = None
+) -> Problem:
     """Tokens that are routed at random; the weights of each expert that is chosen are read once."""
     num_experts, top_k, hidden, inner = sizes
     x, chosen = random(num_tokens, hidden), random(num_tokens, num_experts, dtype=torch.float32).argsort(dim=1)[:, :top_k]
@@ -65,7 +71,7 @@ def experts_problem(num_tokens: int, sizes: tuple[int, int, int, int]) -> Proble
         return experts_reference.run_experts(x.float(), weights.float(), chosen, exact, combine=combine)
 
     return Problem(
-        experts.launches(x, weights, assignments, stack, combine=combine, out_TD=out),
+        experts.launches(x, weights, assignments, stack, combine=combine, out_TD=out, chosen=cut),
         lambda: (out, expected()),
         num_bytes(gate_up, down) * len(chosen.unique()) // num_experts + num_bytes(x, out, weights),
         6 * num_tokens * top_k * hidden * inner,

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.sampling import Needs, Rows, Seen, reference
 from actorllm_kernels.sampling import triton as sampling
 from gpu_kernels.problem import DEVICE, REHEARSAL, Problem, num_bytes, random
@@ -19,7 +20,9 @@ ASKED = {
 """Temperature, top_k, top_p and min_p of all rows."""
 
 
-def draw_problem(num_rows: int, vocab_size: int, asked: tuple[float, int, float, float]) -> Problem:
+def draw_problem(
+    num_rows: int, vocab_size: int, asked: tuple[float, int, float, float], *, chosen: Configuration | None = None
+) -> Problem:
     logits = random(num_rows, vocab_size, dtype=torch.float32) * 3
     temperature, top_k, top_p, min_p = asked
     parameters = torch.tensor([temperature, top_k or vocab_size, top_p, min_p, 1, 0, 0], dtype=torch.float64, device=DEVICE)
@@ -27,8 +30,9 @@ def draw_problem(num_rows: int, vocab_size: int, asked: tuple[float, int, float,
     rows = Rows(where * 7 + 3, parameters.repeat(num_rows, 1))
     needs = Needs(temperature > 0, top_k > 0, top_p < 1, min_p > 0)
     ids = torch.full_like(where, -7)
-    memory = sampling.workspace(num_rows, vocab_size, device=DEVICE)
-    launches = sampling.launches(logits, where, where, rows=rows, needs=needs, ids_S=ids, memory=memory)
+    memory = sampling.workspace(num_rows, vocab_size, device=DEVICE, chosen=chosen)
+    options = {"rows": rows, "needs": needs, "ids_S": ids, "memory": memory, "chosen": chosen}
+    launches = sampling.launches(logits, where, where, **options)
 
     def rival() -> Callable[[], object]:
         return lambda: reference.draw(logits, where, where, rows=rows, needs=needs)

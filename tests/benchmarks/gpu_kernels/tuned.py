@@ -1,0 +1,79 @@
+"""What is tuned: every kernel that has configurations, over the sizes of usual models, with the ways to cut it that are tried."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from actorllm_kernels import device as devices
+from actorllm_kernels.configurations import Configuration, Key
+from actorllm_kernels.tuning import grid
+from gpu_kernels.attention import attention_problem
+from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem
+from gpu_kernels.products import experts_problem, fp8_problem, weight_only_problem
+from gpu_kernels.sampling import ASKED, draw_problem
+
+
+@dataclass
+class Tuned:
+    """A kernel's shape, the ways to cut it, and what makes the problem that is timed for one of them."""
+
+    key: Key
+    candidates: list[Configuration]
+    make: Callable[[Configuration], Problem]
+
+
+def tuned(kernel: str, shape: Mapping[str, int], candidates: Iterator[Configuration], make: Callable[..., Problem]) -> Tuned:
+    return Tuned(devices.key_of(kernel, shape, DEVICE), list(candidates), lambda chosen: make(chosen=chosen))
+
+
+def tuned_cases() -> Iterator[Tuned]:
+    yield from tuned_attention()
+    yield from tuned_products()
+    yield from tuned_experts()
+    rows, vocab_sizes = (1, (300, 600)) if REHEARSAL else (64, (32_768, 131_072))
+    for vocab_size in vocab_sizes:
+        make = partial(draw_problem, rows, vocab_size, ASKED["top-k 50 and top-p 0.9"])
+        yield tuned("sampling", {"vocabulary": vocab_size}, grid((4, 8), (1, 3), part=(2048, 4096, 8192), lanes=(512, 1024)), make)
+
+
+def tuned_attention() -> Iterator[Tuned]:
+    rows, context = (1, 40) if REHEARSAL else (64, 4096)
+    decode, prefill = [(1, context)] * rows, [(context, context)] * min(rows, 4)
+    for head_dim in (64, 128):
+        for form in (BF16, torch.int8):
+            for kernel, lens, heads, tiles in (
+                ("attend_decode", decode, (64, 8), (64,)),
+                ("attend_prefill", prefill, (32, 8), (64, 128)),
+            ):
+                shape = {"bytes": form.itemsize, "group": heads[0] // heads[1], "head_dim": head_dim}
+                make = partial(attention_problem, lens, heads, head_dim, form=form)
+                yield tuned(kernel, shape, grid((4, 8), (2, 3, 4, 5), m=tiles, n=(32, 64, 128)), make)
+
+
+def tuned_products() -> Iterator[Tuned]:
+    sizes = (96, 128) if REHEARSAL else (14336, 4096)
+    for num_bits in (8, 4):
+        for num_rows in (16, 32, 64):
+            make = partial(weight_only_problem, num_rows, sizes, num_bits=num_bits)
+            candidates = grid((4, 8), (3, 4, 5), n=(32, 64, 128), k=(64, 128, 256))
+            yield tuned("linear_weight_only", {"bits": num_bits, "rows": num_rows}, candidates, make)
+    for num_rows in (16, 64, 128):
+        candidates = grid((4, 8), (3, 4), n=(64, 128), k=(128, 256))
+        yield tuned("linear_fp8", {"rows": num_rows}, candidates, partial(fp8_problem, num_rows, sizes))
+
+
+def tuned_experts() -> Iterator[Tuned]:
+    """Gates and ups first, then outputs; the other product stays as it is cut when its turn comes."""
+    num_experts, top_k, *_ = sizes = (8, 2, 64, 32) if REHEARSAL else (128, 8, 2048, 768)
+    for rows in (16, 64, 128):
+        shape, num_tokens = {"bytes": BF16.itemsize, "rows": rows}, rows * num_experts // top_k
+        for index, kernel in enumerate(("experts_gate_up", "experts_down")):
+
+            def make(chosen: Configuration, index: int = index, shape: dict = shape, num_tokens: int = num_tokens) -> Problem:
+                cut = [devices.chosen_for(name, shape, DEVICE) for name in ("experts_gate_up", "experts_down")]
+                cut[index] = chosen
+                return experts_problem(num_tokens, sizes, cut=(cut[0], cut[1]))
+
+            yield tuned(kernel, shape, grid((4, 8), (2, 3, 4), m=(rows,), n=(64, 128), c=(64, 128)), make)
