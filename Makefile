@@ -6,7 +6,7 @@ PACKAGES := $(addprefix -e ,$(PROJECTS))
 DEMO_FILES := config.json generation_config.json loss.svg model.safetensors tokenizer.json tokenizer_config.json training.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install install-dev serve test asan portable parity fuzz screenshots bench kernels lint types imports readme clean
+.PHONY: install install-dev serve test test-plain asan portable parity fuzz screenshots bench kernels lint types imports readme clean
 
 install: .venv/installed
 
@@ -31,6 +31,9 @@ serve: install
 
 test: install-dev
 	$(BIN)/python -m pytest -q
+
+test-plain: install-dev # messages between actors pass as they are, where a test does not choose their form
+	TEST_MESSAGES=plain $(BIN)/python -m pytest -q tests/engine tests/server/test_golden.py -k "not encoded and not plain"
 
 parity: install-dev
 	PARITY_CONFIGS=20 $(BIN)/python -m pytest -q tests/parity

@@ -212,7 +212,7 @@ def read_body(data: bytes, kind: type) -> Any:
     try:
         fields = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
+        raise InvalidRequest(f"the body cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidRequest("the body must be a JSON object")
     for name, harmless in UNSUPPORTED_FIELDS.items():

@@ -81,7 +81,11 @@ class Server:
 
     async def detokenize(self, request: web.Request) -> web.Response:
         body: DetokenizeBody = read_body(await read_json(request), DetokenizeBody)
-        vocab_size = self.engine.info.vocab_size
+        vocab_size, context_len = self.engine.info.vocab_size, self.engine.info.context_len
+        if len(body.tokens) > context_len:  # decoding them holds the event loop
+            raise InvalidRequest(
+                f"tokens: {len(body.tokens)} are more than the context of {context_len}: send fewer at a time", param="tokens"
+            )
         for token_id in body.tokens:
             if not 0 <= token_id < vocab_size:
                 raise InvalidRequest(
@@ -189,7 +193,8 @@ def _log(request: web.Request, status: int, seconds: float) -> None:
     details = "" if generation is None else " " + generation.log_fields()
     if ERROR in request:
         details += f" error={request[ERROR]}"
-    path = request.match_info.route.resource.canonical if request.match_info.route.resource else "unknown"
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource else re.sub("[^!-~]", "?", request.rel_url.raw_path[:80])
     level = logging.DEBUG if path in POLLED and status < 400 else logging.INFO
     logger.log(level, "%s %s %s status=%d seconds=%.3f%s", request[REQUEST_ID], request.method, path, status, seconds, details)
 

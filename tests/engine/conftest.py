@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, RuntimeSettings, SchedulingSettings
+from tests.message_form import ENCODE
 
 
 class Golden(msgspec.Struct):
@@ -30,7 +31,7 @@ def golden(stories_dir: Path) -> Golden:
 def stories_settings(stories_dir: Path) -> Callable[..., EngineSettings]:
     """Settings that serve the real model; keywords go to scheduling or execution, by their names."""
 
-    def make(*, encode: bool = True, **changes: object) -> EngineSettings:
+    def make(*, encode: bool = ENCODE, **changes: object) -> EngineSettings:
         parts: dict[str, dict] = {"scheduling": {}, "execution": {"kv_slots": 4096, "threads": 1}}
         for name, value in changes.items():
             part = "scheduling" if name in SchedulingSettings.__struct_fields__ else "execution"

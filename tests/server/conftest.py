@@ -12,7 +12,15 @@ import pytest
 import actorllm_echo
 from actorllm.engine import Engine
 from actorllm.server.app import create_app, start_site
-from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings, ServerSettings
+from actorllm.settings import (
+    EngineSettings,
+    ExecutionSettings,
+    ModelSettings,
+    RuntimeSettings,
+    SchedulingSettings,
+    ServerSettings,
+)
+from tests.message_form import ENCODE
 from tests.server.fake_server import Fake, fake_serving
 
 
@@ -42,6 +50,7 @@ async def serving(
         model=ModelSettings(path=str(path or actorllm_echo.directory()), served_names=() if path else ("echo",)),
         execution=ExecutionSettings(threads=1, kv_slots=kv_slots, tensor_parallel=tensor_parallel),
         scheduling=SchedulingSettings(**scheduling),
+        runtime=RuntimeSettings(encode=ENCODE),
     )
     async with Engine(settings) as engine:
         server = ServerSettings(port=0)

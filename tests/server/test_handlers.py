@@ -57,7 +57,7 @@ async def test_every_request_has_a_log_line_but_polls(fake: Fake, caplog: pytest
         pass
     lines = [record.getMessage().split() for record in caplog.records if record.name == "actorllm.requests"]
     assert [(line[2], line[3]) for line in lines] == [
-        ("/v1/models", "status=200"), ("/version", "status=200"), ("unknown", "status=404"), ("/health", "status=503"),
+        ("/v1/models", "status=200"), ("/version", "status=200"), ("/v1/nothing", "status=404"), ("/health", "status=503"),
     ]  # fmt: skip
 
 

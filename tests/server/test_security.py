@@ -171,6 +171,8 @@ async def test_tokenize_and_detokenize_refuse_what_they_cannot_read(echo: Served
     assert (await echo.post("/tokenize", {"messages": [{"role": "user", "content": "a", "x": 10**30}]}))[0] in (200, 400)
     for tokens in (None, "a", [-1], [266], [10**30], [1.5], [True]):
         assert (await echo.post("/detokenize", {"tokens": tokens}))[0] == 400, tokens
+    status, answer = await echo.post("/detokenize", {"tokens": [0] * (echo.engine.info.context_len + 1)})
+    assert status == 400 and "more than the context" in answer["error"]["message"]
 
 
 async def test_refused_requests_are_logged_by_their_reason(echo: Served, caplog) -> None:
