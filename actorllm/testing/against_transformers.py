@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actorllm.layers.attention import Attention
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
 from actorllm.models.loading import load_weights
@@ -81,6 +82,11 @@ def reference_exists(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _causal_models()
 
 
+def no_reference(config: Mapping[str, Any]) -> str:
+    """Why a config's model cannot be compared with transformers."""
+    return f"transformers is absent, or does not know the model_type {config.get('model_type')!r}"
+
+
 def reference_type(architecture: str) -> str | None:
     """transformers' `model_type` of an architecture; None if it is not installed or does not know it."""
     if architecture not in _causal_models().values():
@@ -118,6 +124,26 @@ def compare_with_transformers(
         reference.save_pretrained(folder)
         ours = load_folder(model_class, Path(folder))
     return reference_logits(reference, ids), logits_in_chunks(ours, ids)
+
+
+def scale_hint(model_class: type[CausalLM], config: Mapping[str, Any], *, ids: Sequence[int], seed: int = 0) -> str:
+    """Where the logits differ: what to say if only the scale of attention's scores is to blame, else nothing."""
+    head_dim = config.get("head_dim") or config.get("hidden_size", 0) // config.get("num_attention_heads", 1)
+
+    class UsualScale(model_class):
+        """The same model with scores scaled as those of most models are."""
+
+        def __init__(self, config: Any, shard: Shard) -> None:
+            super().__init__(config, shard)
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    module.scale = head_dim**-0.5
+
+    if not head_dim:
+        return ""
+    wanted, got = compare_with_transformers(UsualScale, config, ids=ids, seed=seed)
+    is_mended = torch.allclose(got, wanted, rtol=0.0, atol=1e-3 * float(wanted.std()))
+    return "; attention's scale is wrong: with 1 / sqrt(head_dim) they are equal" if is_mended else ""
 
 
 def load_reference(folder: Path) -> Any:

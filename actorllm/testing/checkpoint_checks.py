@@ -20,8 +20,8 @@ from actorllm.execution.model_plan import read_config
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
 from actorllm.models.loading import survey_weights
-from actorllm.testing.against_transformers import load_folder, load_reference, reference_exists
-from actorllm.testing.model_checks import CheckFailed, CheckResult, NotCompared, expect_equal, no_reference, run_check, shape_text
+from actorllm.testing.against_transformers import load_folder, load_reference, no_reference, reference_exists
+from actorllm.testing.model_checks import CheckFailed, CheckResult, NotCompared, expect_equal, run_check, shape_text
 from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import logits_in_chunks
 from actorllm.weights.checkpoint import Checkpoint, tensor_shapes

@@ -26,7 +26,14 @@ from actorllm.errors import ActorLLMError, UnsupportedConfig
 from actorllm.execution.forward import forward
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CacheGroup, CausalLM
-from actorllm.testing.against_transformers import compare_with_transformers, reference_exists, reference_type, variations
+from actorllm.testing.against_transformers import (
+    compare_with_transformers,
+    no_reference,
+    reference_exists,
+    reference_type,
+    scale_hint,
+    variations,
+)
 from actorllm.testing.recording import RecordingWeights
 from actorllm.testing.tiny import TinyCache, logits_in_chunks, logits_of, on_thread_ranks
 from actorllm.testing.toy_int8 import Int8Weights, OneLayerResident, RoundedWeights
@@ -253,7 +260,8 @@ def check_transformers(case: ModelCase) -> str:
             wanted, got = compare_with_transformers(case.model_class, config, ids=case.ids, seed=case.seed)
             expect_equal(got, wanted, "the logits differ from transformers")
         except (CheckFailed, ActorLLMError) as error:
-            faults.append(f"{name}: {error}")
+            hint = scale_hint(case.model_class, config, ids=case.ids, seed=case.seed) if isinstance(error, CheckFailed) else ""
+            faults.append(f"{name}: {error}{hint}")
     if faults:
         raise CheckFailed("; ".join(faults))
     return f"{shape_text(case.plain_logits)} for {len(settings)} settings"
@@ -379,11 +387,6 @@ def expect_equal(got: Tensor, wanted: Tensor, fault: str) -> str:
     if not worst <= limit:
         raise CheckFailed(f"{fault} (by up to {worst:.3g}, allowed is {limit:.3g}; shape {list(wanted.shape)})")
     return shape_text(wanted)
-
-
-def no_reference(config: Mapping[str, Any]) -> str:
-    """Why a config's model cannot be compared with transformers."""
-    return f"transformers is absent, or does not know the model_type {config.get('model_type')!r}"
 
 
 def shape_text(logits: Tensor) -> str:

@@ -23,7 +23,7 @@ from actorllm.engine import Engine
 from actorllm.server.app import create_app, start_site
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings, ServerSettings
 
-TIMER_SECONDS = 0.1
+TIMER_SECONDS = 0.25
 """Waking the loop costs it some 50 microseconds: a timer of 20 ms was a fifth of what a step seemed to cost."""
 LOOK_SECONDS = 1.0
 ASKED_STEP_MS = 3.0

@@ -150,6 +150,27 @@ Devices.run = lose
         assert "actorllm: error: the device is gone" in process.said
 
 
+async def test_a_rank_that_never_comes_to_a_collective_ends_its_streams_and_the_process(client: aiohttp.ClientSession) -> None:
+    script = """
+import os, time
+from actorllm.layers.collectives import ThreadRanks
+os.environ["ACTORLLM_EXECUTION_STEP_TIMEOUT"] = "1"
+all_reduce, calls = ThreadRanks.all_reduce, []
+def stay_away(self, value):
+    calls.append(self)
+    while len(calls) > 300 and self._rank == 1:  # a thread that nobody can join
+        time.sleep(60)
+    return all_reduce(self, value)
+ThreadRanks.all_reduce = stay_away
+"""
+    async with actorllm("serve", "--port", "0", "--tensor-parallel", "2", script=script) as process:
+        address = await address_of(process)
+        async with asyncio.timeout(30), client.post(address + "/v1/completions", json={**LONG, "max_tokens": 500}) as stream:
+            events = (await stream.text()).split("\n\n")
+        assert json.loads(events[-3].removeprefix("data: "))["error"]["code"] == "DeviceHung"
+        assert await process.ends() == 1
+
+
 async def test_without_a_model_the_demo_model_is_served(client: aiohttp.ClientSession) -> None:
     async with actorllm("serve", "--port", "0") as process:
         address = await address_of(process)

@@ -169,7 +169,7 @@ BROKEN: list[tuple[type[CausalLM], dict[str, Any], str, str]] = [
     (LeakBetweenRows, LLAMA, "batch", "rows leak into each other"),
     (WrongShard, LLAMA, "two_ranks", "a shard is wrong"),
     (IgnoredWindow, MISTRAL, "transformers", "sliding_window = 5"),
-    (MissingScale, LLAMA, "transformers", "as given"),
+    (MissingScale, LLAMA, "transformers", "attention's scale is wrong"),
     (UntiedHead, LLAMA, "transformers", "tie_word_embeddings = True: the checkpoint has no tensor 'lm_head.weight'"),
     (UnclaimedTensor, LLAMA, "transformers", "model.norm.weight"),
     (PulledTwice, LLAMA, "claims_once", "claimed more than once: model.layers.0.mlp.gate_proj.weight"),
