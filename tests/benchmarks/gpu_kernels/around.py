@@ -54,7 +54,10 @@ def store_problem(num_tokens: int, form: torch.dtype) -> Problem:
         exact = Angles(tables.cos_T1R.float(), tables.sin_T1R.float())
         stored = pools[0][slots].float() * (1 if scales is None else scales[0][slots].unsqueeze(-1))
         got = torch.cat((out.float(), stored), dim=1)
-        return got, torch.cat((store_reference.rotate(q.float(), exact), store_reference.rotate(k.float(), exact)), dim=1)
+        wanted = [store_reference.rotate(heads.float(), exact) for heads in (q, k)]
+        if scales is not None:
+            wanted = [store_reference.spread(heads, exact) for heads in wanted]
+        return got, torch.cat(wanted, dim=1)
 
     return Problem([launch], results, num_bytes(q, k, v, out, *pools, *(scales or ()), *tables[:2]))
 
