@@ -74,17 +74,9 @@ void put_row(T* to, const float* x, int D) {
     for (int d = 0; d < D; d++) put(to + d, x[d]);
 }
 
-// One head as codes of one byte, see quantize.py; returns their factor. Magnitudes of floats are ordered as their bits are.
+// One head as codes of one byte, see quantize.py; returns their factor.
 inline float put_codes(const float* x, int D, int8_t* codes) {
-    uint32_t most = 0;
-    for (int d = 0; d < D; d++) {
-        uint32_t bits;
-        memcpy(&bits, x + d, sizeof bits);
-        most = std::max(most, bits & 0x7fffffff);
-    }
-    float largest;
-    memcpy(&largest, &most, sizeof largest);
-    const float factor = largest / 127;
+    const float largest = magnitude(x, D), factor = largest / 127;
     if (!(largest >= 1e-30f && largest < INFINITY)) {
         for (int d = 0; d < D; d++) codes[d] = 0;
         return largest < INFINITY ? 0.0f : NAN;

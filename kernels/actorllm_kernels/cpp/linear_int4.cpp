@@ -7,7 +7,6 @@
 // Legend: M rows, N outputs, K inputs, G inputs of a group.
 
 #include "dot.h"
-#include "panels.h"
 #include "rows.h"
 
 namespace {
@@ -25,7 +24,7 @@ struct Problem {
     const uint8_t* w;        // [panels, K / 8, PANEL, 4]: inputs 0-3 of 8 in the lower bits, 4-7 in the upper ones
     const uint16_t* scales;  // bfloat16 [panels, K / G, PANEL]
     float* out;
-    int M, N, G;
+    int N, G;
 };
 
 // M rows of neighbouring parts.
@@ -95,20 +94,8 @@ struct Tiles {
 extern "C" void actorllm_linear_int4(
     const float* x, int64_t x_stride, const uint8_t* w, const uint16_t* scales, float* out, int M, int N, int K, int group_len,
     int num_threads) {
-    static thread_local CodedRows<int8_t> rows;
-    CodedRows<int8_t>& coded = rows;  // of the calling thread, for all threads
+    static thread_local CodedRows<int8_t> coded;
     coded.resize(M, K, TILE_ROWS, group_len, -8);
-    const Problem p{coded, w, scales, out, M, N, group_len};
-    const Shares shares(M, N, K, num_threads);
-    const bool is_little = int64_t(M) * K < LITTLE;
-    if (is_little) coded.code_all(x, x_stride);
-#pragma omp parallel num_threads(shares.num_threads)
-    {
-        if (!is_little) {
-#pragma omp for schedule(static)
-            for (int m = 0; m < M; m++) coded.code(m, x + m * x_stride);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < shares.num_groups; i++) by_tiles<TILE_ROWS, Tiles>(M, p, i * GROUP * PARTS, shares.size(i) * PARTS);
-    }
+    const Problem p{coded, w, scales, out, N, group_len};
+    code_and_multiply<TILE_ROWS, Tiles>(coded, x, x_stride, p, Shares(M, N, K, num_threads), PARTS);
 }

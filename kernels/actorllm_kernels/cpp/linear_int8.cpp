@@ -6,7 +6,6 @@
 // Legend: M rows, N outputs, K inputs.
 
 #include "dot.h"
-#include "panels.h"
 #include "rows.h"
 
 namespace {
@@ -21,7 +20,7 @@ struct Problem {
     const int8_t* w;      // [panels, K / 4, PANEL, 4]
     const float* scales;  // [panels, PANEL]
     float* out;
-    int M, N;
+    int N;
 };
 
 // A part's outputs of one row, from the output n on. Apart from `tile`, so that the loops there unroll and sums stay in registers.
@@ -78,20 +77,8 @@ struct Tiles {
 // `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N].
 extern "C" void actorllm_linear_int8(
     const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
-    static thread_local CodedRows<Dot::Code> rows;
-    CodedRows<Dot::Code>& coded = rows;  // of the calling thread, for all threads
+    static thread_local CodedRows<Dot::Code> coded;
     coded.resize(M, K, TILE_ROWS, std::max(4, (K + 3) / 4 * 4), -128);
-    const Problem p{coded, w, scales, out, M, N};
-    const Shares shares(M, N, K, num_threads);
-    const bool is_little = int64_t(M) * K < LITTLE;
-    if (is_little) coded.code_all(x, x_stride);
-#pragma omp parallel num_threads(shares.num_threads)
-    {
-        if (!is_little) {
-#pragma omp for schedule(static)
-            for (int m = 0; m < M; m++) coded.code(m, x + m * x_stride);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < shares.num_groups; i++) by_tiles<TILE_ROWS, Tiles>(M, p, i * GROUP * PARTS, shares.size(i) * PARTS);
-    }
+    const Problem p{coded, w, scales, out, N};
+    code_and_multiply<TILE_ROWS, Tiles>(coded, x, x_stride, p, Shares(M, N, K, num_threads), PARTS);
 }

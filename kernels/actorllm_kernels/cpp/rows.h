@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "panels.h"
 #include "simd.h"
 
 constexpr int64_t LITTLE = 16384;  // values that one thread codes sooner than others are waited for
@@ -35,7 +36,7 @@ struct CodedRows {
 
     void code(int row, const float* x) {
         const int first = row / tile_rows * tile_rows, rows = std::min(tile_rows, M - first), at = row - first;
-        const float largest = magnitude(x);
+        const float largest = magnitude(x, K);
         const bool is_finite = largest < INFINITY, is_zero = !(largest >= 1e-30f);
         scales[row] = !is_finite ? NAN : is_zero ? 0 : largest / 127;
         const float factor = is_finite && !is_zero ? 127 / largest : 0;
@@ -75,17 +76,20 @@ struct CodedRows {
         memcpy(&bits, &value, sizeof bits);
         return bits - 0x4b400000;
     }
-
-    // The largest |x|; infinity or NaN if there is one. Magnitudes of floats are ordered as their bits are.
-    float magnitude(const float* x) const {
-        uint32_t most = 0;
-        for (int k = 0; k < K; k++) {
-            uint32_t bits;
-            memcpy(&bits, x + k, sizeof bits);
-            most = std::max(most, bits & 0x7fffffff);
-        }
-        float value;
-        memcpy(&value, &most, sizeof value);
-        return value;
-    }
 };
+
+// Codes the rows of `x`, for all threads, and multiplies them: `Tiles<rows>` take the parts of each group of panels, `parts` a panel.
+template <int MOST, template <int> class Tiles, class Problem, class Code>
+void code_and_multiply(CodedRows<Code>& coded, const float* x, int64_t x_stride, const Problem& p, const Shares& shares, int parts) {
+    const bool is_little = int64_t(coded.M) * coded.K < LITTLE;
+    if (is_little) coded.code_all(x, x_stride);
+#pragma omp parallel num_threads(shares.num_threads)
+    {
+        if (!is_little) {
+#pragma omp for schedule(static)
+            for (int m = 0; m < coded.M; m++) coded.code(m, x + m * x_stride);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int i = 0; i < shares.num_groups; i++) by_tiles<MOST, Tiles>(coded.M, p, i * GROUP * parts, shares.size(i) * parts);
+    }
+}

@@ -1,6 +1,7 @@
 // Vectors of floats by the compiler's vector extensions: one source for AVX-512, AVX2 and any other machine.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -154,4 +155,17 @@ static inline vf tanh(vf x) {
     p = p * square + 1.33314422036e-1f;
     p = p * square - 3.33332819422e-1f;
     return square < splat(0.390625f) ? x + x * square * p : far;
+}
+
+// The largest |x|; infinity or NaN if there is one. Magnitudes of floats are ordered as their bits are.
+static inline float magnitude(const float* x, int num) {
+    uint32_t most = 0;
+    for (int i = 0; i < num; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        most = std::max(most, bits & 0x7fffffff);
+    }
+    float largest;
+    memcpy(&largest, &most, sizeof largest);
+    return largest;
 }
