@@ -30,6 +30,7 @@ class RequestStream:
         self._next_index = [0] * num_choices
         self._events: list[TokenEvent] = []
         self._reader: asyncio.Future[None] | None = None
+        self._take: Callable[[TokenEvent], bool] | None = None
         self._on_abort = on_abort
         self._is_aborted = False
 
@@ -64,9 +65,11 @@ class RequestStream:
         self.num_output_tokens += event.token_id >= 0
         if event.finish is not None:
             self.finish_reasons[event.choice] = event.finish
-        self._events.append(event)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        if not self._is_taken(event):
+            self._take = None  # those that follow wait behind it
+            self._events.append(event)
+        if self._take is None or self.is_finished:
+            self._wake()
 
     def fail(self, error: ActorLLMError) -> None:
         """Finish every open choice with "error"."""
@@ -80,12 +83,41 @@ class RequestStream:
         while not self._events:
             if self.is_finished:
                 raise StopAsyncIteration
-            if self._reader is not None and not self._reader.done():
-                raise RuntimeError("a stream has one reader at a time")
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
+            await self._woken()
         events, self._events = self._events, []
         return events
+
+    async def forward(self, take: Callable[[TokenEvent], bool]) -> None:
+        """Give each event to `take` in the call that delivers it: no task is woken for it, which costs more than writing it.
+
+        Returns when the last choice has ended, or when `take` gives False, because it cannot have more now: that event and
+        those after it wait to be read. Raises what `take` raises.
+        """
+        if self._events or self.is_finished:
+            return
+        self._take = take
+        try:
+            await self._woken()
+        finally:
+            self._take = None
+
+    def _is_taken(self, event: TokenEvent) -> bool:
+        try:
+            return self._take is not None and self._take(event)
+        except Exception as error:  # boundary: a reader's fault must not reach whoever delivers
+            if self._reader is not None and not self._reader.done():
+                self._reader.set_exception(error)
+            return False
+
+    async def _woken(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            raise RuntimeError("a stream has one reader at a time")
+        self._reader = asyncio.get_running_loop().create_future()
+        await self._reader
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -63,14 +63,26 @@ class Generation:
         """Batches as they come; raises nothing for failures, they are in the events."""
         if len(self.streams) == 1:
             async for events in self.streams[0]:
-                self._measure(events)
+                self._measure(len(events))
                 yield [(event.choice, event) for event in events]
             return
         async with aclosing(_merged(self.streams)) as merged:
             async for number, events in merged:
-                self._measure(events)
+                self._measure(len(events))
                 base = number * self.num_choices_per_prompt
                 yield [(base + event.choice, event) for event in events]
+
+    async def forward(self, take: Callable[[TokenEvent], bool]) -> None:
+        """`RequestStream.forward`, if there is one stream; several are only read by `events`."""
+
+        def measured(event: TokenEvent) -> bool:
+            is_taken = take(event)
+            if is_taken:
+                self._measure(1)
+            return is_taken
+
+        if len(self.streams) == 1:
+            await self.streams[0].forward(measured)
 
     def stream_of(self, number: int) -> RequestStream:
         """The stream that a choice belongs to."""
@@ -109,13 +121,13 @@ class Generation:
         tokens = f"prompt_tokens={self.num_prompt_tokens} output_tokens={self.num_output_tokens}"
         return f"{tokens} ttft={first} finish={','.join(reasons) or '-'}"
 
-    def _measure(self, events: list[TokenEvent]) -> None:
+    def _measure(self, num_events: int) -> None:
         now = time.monotonic()
         if self._last_token is None:
             self.first_token_seconds = now - self._began
             self._metrics.time_to_first_token.observe(self.first_token_seconds)
         else:
-            self._metrics.inter_token_latency.observe(now - self._last_token, len(events))
+            self._metrics.inter_token_latency.observe(now - self._last_token, num_events)
         self._last_token = now
 
 

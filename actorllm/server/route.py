@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar, Generic, TypeVar
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from actorllm.engine import Engine
 from actorllm.errors import ActorLLMError, InvalidRequest, UnknownModel
 from actorllm.messages import Prompt, PromptEvent, TextPrompt, TokenEvent, TokenLogprob
 from actorllm.server.api_types import RequestBody, read_body
+from actorllm.server.direct_body import DirectBody
 from actorllm.server.generation import Batch, Generation
 from actorllm.server.keys import ERROR, GENERATION, REQUEST_ID
 from actorllm.server.metrics import Metrics
@@ -84,7 +85,7 @@ class GenerationRoute(ABC, Generic[B]):
                 scores = generation.stream_of(choice["index"]).prompt_event
                 choice["prompt_logprobs"] = prompt_logprobs(scores) if scores else [None]
         return json_reply(
-            {**self._frame(generation, self.whole_name), "choices": choices, "usage": generation.usage()},
+            {**self.frame(generation, self.whole_name), "choices": choices, "usage": generation.usage()},
             headers={"X-Request-Id": generation.request_id.removeprefix(self.id_prefix)},
         )
 
@@ -94,9 +95,15 @@ class GenerationRoute(ABC, Generic[B]):
             _raise_failure(first)  # nothing has been sent yet, so a failure may still be the answer's status
             response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Request-Id": request[REQUEST_ID]})
             response.content_type = "text/event-stream"
+            if request.version >= HttpVersion11:
+                response.enable_chunked_encoding()
             await response.prepare(request)
+            chunks = Chunks(self, generation, body)
             try:
-                await self._write_events(response, generation, first=first, batches=batches, body=body)
+                await response.write(chunks.of(first))
+                await _send(chunks, batches, generation=generation, response=response, direct=DirectBody(request, response))
+                if body.wants_usage:
+                    await response.write(chunks.usage())
             except ActorLLMError as error:
                 request[ERROR] = type(error).__name__
                 await response.write(event(error_of(error)))
@@ -110,40 +117,7 @@ class GenerationRoute(ABC, Generic[B]):
             await response.write_eof()
             return response
 
-    async def _write_events(
-        self, response: web.StreamResponse, generation: Generation, *, first: Batch, batches: AsyncIterator[Batch], body: B
-    ) -> None:
-        """Write every chunk; one write a batch. Raises the failure of a choice."""
-        frame = self._frame(generation, self.chunk_name)
-        unopened = set(range(generation.num_choices))
-        batch: Batch | None = first
-        while batch is not None:
-            chunks = []
-            for number, token in batch:
-                if token.failure is not None:
-                    break
-                if number in unopened:  # not before its first token: the prompt's logprobs have come by then
-                    unopened.remove(number)
-                    opening = self.opening(generation, number, body)
-                    chunks += [] if opening is None else [self._chunk(frame, opening, generation=generation, body=body)]
-                choice = self.delta(generation, number, event=token, body=body)
-                chunks.append(self._chunk(frame, choice, generation=generation, body=body))
-            if chunks:
-                await response.write(b"".join(chunks))
-            _raise_failure(batch)
-            batch = await anext(batches, None)
-        if body.wants_usage:
-            await response.write(event({**frame, "choices": [], "usage": generation.usage()}))
-
-    def _chunk(self, frame: dict[str, Any], choice: dict[str, Any], *, generation: Generation, body: B) -> bytes:
-        chunk = {**frame, "choices": [choice]}
-        if body.wants_usage_always:
-            chunk["usage"] = generation.usage()
-        elif body.wants_usage:
-            chunk["usage"] = None
-        return event(chunk)
-
-    def _frame(self, generation: Generation, name: str) -> dict[str, Any]:
+    def frame(self, generation: Generation, name: str) -> dict[str, Any]:
         """What all chunks of one answer have in common."""
         return {
             "id": generation.request_id,
@@ -152,6 +126,66 @@ class GenerationRoute(ABC, Generic[B]):
             "model": self.engine.info.name,
             "system_fingerprint": None,
         }
+
+
+class Chunks(Generic[B]):
+    """Events as server-sent events of one streamed answer."""
+
+    def __init__(self, route: GenerationRoute[B], generation: Generation, body: B) -> None:
+        self._route = route
+        self._generation = generation
+        self._body = body
+        self._frame = route.frame(generation, route.chunk_name)
+        self._unopened = set(range(generation.num_choices))
+
+    def of(self, batch: Batch) -> bytes:
+        """One chunk an event, up to a failure; before a choice's first its opening: the prompt's logprobs have come by then."""
+        chunks = []
+        for number, token in batch:
+            if token.failure is not None:
+                break
+            if number in self._unopened:
+                self._unopened.remove(number)
+                opening = self._route.opening(self._generation, number, self._body)
+                chunks += [] if opening is None else [self._chunk(opening)]
+            chunks.append(self._chunk(self._route.delta(self._generation, number, event=token, body=self._body)))
+        return b"".join(chunks)
+
+    def usage(self) -> bytes:
+        """The chunk after the last one: no choice, and what was used."""
+        return event({**self._frame, "choices": [], "usage": self._generation.usage()})
+
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        chunk = {**self._frame, "choices": [choice]}
+        if self._body.wants_usage_always:
+            chunk["usage"] = self._generation.usage()
+        elif self._body.wants_usage:
+            chunk["usage"] = None
+        return event(chunk)
+
+
+async def _send(
+    chunks: Chunks[B],
+    batches: AsyncIterator[Batch],
+    *,
+    generation: Generation,
+    response: web.StreamResponse,
+    direct: DirectBody,
+) -> None:
+    """Write all there is: at once while the client keeps up, else as it reads. Raises the failure of a choice."""
+
+    def take(token: TokenEvent) -> bool:
+        if token.failure is not None or not direct.has_room:
+            return False
+        direct.write(chunks.of([(token.choice, token)]))
+        return True
+
+    await generation.forward(take)
+    async for batch in batches:
+        if data := chunks.of(batch):
+            await response.write(data)
+        _raise_failure(batch)
+        await generation.forward(take)
 
 
 def named_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, float]:

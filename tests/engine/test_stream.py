@@ -1,6 +1,9 @@
 """The far end of a request: order, repetition, merging, failing, counting."""
 
 import asyncio
+from collections.abc import Callable
+
+import pytest
 
 from actorllm.errors import EngineFailed
 from actorllm.messages import TokenEvent, TokenEvents
@@ -39,6 +42,50 @@ async def test_a_reader_that_waits_is_woken() -> None:
     await asyncio.sleep(0)
     stream.push(TokenEvent("r", 0, 0, 1, "x"))
     assert [event.text for event in await reader] == ["x"]
+
+
+async def forwarding(stream: RequestStream, take: Callable[[TokenEvent], bool]) -> asyncio.Task[None]:
+    task = asyncio.create_task(stream.forward(take))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_forwarded_events_are_taken_in_the_call_that_pushes_them() -> None:
+    stream, _ = make_stream()
+    taken: list[str] = []
+    task = await forwarding(stream, lambda event: taken.append(event.text) is None)
+    stream.push(TokenEvent("r", 0, 0, 1, "a"))
+    assert taken == ["a"]
+    stream.push(TokenEvent("r", 0, 1, 1, "b", finish="stop"))
+    assert taken == ["a", "b"]
+    await task
+    assert [event async for batch in stream for event in batch] == []
+
+
+async def test_what_a_forwarding_declines_waits_with_all_that_follows() -> None:
+    stream, _ = make_stream()
+    task = await forwarding(stream, lambda event: event.text == "a")
+    for index, text in enumerate("aba"):
+        stream.push(TokenEvent("r", 0, index, 1, text))
+    await task
+    assert [event.text for event in await anext(stream)] == ["b", "a"]
+    stream.push(TokenEvent("r", 0, 3, 1, "c"))
+    await stream.forward(lambda event: True)  # something waits: it goes first
+    assert [event.text for event in await anext(stream)] == ["c"]
+
+
+async def test_a_fault_in_forwarding_is_its_callers_and_not_the_pushers() -> None:
+    stream, _ = make_stream()
+
+    def take(event: TokenEvent) -> bool:
+        raise ValueError(event.text)
+
+    task = await forwarding(stream, take)
+    stream.push(TokenEvent("r", 0, 0, 1, "a"))
+    stream.push(TokenEvent("r", 0, 1, 1, "b", finish="stop"))
+    with pytest.raises(ValueError, match="a"):
+        await task
+    assert [event.text for event in await anext(stream)] == ["a", "b"]
 
 
 async def test_leaving_early_aborts_once_and_leaving_late_does_not() -> None:

@@ -177,6 +177,39 @@ async def test_what_came_while_the_client_was_slow_comes_in_one_piece_and_in_ord
     assert [choice["finish_reason"] for choice in choices] == [None, None, None, "length"]
 
 
+async def test_a_client_that_stops_reading_gets_all_in_order_later_and_no_more_than_a_little_is_kept_for_it_encoded(fake: Fake) -> None:
+    request = fake.post({"prompt": "a", "stream": True})
+    await until(lambda: fake.engine.streams)
+    fake.engine.push("0 ")
+    response = await request
+    texts = [f"{number} " + "x" * 4000 for number in range(1, 4000)]
+    for text in texts:
+        fake.engine.push(text)
+        await asyncio.sleep(0)
+    assert fake.engine.streams[0]._events, "16 MB were encoded for a client that reads nothing"
+    fake.engine.push("", finish="stop")
+    events = (await response.text()).split("\n\n")[:-2]
+    assert "".join(json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events) == "".join(["0 ", *texts])
+
+
+async def test_an_http_1_0_client_is_streamed_to_without_chunks(fake: Fake) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(fake.address.rsplit(":", 1)[1]))
+    body = b'{"prompt": "a", "stream": true}'
+    head = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    writer.write(head % len(body) + body)
+    await until(lambda: fake.engine.streams)
+    fake.engine.push("one")
+    headers = await reader.readuntil(b"\r\n\r\n")
+    await reader.readuntil(b"\n\n")
+    fake.engine.push("two", finish="stop")
+    rest = await reader.read()
+    writer.close()
+    assert b"chunked" not in headers
+    [event, done] = rest.split(b"\n\n")[:-1]
+    assert json.loads(event.removeprefix(b"data: "))["choices"][0]["text"] == "two"
+    assert done == b"data: [DONE]"
+
+
 async def test_each_chat_choice_begins_with_its_role(fake: Fake) -> None:
     request = fake.post({"messages": MESSAGES, "stream": True, "n": 2}, CHAT)
     await until(lambda: fake.engine.streams)
