@@ -4,7 +4,7 @@ user's name told at one turn and asked for at a later one. `python -m examples.t
 from random import Random
 
 from examples.train_demo import about, arithmetic, echo, smalltalk, stories, unknown
-from examples.train_demo.phrases import Turn, expand
+from examples.train_demo.templates import Turn, expand
 
 Message = dict[str, str]
 

@@ -5,7 +5,8 @@ from random import Random
 from msgspec import Struct
 
 from examples.train_demo import stories
-from examples.train_demo.phrases import Texts, Turn, asked, one, read
+from examples.train_demo.phrases import asked
+from examples.train_demo.templates import Texts, Turn, one, read
 
 
 class Intent(Struct, frozen=True, forbid_unknown_fields=True):
