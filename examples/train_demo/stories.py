@@ -56,6 +56,7 @@ class StoryTexts(Struct, frozen=True, forbid_unknown_fields=True):
     ask_more: Texts
     ask_other: Texts
     ask_end: Texts
+    back: Texts
 
 
 TEXT = read("stories.toml", StoryTexts)
@@ -167,8 +168,8 @@ def first_request(rng: Random) -> tuple[str, Story]:
     return request, make(rng, kind=kind, name=name, trait=trait if trait in who else "", place=place)
 
 
-def question(story: Story, rng: Random) -> Turn:
-    """A question about the story that was told, and its answer."""
+def question(story: Story, rng: Random, *, is_later: bool = False) -> Turn:
+    """A question about the story that was told, and its answer; `is_later` if they spoke of something else meanwhile."""
     who, friend = f"{story.name} the {story.kind}.", f"{story.friend_name} the {story.friend}"
     name = (
         TEXT.ask_name,
@@ -195,7 +196,14 @@ def question(story: Story, rng: Random) -> Turn:
         (TEXT.ask_moral, TEXT.morals),
         (TEXT.ask_end, [story.end]),
     ])  # fmt: skip
-    return asked(one(asks, rng, **story.fields), rng), sentence(one(answers, rng))
+    text = one(asks, rng, **story.fields)
+    return asked(one(TEXT.back, rng) + text if is_later else text, rng), sentence(one(answers, rng))
+
+
+def interrupted(rng: Random, meanwhile: list[Turn]) -> list[Turn]:
+    """A story, something else, and a question about the story."""
+    request, story = first_request(rng)
+    return [(asked(request, rng), story.tell(rng)), *meanwhile, question(story, rng, is_later=True)]
 
 
 def episode(rng: Random) -> list[Turn]:
