@@ -16,7 +16,7 @@ from actorllm.models.catalog import Catalog
 
 if TYPE_CHECKING:
     from actorllm.cli.plugin_draft import PluginDraft
-    from actorllm.testing.model_checks import CheckResult
+    from actorllm.testing.check import CheckResult
 
 CHECK_FAILED = 1
 

@@ -209,9 +209,8 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
         return error_reply(error)
     except web.HTTPException as error:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-        body = error_body("", error.status, code=type(error).__name__.removeprefix("HTTP"))
-        body["error"]["message"] = _refusal(request, error)  # as it is: routes look like private paths
-        return json_reply(body, status=error.status, headers=headers)
+        code = type(error).__name__.removeprefix("HTTP")
+        return json_reply(error_body(_refusal(request, error), error.status, code=code), status=error.status, headers=headers)
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT)  # nobody reads it, and aiohttp would log this as an error of ours
     except asyncio.CancelledError:

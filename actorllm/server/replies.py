@@ -39,14 +39,14 @@ def shown(message: str) -> str:
 
 
 def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object."""
+    """OpenAI's error object. The message goes out as it is: what may name files of the server passes `shown` first."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": shown(message), "type": kind, "param": param, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def error_of(error: ActorLLMError) -> dict[str, Any]:
     """The error object of one of our errors; its class is the `code`."""
-    return error_body(error.message, error.status, param=error.param, code=type(error).__name__)
+    return error_body(shown(error.message), error.status, param=error.param, code=type(error).__name__)
 
 
 def internal_error() -> dict[str, Any]:

@@ -7,8 +7,10 @@ Legend: T tokens, V vocabulary.
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +22,10 @@ from torch import Tensor
 from actorllm.layers.attention import Attention
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
-from actorllm.models.loading import load_weights
-from actorllm.testing.reference import randomize, reference_logits
+from actorllm.models.loading import load_weights, survey_weights
+from actorllm.testing.reference import randomize
 from actorllm.testing.tiny import logits_in_chunks
-from actorllm.weights.checkpoint import Checkpoint
+from actorllm.weights.checkpoint import Checkpoint, tensor_shapes
 from actorllm.weights.stored import stored_format
 
 # A setting, and a value that changes the logits visibly; applied where the config has the key.
@@ -109,10 +111,9 @@ def variations(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
             yield f"{key} = {value}", {**config, key: value}
 
 
-def compare_with_transformers(
-    model_class: type[CausalLM], config: Mapping[str, Any], *, ids: Sequence[int], seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """(transformers' logits, ours), each [T, V], for random weights saved by transformers and read from the file."""
+@contextmanager
+def saved_reference(config: Mapping[str, Any], *, seed: int = 0) -> Iterator[tuple[Any, Path]]:
+    """transformers' model of a config with random weights, and the folder of its checkpoint, which lasts as long as the block."""
     transformers = import_module("transformers")
     settings = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
     settings.setdefault("pad_token_id", None)  # the usual one may lie outside a tiny vocabulary
@@ -122,28 +123,20 @@ def compare_with_transformers(
     randomize(reference, seed)
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
-        ours = load_folder(model_class, Path(folder))
-    return reference_logits(reference, ids), logits_in_chunks(ours, ids)
+        yield reference, Path(folder)
 
 
-def scale_hint(model_class: type[CausalLM], config: Mapping[str, Any], *, ids: Sequence[int], seed: int = 0) -> str:
-    """Where the logits differ: what to say if only the scale of attention's scores is to blame, else nothing."""
+def is_only_the_scale(model_class: type[CausalLM], folder: Path, *, ids: Sequence[int], wanted_TV: Tensor) -> bool:
+    """Whether a model whose logits are not the wanted ones has them once attention's scores are scaled as in most models."""
+    config = json.loads((folder / "config.json").read_text())
     head_dim = config.get("head_dim") or config.get("hidden_size", 0) // config.get("num_attention_heads", 1)
-
-    class UsualScale(model_class):
-        """The same model with scores scaled as those of most models are."""
-
-        def __init__(self, config: Any, shard: Shard) -> None:
-            super().__init__(config, shard)
-            for module in self.modules():
-                if isinstance(module, Attention):
-                    module.scale = head_dim**-0.5
-
     if not head_dim:
-        return ""
-    wanted, got = compare_with_transformers(UsualScale, config, ids=ids, seed=seed)
-    is_mended = torch.allclose(got, wanted, rtol=0.0, atol=1e-3 * float(wanted.std()))
-    return "; attention's scale is wrong: with 1 / sqrt(head_dim) they are equal" if is_mended else ""
+        return False
+    model = load_folder(model_class, folder)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.scale = head_dim**-0.5
+    return torch.allclose(logits_in_chunks(model, ids), wanted_TV, rtol=0.0, atol=1e-3 * float(wanted_TV.std()))
 
 
 def load_reference(folder: Path) -> Any:
@@ -154,8 +147,22 @@ def load_reference(folder: Path) -> Any:
 
 def load_folder(model_class: type[CausalLM], folder: Path, shard: Shard | None = None) -> CausalLM:
     """A plugin's model with the weights of a checkpoint folder, in float32."""
-    config = json.loads((folder / "config.json").read_text())
-    model = model_class(model_class.config_class.from_hf(config), shard or Shard())
-    with Checkpoint.open(folder, dtype=torch.float32, storage=stored_format(config)) as checkpoint:
+    model, checkpoint = _open_folder(model_class, folder, shard or Shard())
+    with checkpoint:
         load_weights(model, checkpoint)
     return model
+
+
+def survey_folder(model_class: type[CausalLM], folder: Path) -> str:
+    """Compare the names and shapes of a checkpoint's tensors with what a plugin's model pulls. Raises as `survey_weights`."""
+    model, checkpoint = _open_folder(model_class, folder, Shard())
+    with checkpoint:
+        survey_weights(model, checkpoint)
+    shapes = tensor_shapes(folder)
+    return f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values()))} values"
+
+
+def _open_folder(model_class: type[CausalLM], folder: Path, shard: Shard) -> tuple[CausalLM, Checkpoint]:
+    config = json.loads((folder / "config.json").read_text())
+    model = model_class(model_class.config_class.from_hf(config), shard)
+    return model, Checkpoint.open(folder, dtype=torch.float32, storage=stored_format(config))

@@ -6,7 +6,6 @@ Names and shapes are compared before any weight is read. Knows nothing of tokeni
 Legend: T tokens, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +16,11 @@ import torch
 from torch import Tensor
 
 from actorllm.execution.model_plan import read_config
-from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
-from actorllm.models.loading import survey_weights
-from actorllm.testing.against_transformers import load_folder, load_reference, no_reference, reference_exists
-from actorllm.testing.model_checks import CheckFailed, CheckResult, NotCompared, expect_equal, run_check, shape_text
+from actorllm.testing.against_transformers import load_folder, load_reference, no_reference, reference_exists, survey_folder
+from actorllm.testing.check import CheckFailed, CheckResult, NotCompared, expect_equal, run_check, shape_text
 from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import logits_in_chunks
-from actorllm.weights.checkpoint import Checkpoint, tensor_shapes
-from actorllm.weights.stored import stored_format
 
 NUM_TOKENS = 24
 
@@ -71,10 +66,7 @@ def check_checkpoint_config(case: CheckpointCase) -> str:
 
 def check_checkpoint_tensors(case: CheckpointCase) -> str:
     """Every tensor of the checkpoint has its place and its shape, and none is missing."""
-    with Checkpoint.open(case.folder, storage=stored_format(case.config)) as checkpoint:
-        survey_weights(case.model_class(case.parsed, Shard()), checkpoint)
-    shapes = tensor_shapes(case.folder)
-    return f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values()))} values"
+    return survey_folder(case.model_class, case.folder)
 
 
 def check_checkpoint_logits(case: CheckpointCase) -> str:

@@ -12,12 +12,10 @@ Legend: T tokens, V vocabulary.
 """
 
 import math
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +25,18 @@ from actorllm.execution.forward import forward
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CacheGroup, CausalLM
 from actorllm.testing.against_transformers import (
-    compare_with_transformers,
+    is_only_the_scale,
+    load_folder,
     no_reference,
     reference_exists,
     reference_type,
-    scale_hint,
+    saved_reference,
+    survey_folder,
     variations,
 )
+from actorllm.testing.check import TOLERANCE, CheckFailed, CheckResult, NotCompared, expect_equal, run_check, shape_text
 from actorllm.testing.recording import RecordingWeights
+from actorllm.testing.reference import reference_logits
 from actorllm.testing.tiny import TinyCache, logits_in_chunks, logits_of, on_thread_ranks
 from actorllm.testing.toy_int8 import Int8Weights, OneLayerResident, RoundedWeights
 from actorllm.weights.random import RandomWeights
@@ -49,29 +51,12 @@ TINY_SIZES: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-TOLERANCE = 1e-4
-"""Largest difference of logits, as a share of their standard deviation."""
 INT8_DIVERGENCE = 0.02
 """Of next-token distributions with a cache in int8, in nats: tiny models with large random weights have few values a head."""
 
 
-class Case(Protocol):
-    """What a check is made with."""
-
-    model_class: type[CausalLM]
-
-
-CaseT = TypeVar("CaseT", bound=Case)
 Check = Callable[["ModelCase"], str]
 """Raises what is wrong; returns what was looked at, with shapes."""
-
-
-class CheckFailed(AssertionError):
-    """A conformance check found a fault; the message says which."""
-
-
-class NotCompared(Exception):
-    """There is nothing to compare with; the message says why."""
 
 
 @dataclass
@@ -160,6 +145,14 @@ def check_claims_once(case: ModelCase) -> str:
     if in_part:
         raise CheckFailed(f"tensors of which some rows are never read: {', '.join(in_part[:5])}")
     return f"{len(source.pulled)} tensors, {sum(math.prod(shape) for shape in source.shapes.values())} values"
+
+
+def check_claims_all(case: ModelCase) -> str:
+    """Every tensor that transformers saves for this config has its place and its shape, and none is missing."""
+    if not reference_exists(case.config):
+        raise NotCompared(no_reference(case.config))
+    with saved_reference(case.config, seed=case.seed) as (_, folder):
+        return survey_folder(case.model_class, folder)
 
 
 def check_shapes(case: ModelCase) -> str:
@@ -257,14 +250,24 @@ def check_transformers(case: ModelCase) -> str:
     settings = list(variations(case.config))
     for name, config in settings:
         try:
-            wanted, got = compare_with_transformers(case.model_class, config, ids=case.ids, seed=case.seed)
-            expect_equal(got, wanted, "the logits differ from transformers")
+            _expect_reference(case, config)
         except (CheckFailed, ActorLLMError) as error:
-            hint = scale_hint(case.model_class, config, ids=case.ids, seed=case.seed) if isinstance(error, CheckFailed) else ""
-            faults.append(f"{name}: {error}{hint}")
+            faults.append(f"{name}: {error}")
     if faults:
         raise CheckFailed("; ".join(faults))
     return f"{shape_text(case.plain_logits)} for {len(settings)} settings"
+
+
+def _expect_reference(case: ModelCase, config: Mapping[str, Any]) -> None:
+    """The logits are transformers' with weights that it saved."""
+    with saved_reference(config, seed=case.seed) as (reference, folder):
+        wanted = reference_logits(reference, case.ids)
+        try:
+            expect_equal(logits_in_chunks(load_folder(case.model_class, folder), case.ids), wanted, "the logits differ from transformers")
+        except CheckFailed as error:
+            if is_only_the_scale(case.model_class, folder, ids=case.ids, wanted_TV=wanted):
+                raise CheckFailed(f"{error}; attention's scale is wrong: with 1 / sqrt(head_dim) they are equal") from error
+            raise
 
 
 def check_int8_source(case: ModelCase) -> str:
@@ -302,6 +305,7 @@ CHECKS: Mapping[str, Check] = {
         check_config_reads,
         check_builds_on_meta,
         check_claims_once,
+        check_claims_all,
         check_shapes,
         check_repeatable,
         check_chunking,
@@ -317,46 +321,9 @@ CHECKS: Mapping[str, Check] = {
 }
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """One line of a report: what the check is about, what it looked at, and the `reason` if it failed, or the one for which it
-    could not be made (`skipped`)."""
-
-    name: str
-    about: str
-    seen: str = ""
-    reason: str = ""
-    skipped: str = ""
-
-
 def run_checks(case: ModelCase) -> list[CheckResult]:
     """Run every check; a fault of one does not stop the others."""
     return [run_check(check, case) for check in CHECKS.values()]
-
-
-def run_check(check: Callable[[CaseT], str], case: CaseT) -> CheckResult:
-    """One check's line of the report."""
-    name = check.__name__.removeprefix("check_")
-    about = (check.__doc__ or name).splitlines()[0]
-    try:
-        return CheckResult(name, about, seen=check(case))
-    except NotCompared as error:
-        return CheckResult(name, about, skipped=str(error))
-    except (CheckFailed, ActorLLMError) as error:
-        return CheckResult(name, about, reason=str(error))
-    except Exception as error:  # boundary: plugin load
-        return CheckResult(name, about, reason=f"raised {type(error).__name__}: {error}{_place(error, case.model_class)}")
-
-
-def _place(error: Exception, model_class: type[CausalLM]) -> str:
-    """Where in the plugin's own package an exception came up; empty if nowhere."""
-    package = model_class.__module__.split(".")[0]
-    lines = [
-        f" ({Path(frame.f_code.co_filename).name}, line {line})"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).split(".")[0] == package
-    ]
-    return lines[-1] if lines else ""
 
 
 def model_checks(model_class: type[CausalLM], config: Mapping[str, Any] | None = None) -> Callable[[str], None]:
@@ -376,22 +343,6 @@ def model_checks(model_class: type[CausalLM], config: Mapping[str, Any] | None =
             pytest.skip(str(error))
 
     return test_model
-
-
-def expect_equal(got: Tensor, wanted: Tensor, fault: str) -> str:
-    """Compare logits up to rounding and return their shape; NaN is a fault too."""
-    if got.shape != wanted.shape:
-        raise CheckFailed(f"{fault} (shape {list(got.shape)} instead of {list(wanted.shape)})")
-    limit = TOLERANCE * float(wanted.std())
-    worst = float((got - wanted).abs().max())
-    if not worst <= limit:
-        raise CheckFailed(f"{fault} (by up to {worst:.3g}, allowed is {limit:.3g}; shape {list(wanted.shape)})")
-    return shape_text(wanted)
-
-
-def shape_text(logits: Tensor) -> str:
-    """`logits [T, V]` for a report."""
-    return f"logits {list(logits.shape)}"
 
 
 def _group_text(group: CacheGroup) -> str:

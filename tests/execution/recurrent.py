@@ -5,35 +5,15 @@
 Legend: T tokens, D hidden size, V vocabulary, R device rows.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from actorllm.layers.attention import Attention
 from actorllm.layers.batch import Batch
-from actorllm.layers.shard import Shard
-from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM
+from actorllm.models.contract import CacheBuffer, CacheGroup
+from tests.table_model import AttendingLayer, TableLM
 
 VOCAB_SIZE, HIDDEN, KEPT = 40, 8, 0.8
 TABLE_VD = torch.randn(VOCAB_SIZE, HIDDEN, generator=torch.Generator().manual_seed(3))
-SCALE = HIDDEN**-0.5
-
-
-class RecurrentConfig(NamedTuple):
-    vocab_size: int = VOCAB_SIZE
-    context_len: int = 128
-    num_layers: int = 2
-
-
-class AttendingLayer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Attention(0, group=0, scale=SCALE)
-
-    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
-        x_T1D = x_TD.unsqueeze(1)
-        return x_TD + self.attention(x_T1D, x_T1D, x_T1D, batch).squeeze(1)
 
 
 class AveragingLayer(nn.Module):
@@ -51,38 +31,23 @@ class AveragingLayer(nn.Module):
         return out_TD
 
 
-class RecurrentLM(CausalLM):
-    config_class = RecurrentConfig  # type: ignore[assignment]
+class RecurrentLM(TableLM):
+    cache_groups = (
+        CacheGroup("full", (0,), (CacheBuffer("k", (1, HIDDEN)), CacheBuffer("v", (1, HIDDEN)))),
+        CacheGroup("average", (1,), (CacheBuffer("average", (HIDDEN,)),), is_state=True),
+    )
 
     def __init__(self) -> None:
-        super().__init__(RecurrentConfig(), Shard())
-        self.layers = nn.ModuleList((AttendingLayer(), AveragingLayer()))
-
-    @property
-    def cache_groups(self) -> tuple[CacheGroup, ...]:
-        shape = (1, HIDDEN)
-        return (
-            CacheGroup("full", (0,), (CacheBuffer("k", shape), CacheBuffer("v", shape))),
-            CacheGroup("average", (1,), (CacheBuffer("average", (HIDDEN,)),), is_state=True),
-        )
-
-    def embed(self, batch: Batch) -> Tensor:
-        return TABLE_VD[batch.token_ids_T]
-
-    def layer(self, index: int) -> nn.Module:
-        return self.layers[index]
-
-    def norm(self, state: Tensor) -> Tensor:
-        return state
+        super().__init__(TABLE_VD, AttendingLayer(HIDDEN), AveragingLayer(), context_len=128)
 
     def head(self, hidden_TD: Tensor) -> Tensor:
-        return 0.7 * hidden_TD @ TABLE_VD.T
+        return 0.7 * super().head(hidden_TD)
 
 
 def one_shot(ids: list[int]) -> Tensor:
     """[T, V] logits."""
     x_TD = TABLE_VD[ids]
-    scores_TT = (x_TD @ x_TD.T * SCALE).masked_fill(torch.ones(len(ids), len(ids)).triu(1).bool(), -torch.inf)
+    scores_TT = (x_TD @ x_TD.T * HIDDEN**-0.5).masked_fill(torch.ones(len(ids), len(ids)).triu(1).bool(), -torch.inf)
     x_TD = x_TD + scores_TT.softmax(-1) @ x_TD
     distance_TT = torch.arange(len(ids)).unsqueeze(1) - torch.arange(len(ids))
     weights_TT = torch.where(distance_TT >= 0, (1 - KEPT) * KEPT ** distance_TT.clamp(min=0), 0.0)

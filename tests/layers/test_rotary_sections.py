@@ -3,20 +3,17 @@
 Legend: T tokens, C context, D head_dim, F = D/2 frequencies, V vocabulary.
 """
 
-from typing import NamedTuple
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
-from actorllm.layers.attention import Attention
 from actorllm.layers.batch import Batch
 from actorllm.layers.rotary import Rotary
-from actorllm.layers.shard import Shard
-from actorllm.models.contract import CacheBuffer, CacheGroup, CausalLM
+from actorllm.models.contract import CacheBuffer, CacheGroup
 from actorllm.testing.tiny import logits_in_chunks
+from tests.table_model import AttendingLayer, TableLM
 
 VOCAB_SIZE, DIM, SECTIONS = 30, 16, (2, 3, 3)
 TABLE_VD = torch.randn(VOCAB_SIZE, DIM, generator=torch.Generator().manual_seed(3))
@@ -25,45 +22,15 @@ PLACES_3C = torch.tensor([(i, i, i) for i in range(4)] + GRID + [(i, i, i) for i
 """Four tokens of text, an image of 2 x 3 patches, and text that goes on behind the image's largest position."""
 
 
-class GridConfig(NamedTuple):
-    vocab_size: int = VOCAB_SIZE
-    context_len: int = PLACES_3C.shape[1]
-    num_layers: int = 1
-
-
-class GridLayer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Attention(0, group=0, scale=DIM**-0.5)
-
-    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
-        x_T1D = x_TD.unsqueeze(1)
-        return x_TD + self.attention(x_T1D, x_T1D, x_T1D, batch, angles=batch.tables).squeeze(1)
-
-
-class GridLM(CausalLM):
-    config_class = GridConfig  # type: ignore[assignment]
+class GridLM(TableLM):
     cache_groups = (CacheGroup("full", (0,), (CacheBuffer("k", (1, DIM)), CacheBuffer("v", (1, DIM)))),)
 
     def __init__(self) -> None:
-        super().__init__(GridConfig(), Shard())
-        self.layers = nn.ModuleList([GridLayer()])
+        super().__init__(TABLE_VD, AttendingLayer(DIM), context_len=PLACES_3C.shape[1])
         self.rotary = Rotary(DIM, theta=100.0, sections=SECTIONS)
 
     def prepare(self, batch: Batch) -> object:
         return self.rotary.tables(PLACES_3C[:, batch.positions_T], torch.float32)
-
-    def embed(self, batch: Batch) -> Tensor:
-        return TABLE_VD[batch.token_ids_T]
-
-    def layer(self, index: int) -> nn.Module:
-        return self.layers[index]
-
-    def norm(self, state: Tensor) -> Tensor:
-        return state
-
-    def head(self, hidden_TD: Tensor) -> Tensor:
-        return hidden_TD @ TABLE_VD.T
 
 
 def published(places_3T: Tensor) -> tuple[Tensor, Tensor]:
