@@ -97,15 +97,14 @@ def write_tensors(
 
 
 def _codes(name: str, weight_OI: Tensor, scheme: CodeScheme) -> dict[str, Tensor]:
-    """The stored tensors of a linear."""
-    scale_dtype = torch.float32 if weight_OI.dtype == torch.float64 else weight_OI.dtype
+    """The stored tensors of a linear. Scales keep all their digits in bfloat16, whatever the model's precision."""
     try:
-        codes = IntCodes.quantized(weight_OI, num_bits=scheme.num_bits, group_len=scheme.group_len, scale_dtype=scale_dtype)
+        codes = IntCodes.quantized(weight_OI, num_bits=scheme.num_bits, group_len=scheme.group_len)
     except ValueError as error:
         raise CheckpointError(f"{name}.weight cannot be quantized: {error}") from error
     return {
         f"{name}.weight_packed": pack(codes.codes_OI, scheme.num_bits),
-        f"{name}.weight_scale": codes.scale_OG.to(scale_dtype),
+        f"{name}.weight_scale": codes.scale_OG.to(torch.bfloat16),
         f"{name}.weight_shape": torch.tensor(weight_OI.shape),
     }
 

@@ -1,17 +1,21 @@
-"""What rounding of the weights, or of keys and values, costs: `python tests/benchmarks/weights_quality.py MODEL [--rows 6] [--tokens 256]`.
+"""What rounding of the weights, or of keys and values, costs: `python tests/benchmarks/weights_quality.py MODEL [--questions FILE]`.
 
-MODEL is a folder; without one nothing is done. Text is drawn from the model itself in float32, so every position is a fair one of its own distribution. For each
-form of the weights, and for an int8 cache beside float32 weights: how often its most likely next token is that of float32, and the
-Kullback-Leibler divergence of float32's distribution from its own, in nats, on average over the positions. int4 keeps embeddings and
-heads in int8, as it is served. Exits with 1 if a form misses what is asked.
+MODEL is a folder; without one nothing is done. Text is drawn from the model itself in float32, so every position is a fair one of its
+own distribution: `--rows` texts that begin with `--first-id`, or one answer to each of FILE's questions (tests/demo/held_out.json),
+whose tokens alone are counted. For each form of the weights, and for an int8 cache beside float32 weights: how often its most likely
+next token is that of float32, and the Kullback-Leibler divergence of float32's distribution from its own, in nats, on average over the
+positions. int8 and int4 round activations, too, but for the line that says so; int4 keeps embeddings and heads in int8, as it is served.
+Exits with 1 if a form misses what is asked.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from actorllm.execution.model_plan import plan_model
 from actorllm.layers.shard import Shard
@@ -21,11 +25,12 @@ from actorllm.settings import EngineSettings, ModelSettings
 from actorllm.testing.tiny import TinyCache, logits_of
 from actorllm.weights.checkpoint import Checkpoint
 from actorllm.weights.compact import CompactFormat
-from actorllm_kernels.linear import Bf16, Form, Int4, Int8
+from actorllm_kernels.linear import Bf16, Form, Int4, Int8, WeightOnly
 
 FORMS: dict[str, tuple[Form, Form]] = {
     "bfloat16": (Bf16(), Bf16()),
     "int8": (Int8(), Int8()),
+    "int8 weights alone": (WeightOnly(8), WeightOnly(8)),
     "int4 by 32": (Int4(32), Int8()),
     "int4 by 128": (Int4(128), Int8()),
 }
@@ -44,22 +49,38 @@ def load(folder: Path, forms: tuple[Form, Form] | None = None) -> CausalLM:
     return model
 
 
-def draw(model: CausalLM, *, num_rows: int, num_tokens: int, first_id: int) -> list[list[int]]:
-    """Rows of text, each begun by `first_id`."""
+def prompts_of(folder: Path, questions: Path) -> list[list[int]]:
+    """Ids of each question as the model's chat template writes it, up to where the answer begins."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = [question["ask"] for question in json.loads(questions.read_text())["questions"]]
+    chats = [[{"role": "user", "content": text}] for text in asked]
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+
+
+def draw(model: CausalLM, prompts: list[list[int]], *, num_tokens: int, end_id: int | None) -> list[list[int]]:
+    """The prompts, each with what follows: at most `num_tokens`, up to `end_id`."""
     generator = torch.Generator().manual_seed(1)
-    cache = TinyCache(model.cache_groups, num_rows=num_rows, context=num_tokens)
-    rows = [[first_id] for _ in range(num_rows)]
-    while len(rows[0]) < num_tokens:
-        logits = logits_of(model, cache, [(row, [ids[-1]]) for row, ids in enumerate(rows)])
-        for ids, shares in zip(rows, logits.softmax(dim=-1), strict=True):
-            ids.append(int(torch.multinomial(shares, 1, generator=generator)))
+    cache = TinyCache(model.cache_groups, num_rows=len(prompts), context=max(map(len, prompts)) + num_tokens)
+    rows, live = [list(prompt) for prompt in prompts], list(range(len(prompts)))
+    logits = torch.stack([logits_of(model, cache, [(row, ids)])[-1] for row, ids in enumerate(rows)])
+    for _ in range(num_tokens):
+        ids = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).flatten().tolist()
+        for row, token_id in zip(live, ids, strict=True):
+            rows[row].append(token_id)
+        live = [row for row, token_id in zip(live, ids, strict=True) if token_id != end_id]
+        if not live:
+            break
+        logits = logits_of(model, cache, [(row, rows[row][-1:]) for row in live])
     return rows
 
 
-def log_shares(model: CausalLM, rows: list[list[int]], *, kv_dtype: torch.dtype | None = None) -> Tensor:
-    """[positions, vocabulary] over all rows."""
-    caches = [TinyCache(model.cache_groups, num_rows=1, context=len(ids), kv_dtype=kv_dtype) for ids in rows]
-    return torch.cat([logits_of(model, cache, [(0, ids)]) for cache, ids in zip(caches, rows, strict=True)]).log_softmax(dim=-1)
+def log_shares(model: CausalLM, rows: list[list[int]], begins: list[int], *, kv_dtype: torch.dtype | None = None) -> Tensor:
+    """[positions, vocabulary] over all rows, of the tokens from `begins` on."""
+    parts = []
+    for ids, begin in zip(rows, begins, strict=True):
+        cache = TinyCache(model.cache_groups, num_rows=1, context=len(ids), kv_dtype=kv_dtype)
+        parts.append(logits_of(model, cache, [(0, ids[:-1])])[begin - 1 :])
+    return torch.cat(parts).log_softmax(dim=-1)
 
 
 @torch.inference_mode()
@@ -70,17 +91,21 @@ def main() -> bool:
     parser.add_argument("--rows", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--first-id", type=int, default=1, help="the token that begins a text")
+    parser.add_argument("--questions", type=Path, help="JSON with questions, whose answers are the text")
     arguments = parser.parse_args()
     if arguments.model is None:
         print("name a model's folder to see what rounding its weights costs")
         return True
     model = load(arguments.model)
-    rows = draw(model, num_rows=arguments.rows, num_tokens=arguments.tokens, first_id=arguments.first_id)
-    exact = log_shares(model, rows)
+    prompts, end_id = [[arguments.first_id]] * arguments.rows, None
+    if arguments.questions is not None:
+        prompts, end_id = prompts_of(arguments.model, arguments.questions), json.loads((arguments.model / "config.json").read_text())["eos_token_id"]
+    rows, begins = draw(model, prompts, num_tokens=arguments.tokens, end_id=end_id), list(map(len, prompts))
+    exact = log_shares(model, rows, begins)
     is_reached = True
     for name, forms in FORMS.items():
-        is_reached &= report(name, exact, log_shares(load(arguments.model, forms), rows))
-    return report("int8 cache", exact, log_shares(model, rows, kv_dtype=torch.int8)) and is_reached
+        is_reached &= report(name, exact, log_shares(load(arguments.model, forms), rows, begins))
+    return report("int8 cache", exact, log_shares(model, rows, begins, kv_dtype=torch.int8)) and is_reached
 
 
 def report(name: str, exact: Tensor, rounded: Tensor) -> bool:
@@ -89,7 +114,7 @@ def report(name: str, exact: Tensor, rounded: Tensor) -> bool:
     divergence = (exact.exp() * (exact - rounded)).sum(dim=-1).mean()
     least, most = ASKED.get(name, (0.0, float("inf")))
     asked = f" (asked: {least:.0%}, below {most:g})" if name in ASKED else ""
-    print(f"{name:12} the same top token at {agreement:.2%} of {len(exact)} positions, divergence {divergence:.6f} nats{asked}", flush=True)
+    print(f"{name:18} the same top token at {agreement:.2%} of {len(exact)} positions, divergence {divergence:.6f} nats{asked}", flush=True)
     return bool(agreement >= least and divergence < most)
 
 

@@ -12,12 +12,19 @@ from safetensors.torch import load_file, save_file
 
 import actorllm_echo
 from actorllm.cli.main import main
+from actorllm.execution.model_plan import plan_model
+from actorllm.layers.shard import Shard
 from actorllm.models.catalog import find_model
+from actorllm.models.loading import load_weights
+from actorllm.settings import EngineSettings, ModelSettings
 from actorllm.testing.against_transformers import load_folder, load_reference
 from actorllm.testing.reference import randomize, reference_logits
 from actorllm.testing.tiny import logits_in_chunks
 from actorllm.weights import compress
+from actorllm.weights.checkpoint import Checkpoint
+from actorllm.weights.compact import CompactFormat
 from actorllm.weights.int_codes import IntCodes
+from actorllm_kernels.linear import Int4, Int8
 
 IDS = torch.randint(70, (40,), generator=torch.Generator().manual_seed(2)).tolist()
 SIZES: dict[str, Any] = {
@@ -63,7 +70,7 @@ def round_in_place(folder: Path, num_bits: int, group_len: int | None) -> None:
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in tensors.items():
         if "layers" in name and tensor.ndim == 2 and (group_len is None or tensor.shape[1] % group_len == 0):
-            codes = IntCodes.quantized(tensor, num_bits=num_bits, group_len=group_len, scale_dtype=tensor.dtype)
+            codes = IntCodes.quantized(tensor, num_bits=num_bits, group_len=group_len)
             tensors[name] = codes.dense(torch.float32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -82,6 +89,27 @@ def test_what_is_written_is_what_rounding_gives_and_what_transformers_reads(tmp_
     plain = logits(llama)
     round_in_place(llama, num_bits, group_len)
     assert torch.equal(ours, logits(llama)) and not torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("weights", "group_len"), [("int8", None), ("int4", 32), ("int4", 128)])
+@pytest.mark.parametrize("intermediate_size", [256, 96])  # 96 are no whole groups of 128: rounded while loading, as both are
+def test_served_as_integers_a_stored_model_is_the_one_rounded_while_loading(tmp_path, weights, group_len, dtype, intermediate_size):
+    sizes = SIZES | {"hidden_size": 128, "intermediate_size": intermediate_size}
+    llama = save(tmp_path / "llama", "LlamaForCausalLM", **sizes, tie_word_embeddings=False, dtype=dtype)
+    out = quantize(llama, "--weights", weights, *(["--group-size", str(group_len)] if group_len else []))
+    got, wanted = (served(folder, weights, group_len) for folder in (out, llama))
+    assert torch.equal(got, wanted) and not torch.equal(got, logits(llama))
+
+
+def served(folder: Path, weights: str, group_len: int | None) -> torch.Tensor:
+    """Logits of a model loaded with `--quantize`; groups other than the flag's by their form."""
+    plan = plan_model(folder, EngineSettings(model=ModelSettings(path=str(folder), quantize=weights)))
+    storage = plan.kept if group_len in (None, 32) else CompactFormat(plan.storage, Int4(group_len), table_form=Int8())
+    model = plan.build(Shard())
+    with Checkpoint.open(folder, dtype=plan.precision.dtype, storage=storage) as checkpoint:
+        load_weights(model, checkpoint)
+    return logits_in_chunks(model, IDS, sizes=[16, 24])
 
 
 def test_what_does_not_fit_groups_is_kept_and_told(tmp_path, capsys):
@@ -103,7 +131,7 @@ def test_linears_that_are_stored_the_other_way_round(tmp_path):
     out = quantize(gpt2, "--weights", "int8")
     tensors, stored = load_file(gpt2 / "model.safetensors"), load_file(out / "model.safetensors")
     for name in [name for name in tensors if name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight"))]:
-        codes = IntCodes.quantized(tensors[name].T, num_bits=8, group_len=None, scale_dtype=torch.float32)
+        codes = IntCodes.quantized(tensors[name].T, num_bits=8, group_len=None)
         assert stored.pop(f"{name}_shape").tolist() == list(tensors[name].T.shape)
         tensors[name] = codes.dense(torch.float32).T.contiguous()
     assert not [name for name in stored if name.endswith("_shape")]

@@ -23,7 +23,7 @@ from actorllm_kernels.quantize import dequantize, quantize
 PANEL = 16
 LARGEST = 127
 """The largest code of 8 bits; -128 is not used."""
-SCALE_DIVISORS = (-8.0, -8.6, -7.4, 7.0)
+SCALE_DIVISORS = (-8.0, -8.6, -9.4, -7.4, 7.0)
 """What the weight of largest magnitude in a group of 4-bit weights is tried to become."""
 BLOCK_VALUES = 2**20
 """Weights that become codes at once."""
@@ -80,13 +80,16 @@ def in_blocks(codes_of: Callable[[Tensor], tuple[Tensor, Tensor]], w_OI: Tensor)
 
 
 def int8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [O, I] int8 and scales [O] float32: the largest magnitude of an output's weights is 127 scales."""
+    """Codes [O, I] int8 and scales [O] float32: the largest magnitude of an output's weights is 127 scales, but for their rounding.
+
+    Scales are rounded to bfloat16 before codes are chosen: a checkpoint that keeps them in 16 bits then has just these.
+    """
     return in_blocks(_int8_codes, w_OI)
 
 
 def _int8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
     w_OI = w_OI.to(torch.float32)
-    scales_O = row_codes(w_OI)[1]
+    scales_O = row_codes(w_OI)[1].to(torch.bfloat16).to(torch.float32)
     codes_OI = w_OI / torch.where(scales_O > 0, scales_O, 1.0).unsqueeze(1)
     return codes_OI.nan_to_num_(0.0).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), scales_O
 
