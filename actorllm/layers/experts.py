@@ -1,10 +1,8 @@
 """Mixture of experts: a router picks a few feed-forward blocks for each token, and only those run.
 
 Tokens are sorted by expert, so an expert is one product over just the tokens routed to it: nothing is padded or dropped, and
-a token's result is the sum of its experts in their order, whatever else is in the batch. On GPUs all experts are one stack, whose
-grouped products need not wait for the counts (`actorllm_kernels.experts`); experts that are stored as codes are no stack yet, and a
-step waits for the counts there, too. After "Mixtral of Experts"
-(arXiv 2401.04088) and, for groups of experts, DeepSeek-V2 (arXiv 2405.04434) and V3 (arXiv 2412.19437).
+a token's result is the sum of its experts in their order, whatever else is in the batch. On GPUs all experts are one stack of values
+or codes, whose grouped products need not wait for the counts (`actorllm_kernels.experts`). After "Mixtral of Experts" (arXiv 2401.04088) and, for groups of experts, DeepSeek-V2 (arXiv 2405.04434) and V3 (arXiv 2412.19437).
 
 Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert's inner size (of this rank), N tokens of
 one expert.
@@ -21,9 +19,9 @@ from torch import Tensor, nn
 from actorllm.errors import CheckpointError, UnsupportedConfig
 from actorllm.layers.activation import GatedActivation
 from actorllm.layers.shard import Shard
-from actorllm.weights.linear_weight import DenseWeight, LinearWeight, join_weights
+from actorllm.weights.linear_weight import LinearWeight, join_weights
 from actorllm.weights.source import WeightSource
-from actorllm_kernels.experts import ExpertStack, run_experts
+from actorllm_kernels.experts import ExpertStack, MatrixStack, run_experts
 from actorllm_kernels.gated import GatedProduct
 
 
@@ -252,27 +250,40 @@ class Experts(nn.Module):
 
 
 def stacked(experts: Iterator[Expert], num_experts: int) -> ExpertStack | Iterator[Expert]:
-    """All experts in one place, each dropped once it is copied there; one by one as they are on a CPU, which packs each, and where
-    they are codes. Raises `CheckpointError`."""
+    """All experts in one place, each dropped once it is copied there; one by one as they are on a CPU, which packs each.
+    Raises `CheckpointError`."""
     first = next(experts)
     rest = chain((first,), experts)
-    if not isinstance(first.gate_up, DenseWeight) or not takes_stacks(first.gate_up.weight):
+    parts = parts_of(first)
+    if parts is None or not takes_stacks(parts[0]):
         return rest
-    stacks: list[Tensor | None] = []
+    stacks = [None if part is None else part.new_empty(num_experts, *part.shape) for part in parts]
     for index, expert in enumerate(rest):
-        if not (isinstance(expert.gate_up, DenseWeight) and isinstance(expert.down, DenseWeight)):
+        parts = parts_of(expert)
+        if parts is None or [_kind(part) for part in parts] != [_kind(part, of_each=True) for part in stacks]:
             raise CheckpointError(
-                "some linears of a layer's experts are stored as codes, and others plainly: store all of them alike"
+                "some linears of a layer's experts are stored as codes, and others plainly or in other groups: store all of them alike"
             )
-        biases = (None, None) if expert.biases is None else (expert.biases.gate_up, expert.biases.down)
-        parts = expert.gate_up.weight, expert.down.weight, *biases
-        stacks = stacks or [None if part is None else part.new_empty(num_experts, *part.shape) for part in parts]
         for stack, part in zip(stacks, parts, strict=True):
             if stack is not None and part is not None:
                 stack[index] = part
-    gate_up, down, gate_up_bias, down_bias = stacks
+    gate_up, gate_up_scales, down, down_scales, *biases = stacks
     assert gate_up is not None and down is not None
-    return ExpertStack(gate_up, down, gate_up_bias, down_bias, is_interleaved=first.is_interleaved)
+    matrices = MatrixStack(gate_up, gate_up_scales), MatrixStack(down, down_scales)
+    return ExpertStack(*matrices, *biases, is_interleaved=first.is_interleaved)
+
+
+def parts_of(expert: Expert) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None] | None:
+    """Values or codes and scales of both linears, and their biases; None where they cannot be stacked."""
+    gate_up, down, biases = expert.gate_up.by_output(), expert.down.by_output(), expert.biases
+    if gate_up is None or down is None:
+        return None
+    return (*gate_up, *down, None if biases is None else biases.gate_up, None if biases is None else biases.down)
+
+
+def _kind(part: Tensor | None, *, of_each: bool = False) -> tuple[torch.dtype, torch.Size] | None:
+    """What must be alike to be stacked; `of_each` of a stack's parts."""
+    return None if part is None else (part.dtype, part.shape[1:] if of_each else part.shape)
 
 
 def takes_stacks(weight: Tensor) -> bool:

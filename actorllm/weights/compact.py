@@ -70,6 +70,9 @@ class PackedWeight(LinearWeight):
     def rows(self, ids: Tensor) -> Tensor:
         return self.form.rows(self.tensors, ids, self.in_features).to(self.dtype)
 
+    def by_output(self) -> tuple[Tensor, Tensor] | None:
+        return self.form.by_output(self.tensors)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.form.linear(x, self.tensors, self.out_features)
 

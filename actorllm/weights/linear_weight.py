@@ -49,6 +49,11 @@ class LinearWeight(nn.Module):
         """The weight of some of the outputs; asked before it is packed."""
         return DenseWeight(self.dense()[begin:end])
 
+    def by_output(self) -> tuple[Tensor, Tensor | None] | None:
+        """W [out, ..] as values, or as codes with their scales, as `actorllm_kernels.experts.MatrixStack` has them of one expert;
+        None where it is kept otherwise. Asked once it is packed."""
+        return None
+
     @classmethod
     def join(cls, parts: "list[LinearWeight]") -> "LinearWeight | None":
         """One weight with all rows of `parts`, or None if this format keeps siblings apart."""
@@ -72,6 +77,9 @@ class DenseWeight(LinearWeight):
 
     def rows(self, ids: Tensor) -> Tensor:
         return embedding(ids, self.weight.detach())
+
+    def by_output(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight.detach(), None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and x.ndim == 2 and 1 < x.shape[0] <= MAX_TRANSPOSED_ROWS:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from actorllm_kernels.attention import RaggedKeys, kernels_for, reference
-from actorllm_kernels.quantize import dequantize_parts
+from actorllm_kernels.quantize import dequantize_parts, rows_of
 from actorllm_kernels.rotary_store import store
 
 
@@ -52,9 +52,10 @@ def attend_latent_reference(
     queries = q_THC.transpose(0, 1).split([query_len for _, query_len, _ in keys.spans], dim=1)
     out: list[Tensor] = []
     for block in keys.blocks:
-        gathered_LC = pool_NC.index_select(0, block.slots)
-        if scales_N2 is not None:
-            gathered_LC = dequantize_parts(gathered_LC, scales_N2[block.slots], latent_size).to(q_THC.dtype)
+        if scales_N2 is None:
+            gathered_LC = pool_NC.index_select(0, block.slots)
+        else:
+            gathered_LC = dequantize_parts(rows_of(pool_NC, block.slots), scales_N2[block.slots], latent_size).to(q_THC.dtype)
         for row, keys_LC in zip(block.rows, gathered_LC.split(block.key_lens), strict=True):
             k_1LC = keys_LC.unsqueeze(0)
             v_1LR = k_1LC[..., :latent_size]

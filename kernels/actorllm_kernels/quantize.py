@@ -34,3 +34,13 @@ def dequantize_parts(values_D: Tensor, scales_2: Tensor, first_size: int) -> Ten
     """[..., D] float32 of heads in two parts: the first R values have the first factor, the others the second."""
     parts = values_D[..., :first_size], values_D[..., first_size:]
     return torch.cat([dequantize(part, scales_2[..., index]) for index, part in enumerate(parts)], dim=-1)
+
+
+def rows_of(pool_N: Tensor, slots: Tensor) -> Tensor:
+    """[len(slots), ...]: rows of a pool of one byte a value, as bytes: not every operator takes 8-bit floats on every device."""
+    return pool_N.view(torch.uint8).index_select(0, slots).view(pool_N.dtype)
+
+
+def set_rows(values_T: Tensor, slots_T: Tensor, pool_N: Tensor) -> None:
+    """`pool_N[slots_T[t]] = values_T[t]`, in the same way."""
+    pool_N.view(torch.uint8).index_copy_(0, slots_T, values_T.view(torch.uint8))

@@ -18,13 +18,14 @@ from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention_triton
 from actorllm_kernels.embedding import reference as embedding_reference
 from actorllm_kernels.embedding import triton as embedding_triton
-from actorllm_kernels.experts import ExpertStack
+from actorllm_kernels.experts import ExpertStack, MatrixStack
 from actorllm_kernels.experts import reference as experts_reference
 from actorllm_kernels.experts import triton as experts_triton
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated_triton
-from actorllm_kernels.linear import IntWeight, WeightOnly, triton_fp8
+from actorllm_kernels.latent_attention import attend_latent_reference
+from actorllm_kernels.linear import Form, Fp8, IntWeight, WeightOnly, triton_fp8
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear_triton
 from actorllm_kernels.norm import reference as norm_reference
@@ -86,6 +87,14 @@ def check_attention(device: torch.device) -> Results:
     q, latents = _random(22, 16, 576, device=device), _random(1024, 1, 576, device=device)
     both = attention_triton.attend, attention_reference.attend
     yield "latents", *_both(*both, q, latents, latents[:, :, :512], plain, scale=0.04)
+    for form in LARGEST:
+        pool, scales = torch.zeros(1024, 576, device=device).to(form), torch.zeros(1024, 2, device=device)
+        for part, values in enumerate(latents[:, 0].split([512, 64], dim=1)):
+            codes, scales[:, part] = quantize(values, form)
+            pool[:, 512 * part : 512 + 64 * part] = codes
+        k, k_scales = pool.unsqueeze(1), scales.unsqueeze(1)
+        got = attention_triton.attend(q, k, k[..., :512], plain, scale=0.04, k_scales_NK=k_scales, v_scales_NK=k_scales[..., 0])
+        yield f"latents, {form}", got, attend_latent_reference(q, pool, plain, latent_size=512, scale=0.04, scales_N2=scales)
 
 
 def check_norm(device: torch.device) -> Results:
@@ -155,17 +164,27 @@ def check_linear_fp8(device: torch.device) -> Results:
 
 
 def check_experts(device: torch.device) -> Results:
-    """Three of eight experts, one of them chosen by all; plain, and clamped with biases and gates and ups in turns."""
+    """Three of eight experts, one of them chosen by all; plain, clamped with biases and gates and ups in turns, and as codes."""
     x, weights = _random(40, 256, device=device), _random(40, 3, device=device, seed=1).abs()
     experts = torch.cat((torch.full((40, 1), 7), _random(40, 7, device=torch.device("cpu")).argsort(dim=1)[:, :2]), dim=1).to(
         device
     )
     gate_up, down = _random(8, 384, 256, device=device, seed=2) / 16, _random(8, 256, 192, device=device, seed=3) / 14
-    plain = ExpertStack(gate_up, down)
-    full = ExpertStack(gate_up, down, gate_up[:, :, 0].contiguous(), down[:, :, 0].contiguous(), is_interleaved=True)
-    for name, stack, combine in (("plain", plain, GatedProduct("gelu")), ("clamped", full, GatedProduct(limit=1.5, gain=1.7))):
+    values = MatrixStack(gate_up), MatrixStack(down)
+    full = ExpertStack(*values, gate_up[:, :, 0].contiguous(), down[:, :, 0].contiguous(), is_interleaved=True)
+    cases = {"plain": (ExpertStack(*values), GatedProduct("gelu")), "clamped": (full, GatedProduct(limit=1.5, gain=1.7))}
+    for form in (WeightOnly(8), WeightOnly(4), Fp8()):
+        cases[form.name] = ExpertStack(_as_codes(form, gate_up), _as_codes(form, down)), GatedProduct()
+    for name, (stack, combine) in cases.items():
         both = experts_triton.run_experts, experts_reference.run_experts
         yield name, *_both(*both, x, weights, experts, stack, combine=combine)
+
+
+def _as_codes(form: Form, weights_EOI: Tensor) -> MatrixStack:
+    parts = [form.by_output(form.pack(form.codes(weight_OI))) for weight_OI in weights_EOI]
+    codes, scales = zip(*(part for part in parts if part is not None), strict=True)
+    as_bytes = torch.stack([each.view(torch.uint8) for each in codes])  # 8-bit floats cannot be stacked everywhere
+    return MatrixStack(as_bytes.view(codes[0].dtype), torch.stack(scales))
 
 
 def check_embedding(device: torch.device) -> Results:

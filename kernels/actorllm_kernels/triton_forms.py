@@ -1,4 +1,4 @@
-"""How keys and values of one byte are coded, as Triton functions; `quantize` specifies it.
+"""How keys, values and weights of one byte are coded, as Triton functions; `quantize` specifies it.
 
 float8_e4m3fn is coded by moving bits: float16 has the same layout with a wider exponent and mantissa, so 1/256 of a value in
 float16 holds the byte's bits exactly, subnormal ones too. That needs no unit for fp8, so every GPU can.
@@ -12,6 +12,8 @@ import triton.language as tl
 PLAIN: tl.constexpr = tl.constexpr(0)
 INT8: tl.constexpr = tl.constexpr(1)
 FP8: tl.constexpr = tl.constexpr(2)
+INT4: tl.constexpr = tl.constexpr(3)
+"""Two codes in a byte: of weights alone."""
 FORMS = {torch.int8: INT8, torch.float8_e4m3fn: FP8}
 """The dtypes of pools with factors; others are PLAIN."""
 FP8_SHIFT: tl.constexpr = tl.constexpr(256.0)

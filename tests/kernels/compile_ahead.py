@@ -1,13 +1,14 @@
 """Compiles Triton kernels for GPUs that are not here, and prints what each takes as one line of JSON.
 
-Run as `python -m tests.kernels.compile_ahead sm_80|sm_90 [--all]`: a process of its own, because a process that interprets kernels
-cannot compile them. What is compiled are launches over tensors without memory, of the sizes of real models; of launches that
+Run as `python -m tests.kernels.compile_ahead sm_80|sm_90 [--all] [--share I/N]`: a process of its own, because a process that
+interprets kernels cannot compile them; share I of N takes every Nth launch, so that N processes use as many processors. What is compiled are launches over tensors without memory, of the sizes of real models; of launches that
 are cut alike and have the same compile-time constants the first stands for all.
 """
 
+import argparse
 import itertools
 import json
-import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from unittest.mock import patch
@@ -17,7 +18,7 @@ import torch
 from actorllm_kernels import device
 from actorllm_kernels.attention import RaggedKeys, triton
 from actorllm_kernels.embedding import triton as embedding
-from actorllm_kernels.experts import ExpertStack
+from actorllm_kernels.experts import ExpertStack, MatrixStack
 from actorllm_kernels.experts import triton as experts
 from actorllm_kernels.gated import ACTIVATIONS, GatedProduct
 from actorllm_kernels.gated import triton as gated
@@ -123,15 +124,30 @@ def products_fp8(num_rows: int) -> list[Launch]:
 
 
 def mixture(
-    num_tokens: int, sizes: tuple[int, int, int, int], *, is_full: bool = False, dtype: torch.dtype = torch.bfloat16
+    num_tokens: int,
+    sizes: tuple[int, int, int, int],
+    *,
+    is_full: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    codes: tuple[torch.dtype, int | None] | None = None,
 ) -> list[Launch]:
-    """Experts of a model of `sizes` (experts, of a token, hidden size, inner size); all that a model may add with `is_full`."""
+    """Experts of a model of `sizes` (experts, of a token, hidden size, inner size); all that a model may add with `is_full`; with
+    `codes`, weights of that dtype (uint8: of two codes) in groups of so many inputs."""
     num_experts, top_k, hidden, inner = sizes
     numbers = partial(meta, dtype=dtype)
     biases = (numbers(num_experts, 2 * inner), numbers(num_experts, hidden)) if is_full else (None, None)
-    stack = ExpertStack(
-        numbers(num_experts, 2 * inner, hidden), numbers(num_experts, hidden, inner), *biases, is_interleaved=is_full
-    )
+    shapes = (num_experts, 2 * inner, hidden), (num_experts, hidden, inner)
+    matrices = [MatrixStack(numbers(*shape)) for shape in shapes]
+    if codes is not None:
+        form, group_len = codes
+        matrices = [
+            MatrixStack(
+                meta(*shape[:2], shape[2] // (2 if form == torch.uint8 else 1), dtype=form),
+                meta(*shape[:2], shape[2] // (group_len or shape[2]), dtype=torch.float32),
+            )
+            for shape in shapes
+        ]
+    stack = ExpertStack(*matrices, *biases, is_interleaved=is_full)
     assignments = meta(num_tokens * top_k, dtype=torch.int64), meta(num_experts + 1, dtype=torch.int32)
     x, out, weights = numbers(num_tokens, hidden), numbers(num_tokens, hidden), numbers(num_tokens, top_k)
     combine = GatedProduct(limit=7.0, gain=1.702) if is_full else GatedProduct()
@@ -156,6 +172,9 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield f"8192 x 28672, fp8, {num_rows} rows", products_fp8(num_rows)
     for num_tokens in (16, 2048):
         yield f"{num_tokens} tokens, 8 of 128 experts", mixture(num_tokens, (128, 8, 2048, 768))
+    for form, group_len in ((torch.int8, None), (torch.uint8, 128)):
+        name = f"16 tokens, 8 of 128 experts, {'int8' if group_len is None else 'int4'}"
+        yield name, mixture(16, (128, 8, 2048, 768), codes=(form, group_len))
 
 
 def every() -> Iterator[tuple[str, list[Launch]]]:
@@ -175,6 +194,10 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
     for num_tokens, is_full, dtype in itertools.product((1, 512, 4096), (False, True), (torch.bfloat16, torch.float32)):
         name = f"{num_tokens} tokens, 4 of 32 experts, {dtype}{', all extras' if is_full else ''}"
         yield name, mixture(num_tokens, (32, 4, 2880, 2880), is_full=is_full, dtype=dtype)
+    coded = (torch.int8, None), (torch.int8, 64), (torch.uint8, None), (torch.uint8, 32), (torch.uint8, 128), (torch.float8_e4m3fn, None)
+    for num_tokens, codes, dtype in itertools.product((16, 512, 4096), coded, (torch.bfloat16, torch.float32)):
+        name = f"{num_tokens} tokens, 8 of 128 experts, {codes[0]} in {codes[1] or 'whole'} groups, {dtype}"
+        yield name, mixture(num_tokens, (128, 8, 2048, 768), dtype=dtype, codes=codes)
     forms = torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float32
     grouped, sizes = (64, 8), (64, 80, 96, 128, 256)
     for query_len, form in itertools.product((1, 512), forms):
@@ -201,8 +224,8 @@ def distinct(cases: Iterator[tuple[str, list[Launch]]]) -> Iterator[tuple[str, L
                 yield name, launch
 
 
-def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str) -> None:
-    """Compile all kernels of the cases for one GPU."""
+def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str, *, share: tuple[int, int] = (0, 1)) -> None:
+    """Compile one share of the cases' kernels for one GPU."""
     limit, processors = GPUS[gpu]
     with (
         patch.object(device, "gpu", return_value=gpu),
@@ -211,10 +234,18 @@ def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str) -> None:
         patch.object(triton_fp8, "num_processors", return_value=processors),
         patch.object(triton_fp8, "gpu", return_value=gpu),
     ):
-        for name, launch in distinct(cases):
+        for name, launch in itertools.islice(distinct(cases), share[0], None, share[1]):
+            start = time.perf_counter()
             taken = vars(launch.resources(int(gpu.removeprefix("sm_"))))
-            print(json.dumps({"gpu": gpu, "kernel": launch.name, "case": name, "limit": limit, **taken}), flush=True)
+            row = {"gpu": gpu, "kernel": launch.name, "case": name, "limit": limit, **taken, "seconds": time.perf_counter() - start}
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(every() if "--all" in sys.argv else few(), sys.argv[1])
+    parser = argparse.ArgumentParser(description="compile kernels for a GPU that need not be here")
+    parser.add_argument("gpu", choices=GPUS)
+    parser.add_argument("--all", action="store_true", help="every shape instead of the usual ones")
+    parser.add_argument("--share", default="0/1", help="I/N: every Nth launch from the Ith on")
+    given = parser.parse_args()
+    index, number = map(int, given.share.split("/"))
+    main(every() if given.all else few(), given.gpu, share=(index, number))

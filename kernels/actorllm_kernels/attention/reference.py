@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from actorllm_kernels.attention.keys import KeyBlock, RaggedKeys, RowKeys
-from actorllm_kernels.quantize import dequantize
+from actorllm_kernels.quantize import dequantize, rows_of
 
 BLOCK_SCORES = 2**22
 """Scores of queries with keys that exist at once where they are written out: 16 MiB, and a long prompt needs no more."""
@@ -74,7 +74,7 @@ def _gathered(pool_NKD: Tensor, scales_NK: Tensor | None, block: KeyBlock, *, dt
     if scales_NK is None:
         gathered = pool_NKD.index_select(0, block.slots)
     else:
-        gathered = dequantize(pool_NKD.index_select(0, block.slots), scales_NK.index_select(0, block.slots)).to(dtype)
+        gathered = dequantize(rows_of(pool_NKD, block.slots), scales_NK.index_select(0, block.slots)).to(dtype)
     return gathered.transpose(0, 1).unsqueeze(0).split(block.key_lens, dim=2)
 
 

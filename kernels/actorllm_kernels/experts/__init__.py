@@ -1,6 +1,6 @@
 """The experts of a mixture: each token's few feed-forward blocks, weighted and summed (arXiv 2401.04088).
 
-`reference` specifies it, `triton` holds the kernels for GPUs. Legend: T tokens, D hidden size, E experts, K experts of one token,
+`reference` specifies it, `triton` holds the kernels for GPUs, which take weights as values or as codes. Legend: T tokens, D hidden size, E experts, K experts of one token,
 I an expert's inner size, J = 2 I.
 """
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from actorllm_kernels.backends import takes_triton
 from actorllm_kernels.experts import reference
-from actorllm_kernels.experts.reference import ExpertStack
+from actorllm_kernels.experts.stacks import ExpertStack, MatrixStack
 from actorllm_kernels.gated import GatedProduct
 
-__all__ = ["ExpertStack", "run_experts"]
+__all__ = ["ExpertStack", "MatrixStack", "run_experts"]
 
 
 def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: ExpertStack, *, combine: GatedProduct) -> Tensor:

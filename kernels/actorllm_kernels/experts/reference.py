@@ -3,40 +3,28 @@
 Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert's inner size, J = 2 I, N tokens of one expert.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from actorllm_kernels.experts.stacks import ExpertStack
 from actorllm_kernels.gated import GatedProduct
 
 
-@dataclass(frozen=True)
-class ExpertStack:
-    """All experts' weights: gates, then ups (in turns where `is_interleaved`), and outputs; None for biases that there are not."""
-
-    gate_up_EJD: Tensor
-    down_EDI: Tensor
-    gate_up_bias_EJ: Tensor | None = None
-    down_bias_ED: Tensor | None = None
-    is_interleaved: bool = False
-
-    @property
-    def num_experts(self) -> int:
-        """E."""
-        return len(self.down_EDI)
-
-
 def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: ExpertStack, *, combine: GatedProduct) -> Tensor:
-    """[T, D] in x's dtype: the sum of a token's experts, each times its weight. A token names an expert once at most."""
+    """[T, D] in x's dtype: the sum of a token's experts, each times its weight. A token names an expert once at most.
+
+    What codes stand for is rounded to x's dtype; activations are not.
+    """
+    hidden, inner = stack.sizes  # 4-bit codes may be filled up to an even number of inputs
     out_TD = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
     for expert in range(stack.num_experts):
         tokens_N, places_N = (experts_TK == expert).nonzero(as_tuple=True)
         if len(tokens_N):
-            gate_up_NJ = linear(x_TD[tokens_N], stack.gate_up_EJD[expert], _of(stack.gate_up_bias_EJ, expert))
+            gate_up_JD, down_DI = (each.matrix(expert, x_TD.dtype) for each in (stack.gate_up, stack.down))
+            gate_up_NJ = linear(x_TD[tokens_N], gate_up_JD[:, :hidden], _of(stack.gate_up_bias_EJ, expert))
             gate_NI, up_NI = (gate_up_NJ[:, ::2], gate_up_NJ[:, 1::2]) if stack.is_interleaved else gate_up_NJ.chunk(2, dim=1)
-            out_ND = linear(combine(gate_NI, up_NI), stack.down_EDI[expert], _of(stack.down_bias_ED, expert))
+            out_ND = linear(combine(gate_NI, up_NI), down_DI[:, :inner], _of(stack.down_bias_ED, expert))
             out_TD[tokens_N] += out_ND.to(torch.float32) * weights_TK[tokens_N, places_N].to(torch.float32).unsqueeze(1)
     return out_TD.to(x_TD.dtype)
 

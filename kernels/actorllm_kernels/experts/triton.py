@@ -4,8 +4,11 @@ An expert's rows are cut into blocks, so that a block has one expert. How many b
 grid has as many as there can be with so many tokens, and a program without a block ends at once. So nothing waits for the
 device, and shapes depend on the number of tokens only. A token's results are summed in the order of its experts.
 
+Weights are values or codes, which become floating point in registers: activations are not rounded. One scale of an output multiplies
+the finished sum, scales of groups multiply the sum over a tile, which lies within a group.
+
 Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert's inner size, J = 2 I; of a tile M rows, N outputs and
-C inputs.
+C columns of weights, which hold one input each, or two (4-bit codes: c and c + COLUMNS).
 """
 
 # pyright: reportMissingImports=false, reportArgumentType=false
@@ -16,10 +19,12 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.experts.reference import ExpertStack
+from actorllm_kernels.experts.stacks import ExpertStack, MatrixStack
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated.triton import activated
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.linear.triton import codes_product, tile_columns, tiles_fit
+from actorllm_kernels.triton_forms import FORMS, FP8, FP8_SHIFT, INT4, PLAIN, decoded
 
 LEAST_ROWS, MOST_ROWS = 16, 128
 """Of a block: the fewest that matrix units take, and what is enough to reuse a tile of weights."""
@@ -42,18 +47,39 @@ def block_of(begin_ptr, index, E: tl.constexpr, E_TILE: tl.constexpr, BLOCK_M: t
 
 
 @triton.jit
-def product_tile(acc_MN, x_MC, weight_ptr, n_N, c_C, mask, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
-    """The sum so far plus the products with a tile of a matrix [.., COLUMNS]."""
-    w_NC = tl.load(weight_ptr + n_N.to(tl.int64)[:, None] * COLUMNS + c_C[None, :], mask=mask, other=0)
-    return acc_MN + tl.dot(x_MC.to(DTYPE), tl.trans(w_NC.to(DTYPE)), input_precision="ieee")
+def add_product(
+    acc_MN, x_MC, high_MC, weight_ptr, scale_ptr, n_N, mask_N, first, FORM: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The sum so far plus the products with the columns from `first` of some outputs of one matrix; `high_MC` are the second inputs'."""
+    c_C = first + tl.arange(0, BLOCK_C)
+    mask_NC = mask_N[:, None] & (c_C < COLUMNS)[None, :]
+    w_NC = tl.load(weight_ptr + n_N.to(tl.int64)[:, None] * COLUMNS + c_C[None, :], mask=mask_NC, other=0)
+    if FORM == INT4:
+        low_NC, high_NC = (w_NC & 0xF).to(tl.int8) - 8, (w_NC >> 4).to(tl.int8) - 8
+        acc_MN = codes_product(high_MC, high_NC, acc_MN, scale_ptr, n_N, mask_N, GROUPS, (first + COLUMNS) // GROUP, GROUPS > 1, DTYPE)
+        return codes_product(x_MC, low_NC, acc_MN, scale_ptr, n_N, mask_N, GROUPS, first // GROUP, GROUPS > 1, DTYPE)
+    return codes_product(
+        x_MC, decoded(w_NC, FORM, DTYPE), acc_MN, scale_ptr, n_N, mask_N, GROUPS, first // GROUP, GROUPS > 1, DTYPE
+    )
+
+
+@triton.jit
+def scaled(acc_MN, scale_ptr, n_N, mask_N, FORM: tl.constexpr, GROUPS: tl.constexpr):
+    """The sum of products with codes times the scales of outputs that have one each."""
+    if FORM != PLAIN and GROUPS == 1:
+        acc_MN *= tl.load(scale_ptr + n_N, mask=mask_N, other=0)[None, :]
+        if FORM == FP8:
+            acc_MN *= FP8_SHIFT
+    return acc_MN
 
 
 @triton.jit
 def gate_up_kernel(
-    x_ptr, weight_ptr, bias_ptr, inner_ptr, order_ptr, begin_ptr, x_stride,
-    D: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, E: tl.constexpr, E_TILE: tl.constexpr,
-    STEP: tl.constexpr, UP: tl.constexpr, HAS_BIAS: tl.constexpr, NAME: tl.constexpr, LIMIT: tl.constexpr, GAIN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
+    x_ptr, weight_ptr, scale_ptr, bias_ptr, inner_ptr, order_ptr, begin_ptr, x_stride,
+    INNER: tl.constexpr, TOP_K: tl.constexpr, E: tl.constexpr, E_TILE: tl.constexpr, STEP: tl.constexpr, UP: tl.constexpr,
+    HAS_BIAS: tl.constexpr, NAME: tl.constexpr, LIMIT: tl.constexpr, GAIN: tl.constexpr, FORM: tl.constexpr, COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N inner values of one block of rows. Outputs STEP * i of the weights are gates, UP further are ups. Grid: (blocks, tiles)."""
     expert, first, end = block_of(begin_ptr, tl.program_id(0), E, E_TILE, BLOCK_M)
@@ -61,15 +87,25 @@ def gate_up_kernel(
         place_M, i_N = first + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         mask_M, mask_N = place_M < end, i_N < INNER
         token_M = tl.load(order_ptr + place_M, mask=mask_M, other=0) // TOP_K
-        weights, gate_N = weight_ptr + expert.to(tl.int64) * (2 * INNER * D), i_N * STEP
+        outputs, gate_N = expert.to(tl.int64) * (2 * INNER), i_N * STEP
+        weights, scales = weight_ptr + outputs * COLUMNS, scale_ptr
+        if FORM != PLAIN:
+            scales = scale_ptr + outputs * GROUPS
         gate_MN, up_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for start in range(0, D, BLOCK_C):
+        for start in range(0, COLUMNS, BLOCK_C):
             c_C = start + tl.arange(0, BLOCK_C)
-            mask_NC = mask_N[:, None] & (c_C < D)[None, :]
-            mask_MC = mask_M[:, None] & (c_C < D)[None, :]
-            x_MC = tl.load(x_ptr + token_M.to(tl.int64)[:, None] * x_stride + c_C[None, :], mask=mask_MC, other=0)
-            gate_MN = product_tile(gate_MN, x_MC, weights, gate_N, c_C, mask_NC, D, DTYPE)
-            up_MN = product_tile(up_MN, x_MC, weights, gate_N + UP, c_C, mask_NC, D, DTYPE)
+            x_offsets = token_M.to(tl.int64)[:, None] * x_stride + c_C[None, :]
+            mask_MC = mask_M[:, None] & (c_C < COLUMNS)[None, :]
+            x_MC = tl.load(x_ptr + x_offsets, mask=mask_MC, other=0)
+            high_MC = tl.load(x_ptr + x_offsets + COLUMNS, mask=mask_MC, other=0) if FORM == INT4 else x_MC
+            gate_MN = add_product(
+                gate_MN, x_MC, high_MC, weights, scales, gate_N, mask_N, start, FORM, COLUMNS, GROUP, GROUPS, BLOCK_C, DTYPE
+            )
+            up_MN = add_product(
+                up_MN, x_MC, high_MC, weights, scales, gate_N + UP, mask_N, start, FORM, COLUMNS, GROUP, GROUPS, BLOCK_C, DTYPE
+            )
+        gate_MN = scaled(gate_MN, scales, gate_N, mask_N, FORM, GROUPS)
+        up_MN = scaled(up_MN, scales, gate_N + UP, mask_N, FORM, GROUPS)
         if HAS_BIAS:
             biases = bias_ptr + expert * (2 * INNER)
             gate_MN += tl.load(biases + gate_N, mask=mask_N, other=0).to(tl.float32)[None, :]
@@ -85,8 +121,9 @@ def gate_up_kernel(
 
 @triton.jit
 def down_kernel(
-    inner_ptr, weight_ptr, bias_ptr, share_ptr, part_ptr, order_ptr, begin_ptr,
-    D: tl.constexpr, INNER: tl.constexpr, E: tl.constexpr, E_TILE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    inner_ptr, weight_ptr, scale_ptr, bias_ptr, share_ptr, part_ptr, order_ptr, begin_ptr,
+    D: tl.constexpr, INNER: tl.constexpr, E: tl.constexpr, E_TILE: tl.constexpr, HAS_BIAS: tl.constexpr, FORM: tl.constexpr,
+    COLUMNS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N outputs of one block of rows, times the rows' weights, each to its assignment's place. Grid: (blocks, tiles)."""
@@ -94,13 +131,21 @@ def down_kernel(
     if expert < E:
         place_M, d_N = first + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         mask_M, mask_N = place_M < end, d_N < D
-        acc_MN, weights = tl.zeros([BLOCK_M, BLOCK_N], tl.float32), weight_ptr + expert.to(tl.int64) * (D * INNER)
-        for start in range(0, INNER, BLOCK_C):
+        outputs = expert.to(tl.int64) * D
+        weights, scales = weight_ptr + outputs * COLUMNS, scale_ptr
+        if FORM != PLAIN:
+            scales = scale_ptr + outputs * GROUPS
+        acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for start in range(0, COLUMNS, BLOCK_C):
             c_C = start + tl.arange(0, BLOCK_C)
-            mask_NC = mask_N[:, None] & (c_C < INNER)[None, :]
-            mask_MC = mask_M[:, None] & (c_C < INNER)[None, :]
-            inner_MC = tl.load(inner_ptr + place_M.to(tl.int64)[:, None] * INNER + c_C[None, :], mask=mask_MC, other=0)
-            acc_MN = product_tile(acc_MN, inner_MC, weights, d_N, c_C, mask_NC, INNER, DTYPE)
+            offsets = place_M.to(tl.int64)[:, None] * INNER + c_C[None, :]
+            mask_MC = mask_M[:, None] & (c_C < COLUMNS)[None, :]
+            inner_MC = tl.load(inner_ptr + offsets, mask=mask_MC, other=0)
+            high_MC = tl.load(inner_ptr + offsets + COLUMNS, mask=mask_MC, other=0) if FORM == INT4 else inner_MC
+            acc_MN = add_product(
+                acc_MN, inner_MC, high_MC, weights, scales, d_N, mask_N, start, FORM, COLUMNS, GROUP, GROUPS, BLOCK_C, DTYPE
+            )
+        acc_MN = scaled(acc_MN, scales, d_N, mask_N, FORM, GROUPS)
         if HAS_BIAS:
             acc_MN += tl.load(bias_ptr + expert * D + d_N, mask=mask_N, other=0).to(tl.float32)[None, :]
         assignment_M = tl.load(order_ptr + place_M, mask=mask_M, other=0)
@@ -121,9 +166,17 @@ def sum_kernel(part_ptr, out_ptr, D: tl.constexpr, TOP_K: tl.constexpr, BLOCK: t
 
 def suits(x_TD: Tensor, stack: ExpertStack) -> bool:
     """Whether the kernels can compute this."""
-    weights = stack.gate_up_EJD, stack.down_EDI
-    is_here = (x_TD.is_cuda or INTERPRETED) and len(x_TD) > 0
-    return is_here and x_TD.dtype in LANGUAGE_TYPES and all(each.is_contiguous() and each.dtype == x_TD.dtype for each in weights)
+    is_here = (x_TD.is_cuda or INTERPRETED) and len(x_TD) > 0 and x_TD.dtype in LANGUAGE_TYPES
+    return is_here and takes(stack.gate_up, x_TD.shape[1], x_TD.dtype) and takes(stack.down, stack.sizes[1], x_TD.dtype)
+
+
+def takes(matrices: MatrixStack, num_inputs: int, dtype: torch.dtype) -> bool:
+    """Whether the kernels can read these weights beside activations of `dtype`."""
+    if not matrices.values_EOI.is_contiguous() or matrices.num_inputs != num_inputs:
+        return False
+    if matrices.scales_EOG is None:
+        return matrices.values_EOI.dtype == dtype
+    return matrices.scales_EOG.is_contiguous() and tiles_fit(matrices.values_EOI.shape[2], matrices.group_len, num_inputs)
 
 
 def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: ExpertStack, *, combine: GatedProduct) -> Tensor:
@@ -155,14 +208,12 @@ def launches(
 ) -> list[Launch]:
     """The kernels to run, in order, into `out_TD`; `assignments` are those of `sorted_by_expert`."""
     (num_tokens, top_k), num_experts, (order, begin_E) = weights_TK.shape, stack.num_experts, assignments
-    hidden, inner = stack.down_EDI.shape[1:]
+    hidden, inner = stack.sizes
     x_TD = x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
-    average = triton.next_power_of_2(triton.cdiv(num_tokens * top_k, num_experts))
-    shape = {"bytes": x_TD.element_size(), "rows": min(max(average, LEAST_ROWS), MOST_ROWS)}
-    first, second = chosen or (chosen_for("experts_gate_up", shape, x_TD.device), chosen_for("experts_down", shape, x_TD.device))
+    first, second = chosen or configurations(x_TD, num_tokens * top_k, stack)
     inner_AI = torch.empty(num_tokens * top_k, inner, dtype=x_TD.dtype, device=x_TD.device)
     part_AD = torch.empty(num_tokens * top_k, hidden, dtype=x_TD.dtype, device=x_TD.device)
-    sizes = {"D": hidden, "INNER": inner, "E": num_experts, "E_TILE": triton.next_power_of_2(num_experts)}
+    sizes = {"INNER": inner, "E": num_experts, "E_TILE": triton.next_power_of_2(num_experts)}
     sizes["DTYPE"] = LANGUAGE_TYPES[torch.float32 if INTERPRETED else x_TD.dtype]
     places = {"order_ptr": order, "begin_ptr": begin_E}
     step, up = (2, 1) if stack.is_interleaved else (1, inner)
@@ -171,11 +222,12 @@ def launches(
             gate_up_kernel,
             (most_blocks(num_tokens * top_k, num_experts, first.block("m")), triton.cdiv(inner, first.block("n"))),
             {
-                "x_ptr": x_TD, "weight_ptr": stack.gate_up_EJD, "bias_ptr": stack.gate_up_bias_EJ, "inner_ptr": inner_AI,
+                "x_ptr": x_TD, **pointers(stack.gate_up), "bias_ptr": stack.gate_up_bias_EJ, "inner_ptr": inner_AI,
                 "x_stride": x_TD.stride(0), **places,
             },
             {
-                **sizes, **tile(first), "TOP_K": top_k, "STEP": step, "UP": up, "HAS_BIAS": stack.gate_up_bias_EJ is not None,
+                **sizes, **tile(stack.gate_up, first), "TOP_K": top_k, "STEP": step, "UP": up,
+                "HAS_BIAS": stack.gate_up_bias_EJ is not None,
                 "NAME": combine.activation, "LIMIT": combine.limit, "GAIN": combine.gain,
             },
             first.num_warps,
@@ -185,10 +237,10 @@ def launches(
             down_kernel,
             (most_blocks(num_tokens * top_k, num_experts, second.block("m")), triton.cdiv(hidden, second.block("n"))),
             {
-                "inner_ptr": inner_AI, "weight_ptr": stack.down_EDI, "bias_ptr": stack.down_bias_ED,
+                "inner_ptr": inner_AI, **pointers(stack.down), "bias_ptr": stack.down_bias_ED,
                 "share_ptr": weights_TK.contiguous(), "part_ptr": part_AD, **places,
             },
-            {**sizes, **tile(second), "HAS_BIAS": stack.down_bias_ED is not None},
+            {**sizes, **tile(stack.down, second), "D": hidden, "HAS_BIAS": stack.down_bias_ED is not None},
             second.num_warps,
             second.num_stages,
         ),
@@ -201,11 +253,32 @@ def launches(
     ]  # fmt: skip
 
 
+def configurations(x_TD: Tensor, num_assignments: int, stack: ExpertStack) -> tuple[Configuration, Configuration]:
+    """How to cut the product of gates and ups, and that of outputs."""
+    average = triton.next_power_of_2(triton.cdiv(num_assignments, stack.num_experts))
+    shape = {"bytes": x_TD.element_size(), "rows": min(max(average, LEAST_ROWS), MOST_ROWS)}
+    first, second = ({**shape, "bits": matrices.num_bits} for matrices in (stack.gate_up, stack.down))
+    return chosen_for("experts_gate_up", first, x_TD.device), chosen_for("experts_down", second, x_TD.device)
+
+
 def most_blocks(num_assignments: int, num_experts: int, block: int) -> int:
     """The most blocks of rows that so many assignments can become: each expert's last block may hold a single row."""
     return min(num_assignments, (num_assignments + num_experts * (block - 1)) // block)
 
 
-def tile(chosen: Configuration) -> dict[str, int]:
-    """The sizes of a tile, as the kernels call them."""
-    return {"BLOCK_M": chosen.block("m"), "BLOCK_N": chosen.block("n"), "BLOCK_C": chosen.block("c")}
+def pointers(matrices: MatrixStack) -> dict[str, Tensor | None]:
+    """A matrix's arguments: 8-bit floats go as bytes, because not every GPU knows them."""
+    values = matrices.values_EOI
+    return {
+        "weight_ptr": values.view(torch.uint8) if values.dtype == torch.float8_e4m3fn else values, "scale_ptr": matrices.scales_EOG
+    }  # fmt: skip
+
+
+def tile(matrices: MatrixStack, chosen: Configuration) -> dict[str, int]:
+    """A matrix's constants, and the sizes of a tile, as the kernels call them."""
+    form = INT4 if matrices.is_packed else FORMS.get(matrices.values_EOI.dtype, PLAIN)
+    block_c = tile_columns(chosen.block("c"), matrices.group_len, matrices.num_inputs)
+    return {
+        "FORM": form.value, "COLUMNS": matrices.values_EOI.shape[2], "GROUP": matrices.group_len, "GROUPS": matrices.num_groups,
+        "BLOCK_M": chosen.block("m"), "BLOCK_N": chosen.block("n"), "BLOCK_C": block_c,
+    }  # fmt: skip

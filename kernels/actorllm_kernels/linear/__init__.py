@@ -54,6 +54,10 @@ class Form(Protocol):
         """[T, O] in x's dtype: `x @ w.T`; the fastest way there is here."""
         ...
 
+    def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
+        """Codes [O, ..] and scales [O, G] as `experts.MatrixStack` has them of one expert; None where they lie in panels."""
+        ...
+
 
 class Bf16:
     """The upper halves of float32: exact for weights that were trained or stored as bfloat16."""
@@ -79,6 +83,9 @@ class Bf16:
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_bf16(x_TI, packed[0], num_outputs)
 
+    def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
+        return None
+
 
 class Int8:
     """Codes of 8 bits with a scale for each output; a row of activations is rounded to 8 bits, too, with its own scale."""
@@ -103,6 +110,9 @@ class Int8:
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_int8(x_TI, packed[0], packed[1], num_outputs)
+
+    def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
+        return None
 
 
 class Int4:
@@ -139,6 +149,9 @@ class Int4:
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_int4(x_TI, packed[0], packed[1], num_outputs)
 
+    def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
+        return None
+
 
 class Fp8:
     """8-bit floats (e4m3) with a scale for each output; a row of activations is rounded to them, too, with its own scale. For GPUs."""
@@ -168,6 +181,9 @@ class Fp8:
             if triton_fp8.suits(x_TI):
                 return triton_fp8.linear_fp8(x_TI, packed[0], packed[1])
         return reference.linear_fp8(x_TI, packed[0], packed[1])
+
+    def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
+        return packed[0].view(torch.float8_e4m3fn), packed[1].unsqueeze(1)
 
 
 class WeightOnly:
@@ -218,3 +234,6 @@ class WeightOnly:
             if triton.suits(x_TI, weight):
                 return triton.linear_weight_only(x_TI, weight)
         return reference.linear_weight_only(x_TI, weight)
+
+    def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
+        return packed[0], packed[1]

@@ -95,7 +95,17 @@ def suits(x_MK: Tensor, weight: IntWeight) -> bool:
     num_columns, group_len = weight.codes_OI.shape[1], weight.group_len
     if x_MK.shape[1] != weight.num_inputs or not num_columns:
         return False
-    return group_len == weight.num_inputs or (num_columns % group_len == 0 and group_len % LEAST_ROWS == 0)
+    return tiles_fit(num_columns, group_len, weight.num_inputs)
+
+
+def tiles_fit(num_columns: int, group_len: int, num_inputs: int) -> bool:
+    """Whether tiles of codes can lie within groups of inputs; 4-bit codes have half as many columns as inputs."""
+    return group_len == num_inputs or (num_columns % group_len == 0 and group_len % LEAST_ROWS == 0)
+
+
+def tile_columns(block: int, group_len: int, num_inputs: int) -> int:
+    """The columns of a tile: `block`, or the largest power of two that divides a group where there are several."""
+    return block if group_len == num_inputs else min(block, group_len & -group_len)
 
 
 def linear_weight_only(x_MK: Tensor, weight: IntWeight) -> Tensor:
@@ -113,7 +123,7 @@ def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configu
     shape = {"bits": 4 if weight.is_packed else 8, "rows": max(num_rows, LEAST_ROWS)}
     chosen = chosen or chosen_for("linear_weight_only", shape, x_MK.device)
     block_m, block_n = max(triton.next_power_of_2(num_rows), LEAST_ROWS), chosen.block("n")
-    block_k = min(chosen.block("k"), weight.group_len & -weight.group_len) if weight.group_len < num_inputs else chosen.block("k")
+    block_k = tile_columns(chosen.block("k"), weight.group_len, num_inputs)
     num_tiles = triton.cdiv(num_outputs, block_n)
     free = num_processors(x_MK.device) * PROGRAMS_PER_PROCESSOR // num_tiles
     num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(weight.codes_OI.shape[1], 4 * block_k)))

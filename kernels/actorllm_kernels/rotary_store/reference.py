@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from actorllm_kernels.quantize import quantize
+from actorllm_kernels.quantize import quantize, set_rows
 
 
 class Angles(NamedTuple):
@@ -38,7 +38,7 @@ def store(values_T: Tensor, slots_T: Tensor, pool_N: Tensor, scales_N: Tensor | 
         pool_N.index_copy_(0, slots_T, values_T.to(pool_N.dtype))
         return
     values_T, scales_T = quantize(values_T, pool_N.dtype)
-    pool_N[slots_T] = values_T
+    set_rows(values_T, slots_T, pool_N)
     scales_N[slots_T] = scales_T
 
 

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 
 from actorllm_kernels.configurations import Configuration
-from actorllm_kernels.experts import ExpertStack
+from actorllm_kernels.experts import ExpertStack, MatrixStack
 from actorllm_kernels.experts import reference as experts_reference
 from actorllm_kernels.experts import triton as experts
 from actorllm_kernels.gated import GatedProduct
-from actorllm_kernels.linear import IntWeight, WeightOnly, triton_fp8
+from actorllm_kernels.linear import Form, Fp8, IntWeight, WeightOnly, triton_fp8
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
@@ -56,26 +56,38 @@ def fp8_problem(num_rows: int, shape: tuple[int, int], *, chosen: Configuration 
 
 
 def experts_problem(
-    num_tokens: int, sizes: tuple[int, int, int, int], *, cut: tuple[Configuration, Configuration] | None = None
+    num_tokens: int,
+    sizes: tuple[int, int, int, int],
+    *,
+    form: Form | None = None,
+    cut: tuple[Configuration, Configuration] | None = None,
 ) -> Problem:
-    """Tokens that are routed at random; the weights of each expert that is chosen are read once."""
+    """Tokens that are routed at random; the weights of each expert that is chosen are read once, as codes of `form` or as values."""
     num_experts, top_k, hidden, inner = sizes
     x, chosen = random(num_tokens, hidden), random(num_tokens, num_experts, dtype=torch.float32).argsort(dim=1)[:, :top_k]
     weights = random(num_tokens, top_k, seed=1).abs()
     gate_up, down = random(num_experts, 2 * inner, hidden) / hidden**0.5, random(num_experts, hidden, inner, seed=1) / inner**0.5
-    stack, out, combine = ExpertStack(gate_up, down), torch.full_like(x, torch.nan), GatedProduct()
+    matrices = [MatrixStack(each) if form is None else stack_of_codes(form, each) for each in (gate_up, down)]
+    stack, out, combine = ExpertStack(*matrices), torch.full_like(x, torch.nan), GatedProduct()
     assignments = experts.sorted_by_expert(chosen, num_experts)
 
     def expected() -> torch.Tensor:
-        exact = ExpertStack(gate_up.float(), down.float())
+        exact = ExpertStack(*(each if each.scales_EOG is not None else MatrixStack(each.values_EOI.float()) for each in matrices))
         return experts_reference.run_experts(x.float(), weights.float(), chosen, exact, combine=combine)
 
     return Problem(
         experts.launches(x, weights, assignments, stack, combine=combine, out_TD=out, chosen=cut),
         lambda: (out, expected()),
-        num_bytes(gate_up, down) * len(chosen.unique()) // num_experts + num_bytes(x, out, weights),
+        num_bytes(*(part for each in matrices for part in (each.values_EOI, each.scales_EOG))) * len(chosen.unique()) // num_experts + num_bytes(x, out, weights),
         6 * num_tokens * top_k * hidden * inner,
     )
+
+
+def stack_of_codes(form: Form, weights_EOI: torch.Tensor) -> MatrixStack:
+    parts = [form.by_output(form.pack(form.codes(weight_OI))) for weight_OI in weights_EOI]
+    codes, scales = zip(*(part for part in parts if part is not None), strict=True)
+    as_bytes = torch.stack([each.view(torch.uint8) for each in codes])  # 8-bit floats cannot be stacked everywhere
+    return MatrixStack(as_bytes.view(codes[0].dtype), torch.stack(scales))
 
 
 def product_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
@@ -90,3 +102,7 @@ def product_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
     for num_tokens in (4, 12) if REHEARSAL else (1, 16, 64, 4096):
         name = f"{num_tokens} tokens, {sizes[1]} of {sizes[0]} experts, {sizes[2]} x {sizes[3]}"
         yield name, partial(experts_problem, num_tokens, sizes)
+    for form in (WeightOnly(8), WeightOnly(4), Fp8()):
+        for num_tokens in (4,) if REHEARSAL else (16, 64):
+            name = f"{num_tokens} tokens, {sizes[1]} of {sizes[0]} experts, {sizes[2]} x {sizes[3]}, {form.name}"
+            yield name, partial(experts_problem, num_tokens, sizes, form=form)

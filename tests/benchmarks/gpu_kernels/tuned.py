@@ -1,5 +1,6 @@
 """What is tuned: every kernel that has configurations, over the sizes of usual models, with the ways to cut it that are tried."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,7 @@ import torch
 
 from actorllm_kernels import device as devices
 from actorllm_kernels.configurations import Configuration, Key
+from actorllm_kernels.linear import Form, WeightOnly
 from actorllm_kernels.tuning import grid
 from gpu_kernels.attention import attention_problem
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem
@@ -67,13 +69,16 @@ def tuned_products() -> Iterator[Tuned]:
 def tuned_experts() -> Iterator[Tuned]:
     """Gates and ups first, then outputs; the other product stays as it is cut when its turn comes."""
     num_experts, top_k, *_ = sizes = (8, 2, 64, 32) if REHEARSAL else (128, 8, 2048, 768)
-    for rows in (16, 64, 128):
-        shape, num_tokens = {"bytes": BF16.itemsize, "rows": rows}, rows * num_experts // top_k
+    for form, rows in itertools.product((None, WeightOnly(8), WeightOnly(4)), (16, 64, 128)):
+        shape = {"bits": 16 if form is None else form.num_bits, "bytes": BF16.itemsize, "rows": rows}
+        num_tokens = rows * num_experts // top_k
         for index, kernel in enumerate(("experts_gate_up", "experts_down")):
 
-            def make(chosen: Configuration, index: int = index, shape: dict = shape, num_tokens: int = num_tokens) -> Problem:
+            def make(
+                chosen: Configuration, index: int = index, shape: dict = shape, num_tokens: int = num_tokens, form: Form | None = form
+            ) -> Problem:
                 cut = [devices.chosen_for(name, shape, DEVICE) for name in ("experts_gate_up", "experts_down")]
                 cut[index] = chosen
-                return experts_problem(num_tokens, sizes, cut=(cut[0], cut[1]))
+                return experts_problem(num_tokens, sizes, form=form, cut=(cut[0], cut[1]))
 
             yield tuned(kernel, shape, grid((4, 8), (2, 3, 4), m=(rows,), n=(64, 128), c=(64, 128)), make)
