@@ -258,7 +258,8 @@ def tensor_sizes(directory: Path) -> dict[str, int]:
 
 def num_values(directory: Path, storage: Format) -> int:
     """Values of all tensors, as many as they are in memory. Raises `CheckpointError`."""
-    return sum(storage.num_values(name, shape) for name, shape in tensor_shapes(directory).items())
+    shapes = tensor_shapes(directory)
+    return sum(storage.num_values(name, shape, is_scaled=f"{name}_scale" in shapes) for name, shape in shapes.items())
 
 
 def num_bytes(directory: Path) -> int:

@@ -5,6 +5,7 @@ holds are kept where the form has the same ones, so that nothing is rounded twic
 """
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import Tensor
@@ -105,9 +106,9 @@ class CompactFormat:
         for weight in self._stored.stack(reader, name, shape=shape, rows=rows, cols=cols):
             yield self._compact(weight, self._form)
 
-    def num_values(self, name: str, shape: tuple[int, ...]) -> int:
+    def num_values(self, name: str, shape: tuple[int, ...], *, is_scaled: bool = False) -> int:
         """In units of values of `dtype`, which the codes are a fraction of."""
-        whole = self._stored.num_values(name, shape)
+        whole = self._stored.num_values(name, shape, is_scaled=is_scaled)
         return whole if len(shape) < 2 else int(whole * self._form.bits_per_value / (8 * self._dtype.itemsize))
 
     def _compact(self, weight: LinearWeight, form: Form) -> LinearWeight:
@@ -128,10 +129,15 @@ class CodesFormat(PlainFormat):
             return super().linear(reader, name, shape=shape, rows=rows, cols=cols)
         return kept(stored, self._form, dtype=self._dtype) or DenseWeight(stored.dense(self._dtype))
 
-    def num_values(self, name: str, shape: tuple[int, ...]) -> int:
-        whole = self._stored.num_values(name, shape)
-        is_kept = self._stored.is_symmetric and not self._stored.is_ordered and self._stored.holds_codes(name)
-        return int(whole * self._form.bits_per_value / (8 * self._dtype.itemsize)) if is_kept else whole
+    def num_values(self, name: str, shape: tuple[int, ...], *, is_scaled: bool = False) -> int:
+        """In units of values of `dtype`: codes take their bits, scales four bytes each."""
+        whole = self._stored.num_values(name, shape, is_scaled=is_scaled)
+        if not self._stored.is_symmetric or self._stored.is_ordered:
+            return whole
+        if name.endswith(".weight_scale"):
+            return prod(shape) * torch.float32.itemsize // self._dtype.itemsize
+        is_codes = name.endswith(".weight_packed") or is_scaled
+        return whole * self._stored.num_bits // (8 * self._dtype.itemsize) if is_codes else whole
 
 
 def kept(stored: IntCodes, form: Form, *, dtype: torch.dtype) -> CompactWeight | None:

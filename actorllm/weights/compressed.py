@@ -53,14 +53,10 @@ class CompressedFormat(PlainFormat):
             return super().linear(reader, name, shape=shape, rows=rows, cols=cols)
         return DenseWeight(codes.dense(reader.dtype))
 
-    def num_values(self, name: str, shape: tuple[int, ...]) -> int:
+    def num_values(self, name: str, shape: tuple[int, ...], *, is_scaled: bool = False) -> int:
         if name.endswith((".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx")):
             return 0
         return prod(shape) * (32 // self.num_bits if name.endswith(".weight_packed") else 1)
-
-    def holds_codes(self, name: str) -> bool:
-        """Whether a tensor of this name is the codes of a linear for sure: unpacked ones are called as plain ones are."""
-        return name.endswith(".weight_packed")
 
     def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
         """The part `rows` x `cols` of a linear; None if it is not quantized. Raises `TensorMissing` or `CheckpointError`."""

@@ -69,8 +69,8 @@ class Format(Protocol):
         """The part `rows` x `cols` of each linear of the stack [number, out, in] called `name`."""
         ...
 
-    def num_values(self, name: str, shape: tuple[int, ...]) -> int:
-        """How many values a tensor of a checkpoint becomes in memory."""
+    def num_values(self, name: str, shape: tuple[int, ...], *, is_scaled: bool = False) -> int:
+        """How many values a tensor of a checkpoint becomes in memory; `is_scaled`: the checkpoint has another one, `name + "_scale"`."""
         ...
 
 
@@ -92,5 +92,5 @@ class PlainFormat:
         for index in range(shape[0]):
             yield DenseWeight(reader.read(name, shape, index=index, rows=rows, cols=cols))
 
-    def num_values(self, name: str, shape: tuple[int, ...]) -> int:
+    def num_values(self, name: str, shape: tuple[int, ...], *, is_scaled: bool = False) -> int:
         return prod(shape)

@@ -51,7 +51,7 @@ class Mxfp4Format(PlainFormat):
             offset = first * self.block_len
             yield DenseWeight(values_OI[:, begin - offset : end - offset].contiguous())
 
-    def num_values(self, name: str, shape: tuple[int, ...]) -> int:
+    def num_values(self, name: str, shape: tuple[int, ...], *, is_scaled: bool = False) -> int:
         if name.endswith("_scales"):
             return 0
         return prod(shape) * (2 if name.endswith("_blocks") else 1)

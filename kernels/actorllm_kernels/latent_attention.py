@@ -39,7 +39,7 @@ def attend_latent(
     """
     k_N1C = pool_NC.unsqueeze(1)
     v_N1R = k_N1C[..., :latent_size]
-    if kernels := kernels_for(q_THC, k_N1C, v_N1R):
+    if kernels := kernels_for(q_THC, k_N1C, v_N1R, operator="latent_attention"):
         scales = {} if scales_N2 is None else {"k_scales_NK": scales_N2.unsqueeze(1), "v_scales_NK": scales_N2[:, :1]}
         return kernels.attend(q_THC, k_N1C, v_N1R, keys, scale=scale, **scales)
     return attend_latent_reference(q_THC, pool_NC, keys, latent_size=latent_size, scale=scale, scales_N2=scales_N2)

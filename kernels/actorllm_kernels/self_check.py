@@ -9,6 +9,7 @@ Legend: T tokens, H query heads, K key/value heads, D head_dim, N slots.
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,10 +73,8 @@ def failing(device: torch.device) -> list[str]:
 
 
 def check_attention(device: torch.device) -> Results:
-    """Decode in parts and ragged prefill: plain, with all that a model may add, quantized, and latents."""
-    spans = ((0, 1, 200), (1, 20, 80), (2, 1, 3))
-    table = _random(3, 1024, device=device).argsort(dim=1).to(torch.int32)
-    plain, windowed = RaggedKeys(spans, table), RaggedKeys(spans, table, 64)
+    """Decode in parts and ragged prefill: plain, with all that a model may add, and quantized."""
+    plain, windowed = _ragged(device), _ragged(device, window=64)
     q, k, v = _random(22, 8, 128, device=device), _random(1024, 2, 128, device=device), _random(1024, 2, 128, device=device)
     yield "plain", *_both(attention_triton.attend, attention_reference.attend, q, k, v, plain, scale=0.09)
     extras = {"soft_cap": 20.0, "sinks_H": _random(8, device=device), "slopes_H": _random(8, device=device).float().abs()}
@@ -84,9 +83,14 @@ def check_attention(device: torch.device) -> Results:
         (k8, k_scales), (v8, v_scales) = quantize(k, form), quantize(v, form)
         scales = {"k_scales_NK": k_scales, "v_scales_NK": v_scales}
         yield str(form), *_both(attention_triton.attend, attention_reference.attend, q, k8, v8, plain, scale=0.09, **scales)
+
+
+def check_latent_attention(device: torch.device) -> Results:
+    """The same of latents: plain, and with factors for a latent and for its rotated key."""
+    plain = _ragged(device)
     q, latents = _random(22, 16, 576, device=device), _random(1024, 1, 576, device=device)
     both = attention_triton.attend, attention_reference.attend
-    yield "latents", *_both(*both, q, latents, latents[:, :, :512], plain, scale=0.04)
+    yield "plain", *_both(*both, q, latents, latents[:, :, :512], plain, scale=0.04)
     for form in LARGEST:
         pool, scales = torch.zeros(1024, 576, device=device).to(form), torch.zeros(1024, 2, device=device)
         for part, values in enumerate(latents[:, 0].split([512, 64], dim=1)):
@@ -94,7 +98,12 @@ def check_attention(device: torch.device) -> Results:
             pool[:, 512 * part : 512 + 64 * part] = codes
         k, k_scales = pool.unsqueeze(1), scales.unsqueeze(1)
         got = attention_triton.attend(q, k, k[..., :512], plain, scale=0.04, k_scales_NK=k_scales, v_scales_NK=k_scales[..., 0])
-        yield f"latents, {form}", got, attend_latent_reference(q, pool, plain, latent_size=512, scale=0.04, scales_N2=scales)
+        yield str(form), got, attend_latent_reference(q, pool, plain, latent_size=512, scale=0.04, scales_N2=scales)
+
+
+def _ragged(device: torch.device, window: int | None = None) -> RaggedKeys:
+    """A long row and a short one that decode, and a chunk."""
+    return RaggedKeys(((0, 1, 200), (1, 20, 80), (2, 1, 3)), _random(3, 1024, device=device).argsort(dim=1).to(torch.int32), window)
 
 
 def check_norm(device: torch.device) -> Results:
@@ -158,26 +167,39 @@ def check_linear(device: torch.device) -> Results:
 def check_linear_fp8(device: torch.device) -> Results:
     """Few rows, with the inputs in parts, and many."""
     codes, scales = linear_reference.fp8_codes(_random(160, 2048, device=device, seed=1))
-    for num_rows in (3, 200):
+    for num_rows in (3, 130):
         x = _random(num_rows, 2048, device=device)
         yield f"{num_rows} rows", *_both(triton_fp8.linear_fp8, linear_reference.linear_fp8, x, codes, scales)
 
 
 def check_experts(device: torch.device) -> Results:
-    """Three of eight experts, one of them chosen by all; plain, clamped with biases and gates and ups in turns, and as codes."""
-    x, weights = _random(40, 256, device=device), _random(40, 3, device=device, seed=1).abs()
-    experts = torch.cat((torch.full((40, 1), 7), _random(40, 7, device=torch.device("cpu")).argsort(dim=1)[:, :2]), dim=1).to(
-        device
-    )
-    gate_up, down = _random(8, 384, 256, device=device, seed=2) / 16, _random(8, 256, 192, device=device, seed=3) / 14
-    values = MatrixStack(gate_up), MatrixStack(down)
-    full = ExpertStack(*values, gate_up[:, :, 0].contiguous(), down[:, :, 0].contiguous(), is_interleaved=True)
-    cases = {"plain": (ExpertStack(*values), GatedProduct("gelu")), "clamped": (full, GatedProduct(limit=1.5, gain=1.7))}
+    """Plain, and clamped with biases and gates and ups in turns."""
+    gate_up, down = _experts(device)
+    plain = ExpertStack(MatrixStack(gate_up), MatrixStack(down))
+    full = replace(plain, gate_up_bias_EJ=gate_up[:, :, 0].contiguous(), down_bias_ED=down[:, :, 0].contiguous(), is_interleaved=True)
+    yield "plain", *_both_experts(plain, GatedProduct("gelu"))
+    yield "clamped", *_both_experts(full, GatedProduct(limit=1.5, gain=1.7))
+
+
+def check_coded_experts(device: torch.device) -> Results:
+    """Every form of codes, those of 4 bits in groups."""
+    gate_up, down = _experts(device)
     for form in (WeightOnly(8), WeightOnly(4), Fp8()):
-        cases[form.name] = ExpertStack(_as_codes(form, gate_up), _as_codes(form, down)), GatedProduct()
-    for name, (stack, combine) in cases.items():
-        both = experts_triton.run_experts, experts_reference.run_experts
-        yield name, *_both(*both, x, weights, experts, stack, combine=combine)
+        yield form.name, *_both_experts(ExpertStack(_as_codes(form, gate_up), _as_codes(form, down)), GatedProduct())
+
+
+def _experts(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Gates with ups, and outputs of four experts."""
+    return _random(4, 192, 256, device=device, seed=2) / 16, _random(4, 256, 96, device=device, seed=3) / 10
+
+
+def _both_experts(stack: ExpertStack, combine: GatedProduct) -> tuple[Tensor, Tensor]:
+    """Two experts for each token, one of them chosen by all."""
+    device = stack.down.values_EOI.device
+    x, weights = _random(20, 256, device=device), _random(20, 2, device=device, seed=1).abs()
+    others = _random(20, 3, device=torch.device("cpu")).argsort(dim=1)[:, :1]
+    experts = torch.cat((torch.full((20, 1), 3), others), dim=1).to(device)
+    return _both(experts_triton.run_experts, experts_reference.run_experts, x, weights, experts, stack, combine=combine)
 
 
 def _as_codes(form: Form, weights_EOI: Tensor) -> MatrixStack:
@@ -234,12 +256,14 @@ def _random(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
 
 CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "attention": check_attention,
+    "latent_attention": check_latent_attention,
     "norm": check_norm,
     "gated": check_gated,
     "rotary_store": check_rotary_store,
     "linear": check_linear,
     "linear_fp8": check_linear_fp8,
     "experts": check_experts,
+    "coded_experts": check_coded_experts,
     "embedding": check_embedding,
     "token_ids": check_token_ids,
     "sampling": check_sampling,

@@ -1,6 +1,7 @@
 """Codes that a checkpoint holds are served as they are: no value is rounded twice, wherever a form has the same codes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,12 +107,19 @@ def test_what_a_form_does_not_have_is_rounded_again(tmp_path, num_bits, group_le
     assert isinstance(read(tmp_path, CodesFormat(stored, form, dtype=torch.float32)), DenseWeight)
 
 
-def test_memory_is_that_of_the_codes(tmp_path):
-    stored, _ = write(tmp_path, 4, 128)
-    kept = CodesFormat(stored, WeightOnly(4), dtype=torch.bfloat16)
+@pytest.mark.parametrize(("num_bits", "group_len"), [(4, 128), (4, 32), (8, None), (8, 64)])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_memory_is_that_of_the_codes(tmp_path, num_bits, group_len, is_packed):
+    stored, weight = write(tmp_path, num_bits, group_len)
+    if not is_packed:  # one code a byte, under the name of a plain weight
+        codes = IntCodes.quantized(weight, num_bits=num_bits, group_len=group_len, scale_dtype=weight.dtype)
+        tensors = {f"{NAME}.weight": codes.codes_OI, f"{NAME}.weight_scale": codes.scale_OG, "norm.weight": torch.ones(8)}
+        save_file(tensors, tmp_path / "codes" / "model.safetensors")
+        stored = replace(stored, is_packed=False)
+    kept = CodesFormat(stored, WeightOnly(num_bits), dtype=torch.bfloat16)
     packed = read(tmp_path, kept, dtype=torch.bfloat16).packed()
     num_bytes = sum(tensor.nbytes for tensor in packed.tensors)
-    assert num_values(tmp_path / "codes", kept) * 2 == pytest.approx(num_bytes + 16, rel=0.01)
+    assert num_values(tmp_path / "codes", kept) * 2 == num_bytes + 16
 
 
 @pytest.mark.parametrize(("device", "quantize", "kind"), [

@@ -43,11 +43,11 @@ def attend(
     )
 
 
-def kernels_for(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor) -> ModuleType | None:
-    """The module of the kernels that can compute this here, if there are any."""
+def kernels_for(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor, *, operator: str = "attention") -> ModuleType | None:
+    """The module of the kernels that can compute this here, if there are any; `operator` is what they are checked as."""
     if cpu.suits(q_THD, k_NKD, v_NKE):
         return cpu
-    if takes_triton("attention", q_THD):
+    if takes_triton(operator, q_THD):
         from actorllm_kernels.attention import triton  # takes a second, and is not there without a GPU
 
         return triton if triton.suits(q_THD, k_NKD, v_NKE) else None

@@ -74,6 +74,11 @@ class ExpertStack:
         return len(self.down.values_EOI)
 
     @property
+    def is_coded(self) -> bool:
+        """Whether there are codes among the weights."""
+        return self.gate_up.scales_EOG is not None or self.down.scales_EOG is not None
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """D, and the inner size of an expert."""
         return self.down.values_EOI.shape[1], self.gate_up.values_EOI.shape[1] // 2
