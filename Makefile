@@ -1,5 +1,6 @@
 # `make serve` and `make test` work from a clean clone; everything lives in .venv.
 PYTHON ?= python3
+PROCESSES ?= 2
 BIN := .venv/bin
 PROJECTS := kernels $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)) .
 PACKAGES := $(addprefix -e ,$(PROJECTS))
@@ -29,8 +30,8 @@ install-dev: .venv/installed-dev
 serve: install
 	$(BIN)/actorllm serve $(MODEL)
 
-test: install-dev
-	$(BIN)/python -m pytest -q
+test: install-dev # in two processes with a thread of torch's each: PROCESSES=0 runs all in one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PROCESSES)
 
 test-plain: install-dev # messages between actors pass as they are, where a test does not choose their form
 	TEST_MESSAGES=plain $(BIN)/python -m pytest -q tests/engine tests/server/test_golden.py -k "not encoded and not plain"

@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,23 @@ from actorllm.execution.devices import Devices
 from actorllm.messages import Step
 from tests.skip_gate import DATA_ABSENT, data_folder
 
+RUN_TOGETHER = ("tests/packaging/", "tests/parity/", "tests/server/page/")
+"""Folders whose files share something that is expensive: wheels, models, a browser."""
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n N`: N processes take the files in their order, so that the last ones are short."""
+    from xdist.scheduler import LoadScopeScheduling  # is installed where `-n` is known
+
+    class FilesAndFolders(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((folder for folder in RUN_TOGETHER if nodeid.startswith(folder)), nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return FilesAndFolders(config, log)
 
 
 @pytest.fixture(scope="session")

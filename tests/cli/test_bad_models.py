@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from actorllm.cli.main import main
+
 
 def change_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
@@ -40,24 +42,42 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "actorllm", "serve", "--port", "0", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+@pytest.fixture(autouse=True)
+def switch_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process keeps its own."""
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
+
+
+@pytest.fixture
+def damaged(stories_dir: Path, tmp_path: Path) -> Callable[[str], tuple[str, str]]:
+    """The folder of a model with a damage by its name, and what is to be said of it."""
+
+    def make(name: str) -> tuple[str, str]:
+        folder = shutil.copytree(stories_dir, tmp_path / "model", copy_function=shutil.copyfile)
+        damage, words = DAMAGES[name]
+        damage(folder)
+        return str(folder), words
+
+    return make
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damaged_models(stories_dir: Path, tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(stories_dir, folder, copy_function=shutil.copyfile)
-    damage, words = DAMAGES[name]
-    damage(folder)
-    done = serve(str(folder))
+def test_damaged_models(damaged: Callable[[str], tuple[str, str]], capsys: pytest.CaptureFixture[str], name: str) -> None:
+    folder, words = damaged(name)
+    assert main(["serve", "--port", "0", folder]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("actorllm: error: ") and words in said
+
+
+def test_a_process_ends_with_that_sentence(damaged: Callable[[str], tuple[str, str]]) -> None:
+    folder, words = damaged("truncated")
+    done = subprocess.run([sys.executable, "-m", "actorllm", "serve", "--port", "0", folder], capture_output=True, text=True, timeout=100)
     assert done.returncode == 2, done.stderr
     assert "actorllm: error: " in done.stderr and words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_memory_that_cannot_hold_the_context_names_the_numbers_to_change(stories_dir: Path) -> None:
-    done = serve(str(stories_dir), "--kv-memory", "1KB")
-    assert done.returncode == 2, done.stderr
-    assert "--kv-memory" in done.stderr and "--context" in done.stderr and "Traceback" not in done.stderr
+def test_memory_that_cannot_hold_the_context_names_the_numbers_to_change(stories_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", str(stories_dir), "--kv-memory", "1KB"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("actorllm: error: ") and "--kv-memory" in said and "--context" in said

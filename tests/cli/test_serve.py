@@ -153,8 +153,10 @@ Devices.run = lose
 async def test_a_rank_that_never_comes_to_a_collective_ends_its_streams_and_the_process(client: aiohttp.ClientSession) -> None:
     script = """
 import os, time
+from actorllm.cli import serve
 from actorllm.layers.collectives import ThreadRanks
 os.environ["ACTORLLM_EXECUTION_STEP_TIMEOUT"] = "1"
+serve.STOP_TIMEOUT = 0.5
 all_reduce, calls = ThreadRanks.all_reduce, []
 def stay_away(self, value):
     calls.append(self)
@@ -207,9 +209,10 @@ async def test_a_port_in_use() -> None:
         (["--port", "70000"], "port"),
     ],
 )
-def test_what_cannot_be_served_is_one_sentence(capsys, arguments: list[str], said: str) -> None:
+def test_what_cannot_be_served_is_one_sentence(capsys, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:
     from actorllm.cli.main import main
 
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
     assert main(["serve", *arguments]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("actorllm: error: ") and said in last

@@ -13,9 +13,9 @@ WHOLE_MODULE = "import pytest\npytest.importorskip('no_such_module', reason='not
 PASSES = "\ndef test_b():\n    pass\n"
 
 
-def run(repository: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Pytest with the gate over the tests in `folder`, with no data but those that `environment` names."""
-    command = [sys.executable, "-m", "pytest", "-p", "tests.skip_gate", "-p", "no:cacheprovider", "-rs", "-q", "test_it.py"]
+def run(repository: Path, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Pytest with the gate over the tests in `folder`, with further arguments, with no data but those that `environment` names."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.skip_gate", "-p", "no:cacheprovider", "-rs", "-q", *arguments]
     own = {name: value for name, value in os.environ.items() if name not in ("CI", "TEST_DATA_DIR")}
     own |= {"PYTHONPATH": str(repository), **environment}
     return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=60)
@@ -44,3 +44,14 @@ def test_gate(repository: Path, tmp_path: Path, text: str, is_let_through: bool,
     done = run(repository, tmp_path)
     assert words in done.stdout
     assert (done.returncode == 0) is is_let_through, done.stdout
+
+
+def test_two_processes_tell_every_skip_once(repository: Path, tmp_path: Path) -> None:
+    for name, text in (("listed", LISTED), ("unlisted", UNLISTED), ("module", WHOLE_MODULE)):
+        (tmp_path / f"test_{name}.py").write_text(text + PASSES)
+    done = run(repository, tmp_path, "-n", "2")
+    assert done.returncode == 1 and "2 passed, 3 skipped" in done.stdout, done.stdout
+    told = [line for line in done.stdout.splitlines() if line.startswith("SKIP NOT LISTED")]
+    assert sorted(line.split(": ")[1] for line in told) == ["test_module.py | not here", "test_unlisted.py::test_a | not today"]
+    for reason in ("test data folder is absent", "not today", "not here"):
+        assert sum(line.startswith("SKIPPED") and line.endswith(reason) for line in done.stdout.splitlines()) == 1
