@@ -1,13 +1,15 @@
-"""Every Triton kernel on the GPU that is here: `python tests/benchmarks/gpu.py [--tune] [--out FOLDER] [--minutes 8] [--rehearse]`.
+"""Every Triton kernel on the GPU that is here: `python tests/benchmarks/gpu.py [--tune] [--out FOLDER] [--minutes 7.5] [--rehearse]`.
 
 Each kernel is compared with its reference in float32 and timed against its floor: the bytes it must move over the bandwidth of a
 large copy, or its operations over the rate of a large matrix product, both measured in the same run; attention also
-against torch's own. A failure is a row of the table and stops nothing. Writes gpu.json and gpu.svg. `--tune` first looks for faster
+against torch's own. A failure is a row of the table and stops nothing, not even a kernel that hangs or breaks the GPU's context: the
+cases run in a process that is replaced then. Writes gpu.json and gpu.svg. `--tune` first looks for faster
 ways to cut the kernels, in minutes of its own. `--rehearse` runs small sizes in Triton's interpreter, to try this file without a GPU.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +24,13 @@ if not IS_POSSIBLE:
     sys.exit()
 
 import torch
+import triton
 from gpu_kernels.around import around_cases
 from gpu_kernels.attention import attention_cases
 from gpu_kernels.products import product_cases
 from gpu_kernels.report import HEAD, Row, line, plot
 from gpu_kernels.sampling import sampling_cases
+from gpu_kernels.supervised import LOST, Limits, supervise, tell
 from gpu_kernels.tuned import tuned_cases
 
 from actorllm_kernels import tuning
@@ -90,8 +94,6 @@ def measured(case: str, make: Callable[..., Problem], limits: Ceilings) -> Row:
             row.rival = rival_seconds(problem.rival) * 1e6
     except Exception as error:  # boundary: one failing kernel does not stop the rest
         row.failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    if not REHEARSAL:
-        torch.cuda.empty_cache()
     return row
 
 
@@ -113,34 +115,58 @@ def tune() -> None:
         torch.cuda.empty_cache()
 
 
+def cases() -> list[tuple[str, Callable[..., Problem]]]:
+    return [*attention_cases(), *around_cases(), *product_cases(), *sampling_cases()]
+
+
+def measure_from(first: int) -> None:
+    """Tell the ceilings, and the rows of the cases from `first` on as long as the GPU answers."""
+    limits = ceilings()
+    name = "the interpreter" if REHEARSAL else torch.cuda.get_device_name(DEVICE)
+    tell({"gpu": name, "torch": torch.__version__, "triton": triton.__version__, "ceilings": asdict(limits)})
+    for case, make in cases()[first:]:
+        row = measured(case, make, limits)
+        tell(row)
+        if not REHEARSAL and is_lost():
+            sys.exit(LOST)
+
+
+def is_lost() -> bool:
+    """Whether this process can use the GPU no more, as after an access to memory that is not there."""
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tune", action="store_true", help="look for faster ways to cut all kernels first, and keep them: minutes more")
     parser.add_argument("--out", type=Path, default=Path(), help="where gpu.json and gpu.svg go")
-    parser.add_argument("--minutes", type=float, default=7, help="no case begins after this time")
+    parser.add_argument("--minutes", type=float, default=7.5, help="what is not measured by then is left out")
     parser.add_argument("--rehearse", action="store_true", help="small sizes in the interpreter, without a GPU")
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # of a process of its own: "tune", or "from" and an index
     arguments = parser.parse_args()
-    begin = time.perf_counter()
-    name = "the interpreter" if REHEARSAL else torch.cuda.get_device_name(DEVICE)
+    if arguments.part:
+        return tune() if arguments.part[0] == "tune" else measure_from(int(arguments.part[1]))
+    command = [sys.executable, __file__, *(["--rehearse"] if REHEARSAL else []), "--part"]
     if arguments.tune and not REHEARSAL:
-        tune()
-    limits = ceilings()
-    print(
-        f"{name}, torch {torch.__version__}: copy {limits.copy / 1e9:.0f} GB/s, bf16 product {limits.product / 1e12:.1f} TFLOP/s"
-    )
+        subprocess.run([*command, "tune"], check=False)
+    limits = Limits(case=600 if REHEARSAL else 90, total=arguments.minutes * 60)
     print(HEAD, flush=True)
-    rows = []
-    for case, make in (*attention_cases(), *around_cases(), *product_cases(), *sampling_cases()):
-        if time.perf_counter() - begin > arguments.minutes * 60:
-            rows.append(Row(case, failure="not reached within --minutes"))
-        else:
-            rows.append(measured(case, make, limits))
-        print(line(rows[-1]), flush=True)
+    names = [case for case, _ in cases()]
+    record = supervise([*command, "from"], names, limits=limits, on_row=lambda row: print(line(row), flush=True))
+    if record.header is None:
+        sys.exit("gpu.py: nothing could be measured, not even a copy")
+    copy, product = record.header["ceilings"]["copy"], record.header["ceilings"]["product"]
+    print(f"{record.header['gpu']}, torch {torch.__version__}: copy {copy / 1e9:.0f} GB/s, bf16 product {product / 1e12:.1f} TFLOP/s")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    record = {"gpu": name, "torch": torch.__version__, "ceilings": asdict(limits), "rows": [asdict(row) for row in rows]}
-    (arguments.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
-    (arguments.out / "gpu.svg").write_text(plot(rows))
-    sys.exit(any(row.failure for row in rows))
+    rows = [asdict(row) for row in record.rows]
+    (arguments.out / "gpu.json").write_text(json.dumps(record.header | {"rows": rows}, indent=1) + "\n")
+    (arguments.out / "gpu.svg").write_text(plot(record.rows))
+    sys.exit(any(row.failure for row in record.rows))
 
 
 if __name__ == "__main__":

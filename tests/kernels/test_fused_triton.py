@@ -1,6 +1,8 @@
 """The Triton kernels around attention against their references: interpreted, or on the GPU where there is one."""
 
 import itertools
+import os
+from random import Random
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 SIZES = (1, 48, 257, 2048)
+NUM_CASES = int(os.environ.get("KERNEL_CASES", "5"))
+"""Random shapes of heads that are rotated and stored."""
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -87,16 +91,31 @@ def empty_pools(num_kv_heads: int, sizes: tuple[int, int], form: torch.dtype) ->
     [*itertools.product(SHAPES, (False, True), (torch.float16,)), *itertools.product(SHAPES[:3], (False, True), LARGEST)],
 )
 def test_rotate_and_store(shape, is_interleaved, form):
+    check_rotate_and_store(shape, is_interleaved, form, num_tokens=5)
+
+
+@pytest.mark.parametrize("seed", range(NUM_CASES))
+def test_rotate_and_store_any_heads(seed):
+    rng = Random(seed)
+    head_dim, form = (64, 80, 96, 128, 256)[seed % 5], (torch.float16, *LARGEST)[seed % 3]
+    num_kv_heads = rng.choice((1, 2, 5))
+    rotary_dim = rng.choice((head_dim, head_dim // 2, 2 * rng.randint(1, head_dim // 2)))
+    shape = num_kv_heads * rng.choice((1, 3, 8)), num_kv_heads, head_dim, rotary_dim
+    check_rotate_and_store(shape, rng.random() < 0.5, form, num_tokens=rng.choice((1, 4, 9)))
+
+
+def check_rotate_and_store(shape: tuple[int, int, int, int], is_interleaved: bool, form: torch.dtype, *, num_tokens: int) -> None:
     num_heads, num_kv_heads, head_dim, rotary_dim = shape
-    q, k, v = random(5, num_heads + 2 * num_kv_heads, head_dim, seed=1, dtype=torch.float16).split(
+    q, k, v = random(num_tokens, num_heads + 2 * num_kv_heads, head_dim, seed=1, dtype=torch.float16).split(
         [num_heads, num_kv_heads, num_kv_heads], dim=1
     )
-    k[3] = 0
+    if num_tokens > 3:
+        k[3] = 0
     v = v[..., : head_dim // 2] if head_dim == 96 else v
-    angles = random(5, 1, rotary_dim // 2, seed=2).mul(3)
+    angles = random(num_tokens, 1, rotary_dim // 2, seed=2).mul(3)
     angles = angles.repeat_interleave(2, dim=-1) if is_interleaved else torch.cat((angles, angles), dim=-1)
     tables = Angles(angles.cos().half(), angles.sin().half(), is_interleaved)
-    slots = torch.tensor([7, 2, 8, 0, 3], device=DEVICE)
+    slots = torch.tensor([7, 2, 8, 0, 3, 1, 6, 4, 5], device=DEVICE)[:num_tokens]
     sizes = head_dim, v.shape[2]
     (ours, our_scales), (theirs, their_scales) = (empty_pools(num_kv_heads, sizes, form) for _ in range(2))
     got = store_triton.rotate_and_store(q, k, v, tables, slots, ours, our_scales)

@@ -1,5 +1,6 @@
 """The benchmark of GPU kernels runs from end to end in Triton's interpreter, so that a first run on a GPU is not its first."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,30 +12,79 @@ pytest.importorskip("triton", reason="needs Triton")
 
 
 def test_rehearsal(repository: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "tests/benchmarks/gpu.py", "--rehearse", "--out", str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "tests/benchmarks/gpu.py", "--rehearse", "--minutes", "60", "--out", str(tmp_path)]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert {row["case"].split()[0] for row in rows} >= {"decode", "prefill", "sum", "silu", "rotate", "16", "embedding", "sampled", "sample", "penalties"}
+    assert {row["case"].split()[0] for row in rows} >= {"decode", "prefill", "sum", "silu", "rotate", "16", "12", "4", "embedding", "sampled", "sample", "penalties"}
     assert all(row["failure"] == "" and 0 <= row["error"] < 0.02 and row["taken"] > 0 for row in rows)
     assert (tmp_path / "gpu.svg").read_text().count("<rect") == len(rows) + 1
 
 
-def test_a_failing_kernel_does_not_stop_the_rest(repository: Path, tmp_path: Path) -> None:
+def test_a_failing_kernel_does_not_stop_the_rest(repository: Path) -> None:
     code = (
-        "import sys; sys.argv = ['gpu.py', '--rehearse', '--out', sys.argv[1]]\n"
+        "import sys; sys.argv = ['gpu.py', '--rehearse', '--part', 'from', '0']\n"
         "sys.path.insert(0, 'tests/benchmarks'); import gpu\n"
-        "cases = dict(gpu.around_cases()); names = list(cases)\n"
+        "norm = next(gpu.around_cases())\n"
         "def fails(): raise RuntimeError('out of resources')\n"
-        "gpu.attention_cases = lambda: iter([('broken', fails)])\n"
-        "gpu.around_cases, gpu.product_cases, gpu.sampling_cases = (lambda: iter([(names[0], cases[names[0]])])), *[lambda: iter(())] * 2\n"
+        "gpu.cases = lambda: [('broken', fails), norm]\n"
         "gpu.main()"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=repository, capture_output=True, text=True, check=False)
-    assert run.returncode == 1, run.stderr[-2000:]
-    broken, norm = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert broken["failure"] == "RuntimeError: out of resources" and broken["taken"] is None
-    assert norm["failure"] == "" and norm["taken"] > 0
+    run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    header, broken, norm = map(json.loads, run.stdout.splitlines())
+    assert header["header"]["ceilings"]["copy"] > 0
+    assert broken["row"]["failure"] == "RuntimeError: out of resources" and broken["row"]["taken"] is None
+    assert norm["row"]["failure"] == "" and norm["row"]["taken"] > 0
+
+
+CHILD = """
+import os, sys, time
+sys.path.insert(0, "tests/benchmarks")
+from gpu_kernels.report import Row
+from gpu_kernels.supervised import LOST, tell
+tell({"gpu": "a GPU"})
+for name in sys.argv[1].split()[int(sys.argv[2]):]:
+    if name == "dies": os._exit(7)
+    if name == "hangs": time.sleep(600)
+    if name == "ends": sys.exit()
+    tell(Row(name, taken=1.0, failure="broke the GPU" if name == "breaks" else ""))
+    if name == "breaks": sys.exit(LOST)
+"""
+
+
+@pytest.fixture
+def supervised(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(repository / "tests" / "benchmarks"))
+    monkeypatch.chdir(repository)
+    module = importlib.import_module("gpu_kernels.supervised")
+
+    def failures(names: str, *, case: float = 300, total: float = 300) -> tuple[dict | None, list[tuple[str, str]]]:
+        told = []
+        limits = module.Limits(case, total)
+        record = module.supervise([sys.executable, "-c", CHILD, names], names.split(), limits=limits, on_row=told.append)
+        assert told == record.rows
+        return record.header, [(row.case, row.failure) for row in told]
+
+    return failures
+
+
+def test_a_process_that_ends_costs_its_own_case_only(supervised) -> None:
+    header, rows = supervised("one dies two breaks three dies dies")
+    ended = "its process ended with 7"
+    assert header == {"gpu": "a GPU"}
+    assert rows == [
+        ("one", ""), ("dies", ended), ("two", ""), ("breaks", "broke the GPU"), ("three", ""), ("dies", ended), ("dies", ended),
+    ]  # fmt: skip
+
+
+def test_a_process_that_hangs_is_ended(supervised) -> None:
+    assert supervised("hangs", case=0.01)[1] == [("hangs", "ended after 0 s")]
+    assert supervised("one two", total=0)[1] == [("one", "not reached in time")], "nobody got as far as the machine's header"
+
+
+def test_a_process_that_tells_nothing_is_not_asked_again(supervised) -> None:
+    assert supervised("ends")[1] == [("ends", "its process told nothing")]
 
 
 def test_every_kernel_with_configurations_is_tuned(repository: Path) -> None:

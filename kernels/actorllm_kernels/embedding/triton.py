@@ -6,10 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actorllm_kernels.configurations import Configuration
+from actorllm_kernels.device import chosen_for
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
-
-BLOCK = 1024
-"""Values for each program: 8 for each thread of four warps, so that 16-bit ones are read 16 bytes at a time."""
 
 
 @triton.jit(do_not_specialize=["first_id"], do_not_specialize_on_alignment=["id_ptr"])
@@ -34,12 +33,15 @@ def embedding(ids_T: Tensor, table_VD: Tensor, *, first_id: int | None = None) -
     return out_TD
 
 
-def launch(ids_T: Tensor, table_VD: Tensor, *, first_id: int, out_TD: Tensor) -> Launch:
+def launch(
+    ids_T: Tensor, table_VD: Tensor, *, first_id: int, out_TD: Tensor, chosen: Configuration | None = None
+) -> Launch:
     """The kernel over all tokens, into `out_TD`."""
     num_tokens, size = out_TD.shape
+    chosen = chosen or chosen_for("embedding", {"bytes": table_VD.element_size()}, table_VD.device)
     return Launch(
         embedding_kernel,
-        (num_tokens, triton.cdiv(size, BLOCK)),
+        (num_tokens, triton.cdiv(size, chosen.block("n"))),
         {
             "id_ptr": ids_T if ids_T.stride(0) == 1 else ids_T.contiguous(),
             "table_ptr": table_VD,
@@ -49,6 +51,7 @@ def launch(ids_T: Tensor, table_VD: Tensor, *, first_id: int, out_TD: Tensor) ->
             "num_rows": len(table_VD),
             "size": size,
         },
-        {"BLOCK": BLOCK},
-        num_stages=1,
+        {"BLOCK": chosen.block("n")},
+        chosen.num_warps,
+        chosen.num_stages,
     )

@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actorllm_kernels.configurations import Configuration
+from actorllm_kernels.device import chosen_for
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
 
-BLOCK = 1024
-"""Values for each program: 8 for each thread of four warps, so that 16-bit ones are read 16 bytes at a time."""
 SQRT_HALF: tl.constexpr = tl.constexpr(0.7071067811865476)
 TANH_SCALE: tl.constexpr = tl.constexpr(0.7978845608028654)
 TANH_CUBE: tl.constexpr = tl.constexpr(0.044715)
@@ -52,13 +52,16 @@ def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:
     return out_TI
 
 
-def launch(gate_TI: Tensor, up_TI: Tensor, *, activation: str, out_TI: Tensor) -> Launch:
+def launch(
+    gate_TI: Tensor, up_TI: Tensor, *, activation: str, out_TI: Tensor, chosen: Configuration | None = None
+) -> Launch:
     """The kernel over all rows, into `out_TI`; values of a row lie side by side."""
     gate_TI, up_TI = (each if each.stride(1) == 1 else each.contiguous() for each in (gate_TI, up_TI))
     num_rows, size = up_TI.shape
+    chosen = chosen or chosen_for("gated", {"bytes": up_TI.element_size()}, up_TI.device)
     return Launch(
         gated_kernel,
-        (num_rows, triton.cdiv(size, BLOCK)),
+        (num_rows, triton.cdiv(size, chosen.block("n"))),
         {
             "gate_ptr": gate_TI,
             "up_ptr": up_TI,
@@ -67,6 +70,7 @@ def launch(gate_TI: Tensor, up_TI: Tensor, *, activation: str, out_TI: Tensor) -
             "up_stride": up_TI.stride(0),
             "size": size,
         },
-        {"NAME": activation, "BLOCK": BLOCK},
-        num_stages=1,
+        {"NAME": activation, "BLOCK": chosen.block("n")},
+        chosen.num_warps,
+        chosen.num_stages,
     )

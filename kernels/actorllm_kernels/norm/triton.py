@@ -9,11 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actorllm_kernels.configurations import Configuration
+from actorllm_kernels.device import chosen_for
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
-
-BYTES_PER_WARP = 2048
-"""Of float32 values of a row: 16 for each thread."""
-MOST_WARPS = 16
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -96,12 +94,14 @@ def launch(
     eps: float,
     is_rms: bool,
     results: tuple[Tensor | None, Tensor],
+    chosen: Configuration | None = None,
 ) -> Launch:
     """The kernel over all rows of `x + y`, or of x, into `results`: the sum if there is one, and it normalised."""
     x_TD = x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
     y_TD = y_TD if y_TD is None or y_TD.stride(1) == 1 else y_TD.contiguous()
     num_rows, size = x_TD.shape
     block = triton.next_power_of_2(size)
+    chosen = chosen or chosen_for("norm", {"size": block}, x_TD.device)
     return Launch(
         norm_kernel,
         (num_rows,),
@@ -113,6 +113,6 @@ def launch(
             "IS_RMS": is_rms, "HAS_SUM": y_TD is not None, "HAS_WEIGHT": weight_D is not None, "HAS_BIAS": bias_D is not None,
             "D": size, "BLOCK": block,
         },
-        num_warps=min(max(block * 4 // BYTES_PER_WARP, 1), MOST_WARPS),
-        num_stages=1,
+        chosen.num_warps,
+        chosen.num_stages,
     )  # fmt: skip

@@ -10,12 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actorllm_kernels.configurations import Configuration
+from actorllm_kernels.device import chosen_for
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
 from actorllm_kernels.quantize import SMALLEST
 from actorllm_kernels.rotary_store.reference import Angles
 from actorllm_kernels.triton_forms import FORMS, PLAIN, encoded, largest
 
-VALUES_PER_PROGRAM = 1024
 SMALLEST_SIZE: tl.constexpr = tl.constexpr(SMALLEST)
 
 
@@ -194,6 +195,7 @@ def launch(
     pools: tuple[Tensor, Tensor],
     scales: tuple[Tensor, Tensor] | None,
     out_THD: Tensor,
+    chosen: Configuration | None = None,
 ) -> Launch:
     """The kernel over all tokens, into `out_THD` and the pools. Raises `ValueError` for pools that lack their factors."""
     q_THD, k_TKD, v_TKE = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TKD, v_TKE))
@@ -204,7 +206,8 @@ def launch(
     k_pool, v_pool = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in pools)
     k_scales, v_scales = scales or (None, None)
     form = FORMS.get(pools[0].dtype, PLAIN)
-    block_b = min(triton.next_power_of_2(num_heads), max(VALUES_PER_PROGRAM // triton.next_power_of_2(head_dim), 1))
+    chosen = chosen or chosen_for("rotary_store", {"bytes": k_pool.element_size()}, q_THD.device)
+    block_b = min(triton.next_power_of_2(num_heads), max(chosen.block("values") // triton.next_power_of_2(head_dim), 1))
     return Launch(
         rotary_store_kernel,
         (num_tokens, triton.cdiv(num_heads, block_b) + triton.cdiv(num_kv_heads, block_b)),
@@ -227,5 +230,6 @@ def launch(
             "BLOCK_B": block_b, "BLOCK_P": triton.next_power_of_2(rotary_dim // 2),
             "BLOCK_REST": triton.next_power_of_2(max(head_dim - rotary_dim, 1)), "BLOCK_E": triton.next_power_of_2(size),
         },
-        num_stages=1,
+        chosen.num_warps,
+        chosen.num_stages,
     )  # fmt: skip

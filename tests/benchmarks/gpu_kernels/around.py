@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.embedding import triton as embedding
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated
@@ -17,10 +18,11 @@ from actorllm_kernels.token_ids import triton as token_ids
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
 
 
-def norm_problem(num_rows: int, size: int, *, is_rms: bool) -> Problem:
+def norm_problem(num_rows: int, size: int, *, is_rms: bool, chosen: Configuration | None = None) -> Problem:
     x, y, weight = random(num_rows, size), random(num_rows, size, seed=1), random(size, seed=2)
     results = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
-    launch = norm.launch(x, y, weight_D=weight, bias_D=None if is_rms else weight, eps=1e-5, is_rms=is_rms, results=results)
+    options = {"weight_D": weight, "bias_D": None if is_rms else weight, "eps": 1e-5, "is_rms": is_rms, "results": results}
+    launch = norm.launch(x, y, **options, chosen=chosen)
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
         total = (x + y).float()
@@ -31,16 +33,16 @@ def norm_problem(num_rows: int, size: int, *, is_rms: bool) -> Problem:
     return Problem([launch], both, num_bytes(x, y, *results))
 
 
-def gated_problem(num_rows: int, size: int, activation: str) -> Problem:
+def gated_problem(num_rows: int, size: int, activation: str, *, chosen: Configuration | None = None) -> Problem:
     gate, up = random(num_rows, 2 * size).chunk(2, dim=1)
     out = torch.full((num_rows, size), torch.nan, dtype=BF16, device=DEVICE)
-    launch = gated.launch(gate, up, activation=activation, out_TI=out)
+    launch = gated.launch(gate, up, activation=activation, out_TI=out, chosen=chosen)
     return Problem(
         [launch], lambda: (out, gated_reference.gated(gate.float(), up.float(), activation=activation)), 3 * num_bytes(out)
     )
 
 
-def store_problem(num_tokens: int, form: torch.dtype) -> Problem:
+def store_problem(num_tokens: int, form: torch.dtype, *, chosen: Configuration | None = None) -> Problem:
     q, k, v = random(num_tokens, 80, 128).split([64, 8, 8], dim=1)
     out = torch.full(q.shape, torch.nan, dtype=BF16, device=DEVICE)
     angles = torch.cat((random(num_tokens, 1, 64, dtype=torch.float32),) * 2, dim=-1)
@@ -48,7 +50,9 @@ def store_problem(num_tokens: int, form: torch.dtype) -> Problem:
     slots = torch.randperm(num_tokens, device=DEVICE)
     pools = tuple(torch.zeros(num_tokens, 8, 128, dtype=form, device=DEVICE) for _ in range(2))
     scales = tuple(torch.zeros(num_tokens, 8, device=DEVICE) for _ in range(2)) if form.itemsize == 1 else None
-    launch = rotary_store.launch(q, k, v, angles=tables, slots_T=slots, pools=pools, scales=scales, out_THD=out)
+    launch = rotary_store.launch(
+        q, k, v, angles=tables, slots_T=slots, pools=pools, scales=scales, out_THD=out, chosen=chosen
+    )
 
     def results() -> tuple[torch.Tensor, torch.Tensor]:
         exact = Angles(tables.cos_T1R.float(), tables.sin_T1R.float())
@@ -62,10 +66,10 @@ def store_problem(num_tokens: int, form: torch.dtype) -> Problem:
     return Problem([launch], results, num_bytes(q, k, v, out, *pools, *(scales or ()), *tables[:2]))
 
 
-def embedding_problem(num_tokens: int, size: int, vocab_size: int) -> Problem:
+def embedding_problem(num_tokens: int, size: int, vocab_size: int, *, chosen: Configuration | None = None) -> Problem:
     table, ids = random(vocab_size, size), torch.randperm(vocab_size, device=DEVICE)[:num_tokens]
     out = torch.full((num_tokens, size), torch.nan, dtype=BF16, device=DEVICE)
-    launch = embedding.launch(ids, table, first_id=0, out_TD=out)
+    launch = embedding.launch(ids, table, first_id=0, out_TD=out, chosen=chosen)
 
     def rival() -> Callable[[], object]:
         return lambda: torch.nn.functional.embedding(ids, table)

@@ -11,6 +11,7 @@ from actorllm_kernels import device as devices
 from actorllm_kernels.configurations import Configuration, Key
 from actorllm_kernels.linear import Form, WeightOnly
 from actorllm_kernels.tuning import grid
+from gpu_kernels.around import embedding_problem, gated_problem, norm_problem, store_problem
 from gpu_kernels.attention import attention_problem
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem
 from gpu_kernels.products import experts_problem, fp8_problem, weight_only_problem
@@ -34,10 +35,24 @@ def tuned_cases() -> Iterator[Tuned]:
     yield from tuned_attention()
     yield from tuned_products()
     yield from tuned_experts()
+    yield from tuned_around()
     rows, vocab_sizes = (1, (300, 600)) if REHEARSAL else (64, (32_768, 131_072))
     for vocab_size in vocab_sizes:
         make = partial(draw_problem, rows, vocab_size, ASKED["top-k 50 and top-p 0.9"])
         yield tuned("sampling", {"vocabulary": vocab_size}, grid((4, 8), (1, 3), part=(2048, 4096, 8192), lanes=(512, 1024)), make)
+
+
+def tuned_around() -> Iterator[Tuned]:
+    rows, sizes = (3, (64,)) if REHEARSAL else (16384, (1024, 4096, 8192))
+    for size in sizes:
+        yield tuned("norm", {"size": size}, grid((2, 4, 8, 16), (1,)), partial(norm_problem, rows, size, is_rms=True))
+    shape, size, values = {"bytes": BF16.itemsize}, 2 * sizes[-1], grid((2, 4, 8), (1,), n=(512, 1024, 2048, 4096))
+    yield tuned("gated", shape, values, partial(gated_problem, rows, size, "silu"))
+    values = grid((2, 4, 8), (1,), n=(512, 1024, 2048, 4096))
+    yield tuned("embedding", shape, values, partial(embedding_problem, rows, size, 2 * rows if REHEARSAL else 128_256))
+    for form in (BF16, torch.int8):
+        values = grid((2, 4, 8), (1,), values=(512, 1024, 2048, 4096))
+        yield tuned("rotary_store", {"bytes": form.itemsize}, values, partial(store_problem, rows, form))
 
 
 def tuned_attention() -> Iterator[Tuned]:
