@@ -37,15 +37,15 @@ def test_kernels_compile_and_fit(repository: Path, capsys: pytest.CaptureFixture
         found = [row for of_job in processes.map(rows, jobs) for row in of_job]
     found.sort(key=lambda row: (row["gpu"], row["kernel"], row["case"]))
     with capsys.disabled():
-        print(f"\n{'gpu':<6} {'kernel':<22} {'shapes':<44} {'registers':>9} {'spilled':>8} {'shared':>8}")
+        print(f"\n{'gpu':<6} {'kernel':<20} {'shapes':<70} {'registers':>9} {'spilled':>8} {'shared':>8}")
         for row in found:
-            print(
-                f"{row['gpu']:<6} {row['kernel']:<22} {row['case']:<44} {row['num_registers']:>9}"
-                f" {row['spilled_bytes']:>8} {row['shared_bytes']:>8}"
-            )
+            taken = [row.get(name, "-") for name in ("num_registers", "spilled_bytes", "shared_bytes")]
+            print(f"{row['gpu']:<6} {row['kernel']:<20} {row['case']:<70} {taken[0]:>9} {taken[1]:>8} {taken[2]:>8}")
         for gpu in GPUS:
-            taken = [row["seconds"] for row in found if row["gpu"] == gpu]
-            print(f"{gpu}: {len(taken)} launches, {sum(taken):.0f} s in {num_shares} processes")
+            seconds = [row["seconds"] for row in found if row["gpu"] == gpu]
+            print(f"{gpu}: {len(seconds)} launches, {sum(seconds):.0f} s in {num_shares} processes")
     assert {row["gpu"] for row in found} == {*GPUS}
+    assert not [row for row in found if "failure" in row]
     assert not [row for row in found if row["shared_bytes"] > row["limit"]]
-    assert not [row for row in found if row["kernel"] != "prefill_kernel" and row["spilled_bytes"]]
+    may_spill = {"prefill_kernel"} if is_whole else set()  # with all that a model may add, in float32
+    assert not [row for row in found if row["spilled_bytes"] and row["kernel"] not in may_spill]

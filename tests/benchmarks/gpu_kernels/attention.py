@@ -9,7 +9,7 @@ from actorllm_kernels.attention import RaggedKeys
 from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention
 from actorllm_kernels.configurations import Configuration
-from actorllm_kernels.quantize import quantize
+from actorllm_kernels.quantize import dequantize_parts, quantize
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
 
 CHECKED_ROWS = 3
@@ -69,13 +69,30 @@ def make_pools(
     """The pools, and a function that gives keys and values in float32."""
     k = random(num_slots, num_kv_heads, head_dim, seed=2)
     if value_dim:
-        return attention.Pools(k, k[:, :, :value_dim]), lambda: (k.float(), k.float()[:, :, :value_dim])
+        return make_latents(k, form=form, size=value_dim)
     v = random(num_slots, num_kv_heads, head_dim, seed=3)
     if form == BF16:
         return attention.Pools(k, v), lambda: (k.float(), v.float())
     (k8, k_scales), (v8, v_scales) = quantize(k, form), quantize(v, form)
     pools = attention.Pools(k8, v8, k_scales, v_scales)
     return pools, lambda: (k8.float() * k_scales.unsqueeze(-1), v8.float() * v_scales.unsqueeze(-1))
+
+
+def make_latents(
+    latents: torch.Tensor, *, form: torch.dtype, size: int
+) -> tuple[attention.Pools, Callable[[], tuple[torch.Tensor, torch.Tensor]]]:
+    """The same where values are the beginning of keys; in one byte a latent and its rotated key have a factor each."""
+    if form == BF16:
+        return attention.Pools(latents, latents[:, :, :size]), lambda: (latents.float(), latents.float()[:, :, :size])
+    parts = [quantize(part, form) for part in latents.split([size, latents.shape[2] - size], dim=2)]
+    k = torch.cat([codes.view(torch.uint8) for codes, _ in parts], dim=2).view(form)
+    factors = torch.stack([scales for _, scales in parts], dim=2)
+
+    def exact() -> tuple[torch.Tensor, torch.Tensor]:
+        values = dequantize_parts(k, factors, size)
+        return values, values[:, :, :size]
+
+    return attention.Pools(k, k[:, :, :size], factors, factors[:, :, 0]), exact
 
 
 def torch_attention(lens: Sequence[tuple[int, int]], heads: tuple[int, int], head_dim: int) -> Callable[[], object]:
@@ -95,10 +112,11 @@ def attention_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
     yield f"decode {n} x {ctx}, 48:1 heads of 128", partial(attention_problem, [(1, ctx)] * n, (48, 1))
     yield f"decode {n} x {ctx}, 64:8 heads of 64", partial(attention_problem, [(1, ctx)] * n, (64, 8), 64)
     yield f"decode {n} x {ctx}, 16:8 heads of 256", partial(attention_problem, [(1, ctx)] * n, (16, 8), 256)
-    yield (
-        f"decode {n} x {ctx}, latent 512+64, 128 heads",
-        partial(attention_problem, [(1, ctx)] * n, (128, 1), 576, value_dim=512),
-    )
+    for name, form in (("", BF16), (", int8", torch.int8)):
+        yield (
+            f"decode {n} x {ctx}, latent 512+64, 128 heads{name}",
+            partial(attention_problem, [(1, ctx)] * n, (128, 1), 576, value_dim=512, form=form),
+        )
     ragged = [(1, ctx * (row + 1) // n) for row in range(n)]
     yield f"decode {n} ragged up to {ctx}, 64:8 heads of 128", partial(attention_problem, ragged, (64, 8))
     yield f"decode 1 x {8 * ctx}, 64:8 heads of 128", partial(attention_problem, [(1, 8 * ctx)], (64, 8))
