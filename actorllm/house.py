@@ -288,7 +288,8 @@ def model_directory(settings: ModelSettings) -> Path:
     path = settings.path
     is_folder = path is None or Path(path).is_dir()
     if is_folder and settings.revision is not None:
-        raise SettingsError(f"--revision {settings.revision}: only a model of the hub has revisions, and {path or 'none'} is not one")
+        which = "no model was named: give ORG/NAME" if path is None else f"{path} is not one"
+        raise SettingsError(f"--revision {settings.revision}: only a model of the hub has revisions, and {which}")
     if path is None:
         return DEMO_MODEL
     if not is_folder and not is_hub_id(path):

@@ -25,7 +25,7 @@ from actorllm.server.chat_completions import ChatRoute
 from actorllm.server.chat_page import ChatPage
 from actorllm.server.completions import CompletionRoute
 from actorllm.server.generation import Generation
-from actorllm.server.keys import ERROR, GENERATION, REQUEST_ID
+from actorllm.server.keys import ERROR, GENERATION, REQUEST_ID, UPGRADED
 from actorllm.server.metrics import Metrics
 from actorllm.server.replies import error_body, error_reply, internal_error, json_reply
 from actorllm.server.route import read_json
@@ -182,6 +182,8 @@ def _observed(server: Server) -> Any:
                 response.headers.setdefault("X-Request-Id", request[REQUEST_ID])
             return response
         finally:
+            if UPGRADED in request:  # its handler is cancelled when the connection ends, however that came
+                status = 101
             server.metrics.responses.labels(str(status)).inc()
             _log(request, status, time.monotonic() - began)
 

@@ -289,6 +289,8 @@ def test_a_folder_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert model_directory(ModelSettings(path=ID)) == Path(ID) and model_name(ID) == "tiny-llama"
     with pytest.raises(SettingsError, match="revision"):
         model_directory(ModelSettings(path=ID, revision="v1"))
+    with pytest.raises(SettingsError, match="only a model of the hub has revisions, and no model was named: give ORG/NAME"):
+        model_directory(ModelSettings(revision="v1"))
 
 
 def serve(client: Client, *arguments: str, **options: Any) -> subprocess.Popen:

@@ -52,7 +52,7 @@ class FakeEngine:
         except asyncio.CancelledError:
             self.aborted.append(request_id)
             raise
-        stream = RequestStream(request_id, params.n, on_abort=self.aborted.append)
+        stream = RequestStream(request_id, params.n, on_abort=self._abort)
         stream.prompt_ids = [1, 2, 3]
         self.streams.append(stream)
         return stream
@@ -62,7 +62,7 @@ class FakeEngine:
         to = self.streams[stream]
         to.push(TokenEvent(to.request_id, choice, to._next_index[choice], 1, text, finish=finish))
         if to.is_finished:
-            self._tell_finished(to)
+            self._tell_finished(to.request_id, to.finish_reasons[0])
 
     def fail(self, error: ActorLLMError, *, stream: int = 0, choice: int = 0) -> None:
         """End a choice with an error."""
@@ -70,12 +70,14 @@ class FakeEngine:
         index = to._next_index[choice]
         to.push(TokenEvent(to.request_id, choice, index, -1, "", finish="error", failure=Failure.of(error)))
         if to.is_finished:
-            self._tell_finished(to)
+            self._tell_finished(to.request_id, to.finish_reasons[0])
 
-    def _tell_finished(self, stream: RequestStream) -> None:
-        record = FinishedRequest(
-            request_id=stream.request_id, prompt_len=3, output_len=1, arrived=0.0, scheduled=0.0, finish=stream.finish_reasons[0]
-        )
+    def _abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        self._tell_finished(request_id, "abort")
+
+    def _tell_finished(self, request_id: str, finish: Any) -> None:
+        record = FinishedRequest(request_id=request_id, prompt_len=3, output_len=1, arrived=0.0, scheduled=0.0, finish=finish)
         for listener in self.finished_listeners:
             listener(record)
 

@@ -61,7 +61,9 @@ class Answers:
                     logger.exception("answer %s failed", name)
                     reason, error = "error", internal_trouble()
             total = time.monotonic() - began
-            waited = await queue_seconds(record) if generation.num_output_tokens else None
+            waited = await queue_seconds(record) if generation.streams else None
+            if waited is None and not generation.num_output_tokens:
+                waited = total  # it never ran: all its time was waiting
         details = generation.log_fields() + (f" error={error.code}" if error else "")
         requests_logger.info("%s answer of a chat: reason=%s seconds=%.3f %s", name, reason, total, details)
         return AnswerEnd(reason=reason, usage=_usage(generation), timings=_timings(generation, total, waited), error=error)

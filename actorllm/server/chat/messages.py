@@ -295,8 +295,8 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Timings(Struct, frozen=True, kw_only=True):
-    """Of one answer, in seconds from its arrival; None for what never came. `tokens_per_second` is counted after the
-    first token."""
+    """Of one answer, in seconds from its arrival; None for what never came. `queue_seconds` goes up to the first step, or to
+    the end if there was none; `tokens_per_second` is counted after the first token."""
 
     queue_seconds: float | None = None
     ttft_seconds: float | None = None

@@ -26,6 +26,7 @@ class Outbox:
         self._growing: dict[tuple[str, int], list[Delta]] = {}
         self._arrival = asyncio.Event()
         self._room = asyncio.Event()
+        self._is_sent = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -44,6 +45,7 @@ class Outbox:
             self._growing.clear()
             self._waiting.append((self.codec, frame))
             self.num_bytes += len(frame)
+        self._is_sent.clear()
         self._arrival.set()
 
     async def wait_for_room(self) -> None:
@@ -51,6 +53,11 @@ class Outbox:
         while self.num_bytes > MAX_WAITING_BYTES:
             self._room.clear()
             await self._room.wait()
+
+    async def wait_until_sent(self) -> None:
+        """Return when the transport has every message that was put, or when nobody reads them any more."""
+        if self._waiting:
+            await self._is_sent.wait()
 
     async def write_to(self, socket: web.WebSocketResponse) -> None:
         """Send until cancelled, or until the client is gone."""
@@ -60,9 +67,11 @@ class Outbox:
                 self._arrival.clear()
                 while self._waiting:
                     await self._send(socket, *self._take())
+                self._is_sent.set()
         except ConnectionError:
             self.num_bytes = 0  # nobody reads this any more: whoever waits for room learns of it from the socket
             self._room.set()
+            self._is_sent.set()
 
     def _take(self) -> tuple[FrameCodec, bytes]:
         """The next frame."""

@@ -8,18 +8,20 @@ internal error, 4408 nothing was said for `chat_idle_timeout`. A client that doe
 import asyncio
 import logging
 import weakref
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
 from msgspec import UNSET
 
 from actorllm.engine import Engine
-from actorllm.errors import ActorLLMError, ForeignOrigin
+from actorllm.errors import ActorLLMError, ForeignOrigin, InvalidRequest
 from actorllm.server.chat.answer import Answers
 from actorllm.server.chat.frames import JSON_FRAMES, MSGPACK_FRAMES, trouble_of
 from actorllm.server.chat.messages import PROTOCOL, FromClient, Hello, Refused, Sampling
 from actorllm.server.chat.outbox import Outbox
 from actorllm.server.chat.session import ChatSession, StartAnswer, StopAnswer
+from actorllm.server.keys import UPGRADED
 from actorllm.server.metrics import Metrics
 from actorllm.settings import ServerSettings
 
@@ -27,6 +29,13 @@ logger = logging.getLogger(__name__)
 IDLE = 4408
 CLOSING_TIMEOUT = 2.0
 """Seconds that a client may take to answer a close frame."""
+
+LAST_WORDS_TIMEOUT = 2.0
+"""Seconds that a server which stops leaves its answers to tell their ends; the engine has drained before."""
+
+NO_UPGRADE = (
+    "this address is a WebSocket: connect with a WebSocket client, and let a proxy on the way pass the headers Upgrade and Connection"
+)
 
 
 class ChatSocketRoute:
@@ -37,10 +46,10 @@ class ChatSocketRoute:
         self._metrics = metrics
         self._settings = settings
         self._answers = Answers(engine, metrics)
-        self._open: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
+        self._open: weakref.WeakSet[ChatSocket] = weakref.WeakSet()
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
-        """Serve one socket to its end. Raises `ForeignOrigin` for a page of another site."""
+        """Serve one socket to its end. Raises `ForeignOrigin` for a page of another site, `InvalidRequest` without an upgrade."""
         check_origin(request, self._settings.allowed_origins)
         socket = web.WebSocketResponse(
             heartbeat=self._settings.chat_ping_interval,
@@ -48,16 +57,19 @@ class ChatSocketRoute:
             timeout=CLOSING_TIMEOUT,
             compress=False,  # a compressor takes more memory than all else of a socket, and inflates bombs
         )
+        if not socket.can_prepare(request):
+            raise InvalidRequest(NO_UPGRADE)
         await socket.prepare(request)
-        self._open.add(socket)
+        request[UPGRADED] = True
+        chat = ChatSocket(socket, self._engine, answers=self._answers, settings=self._settings)
+        self._open.add(chat)
         with self._metrics.chat_sockets.track_inprogress():
-            await ChatSocket(socket, self._engine, answers=self._answers, settings=self._settings).run()
+            await chat.run()
         return socket
 
     async def close_all(self, app: web.Application) -> None:
-        """Tell every client that the server stops."""
-        closing = [socket.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops") for socket in self._open]
-        await asyncio.gather(*closing, return_exceptions=True)
+        """Tell every client that the server stops, after the ends of its answers."""
+        await asyncio.gather(*(chat.stop() for chat in self._open), return_exceptions=True)
 
 
 class ChatSocket:
@@ -95,6 +107,15 @@ class ChatSocket:
                 task.cancel()
             await asyncio.wait(ending)
 
+    async def stop(self) -> None:
+        """Close the socket because the server stops; answers that have ended are told to their ends first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_TIMEOUT):
+                if self._running:
+                    await asyncio.wait(self._running)
+                await self._outbox.wait_until_sent()
+        await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops")
+
     async def _read(self) -> None:
         self._is_reading = True
         try:
@@ -115,8 +136,9 @@ class ChatSocket:
             message = self._outbox.codec.decode(frame)
             effects = self._session.handle(message)
         except ActorLLMError as error:
-            ref = UNSET if message is None or message.ref is None else message.ref
-            self._outbox.put(Refused(error=trouble_of(error), conversation=getattr(message, "conversation", None), ref=ref))
+            sender = self._outbox.codec.address_of(frame) if message is None else message
+            ref = UNSET if sender.ref is None else sender.ref
+            self._outbox.put(Refused(error=trouble_of(error), conversation=getattr(sender, "conversation", None), ref=ref))
             return
         for effect in effects:
             match effect:

@@ -118,6 +118,8 @@ async def test_cancel(fake: Fake, moment: str) -> None:
         await until(lambda: fake.engine.submitted)
         finished = await chat.ask("cancel", **NAME)
         assert (finished["type"], finished["reason"], finished["error"]) == ("finished", "cancel", None)
+        timings = finished["timings"]
+        assert timings["queue_seconds"] == (timings["total_seconds"] if moment == "queued" else 0.0)
         assert len(fake.engine.aborted) == 1
         assert (await chat.ask("cancel", **NAME))["error"]["code"] == "NoAnswerRunning"
         turns = (await chat.ask("pick", **NAME))["turns"]
@@ -168,6 +170,25 @@ async def test_a_malformed_frame_is_answered_and_costs_nothing(echo: Served, fra
         assert (await chat.ask("pick", **NAME))["type"] == "conversation"
 
 
+@pytest.mark.parametrize("is_binary", [False, True])
+async def test_a_malformed_message_is_refused_to_whom_it_may_concern(fake: Fake, *, is_binary: bool) -> None:
+    async with chatting(fake.client, fake.address, is_binary=is_binary) as chat:
+        refused = await chat.ask("send", **NAME, text=7)
+        assert (refused["error"]["code"], refused["conversation"]) == ("MalformedFrame", "a")
+        assert (await chat.ask("nothing", **NAME))["conversation"] == "a"
+        assert (await chat.ask("configure", **NAME, sampling={"seed": 2**70} if not is_binary else {"seed": "x"}))["type"] == "error"
+        assert (await chat.ask("pick", conversation="a" * 65))["conversation"] is None
+        await chat.send("pick", **NAME, ref=5)
+        refused = await chat.receive()
+        assert "ref" not in refused and refused["conversation"] == "a"
+
+
+async def test_a_lone_surrogate_is_refused_with_its_ref(fake: Fake) -> None:
+    async with chatting(fake.client, fake.address) as chat:
+        refused = await chat.ask("send", **NAME, text="\ud83d")
+        assert (refused["error"]["code"], refused["conversation"]) == ("MalformedFrame", "a")
+
+
 async def test_a_frame_beyond_the_limit_closes_its_socket_alone() -> None:
     async with fake_serving(chat_max_frame=1000) as fake:
         async with chatting(fake.client, fake.address) as chat, chatting(fake.client, fake.address) as other:
@@ -201,7 +222,7 @@ async def test_origin(origin: str | None, *, is_let_in: bool) -> None:
 async def test_a_plain_get_is_told_what_this_is(fake: Fake) -> None:
     async with fake.client.get(fake.address + "/v1/chat/ws") as response:
         assert response.status == 400
-        assert "error" in await response.json()
+        assert "this address is a WebSocket: connect with a WebSocket client" in (await response.json())["error"]["message"]
 
 
 # --- time ---
@@ -237,6 +258,24 @@ async def test_a_server_that_stops_says_so() -> None:
             closing = asyncio.create_task(chat.closed())
             await runner.cleanup()
             assert await closing == aiohttp.WSCloseCode.GOING_AWAY
+
+
+async def test_an_answer_that_has_ended_is_told_to_its_end_before_the_server_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with aiohttp.ClientSession() as client:
+        engine: Any = FakeEngine()
+        runner, address = await start_site(create_app(engine, ServerSettings(port=0)), ServerSettings(port=0))
+        tell = engine._tell_finished
+        monkeypatch.setattr(engine, "_tell_finished", lambda *record: asyncio.get_running_loop().call_later(0.2, tell, *record))
+        async with chatting(client, address) as chat, chatting(client, address) as idle:
+            await chat.ask("open", **NAME)
+            await chat.send("send", **NAME, text="hi")
+            await until(lambda: engine.streams)
+            engine.push("whole", finish="stop")
+            leaving, stopping = asyncio.create_task(idle.closed()), asyncio.create_task(runner.cleanup())
+            text, finished = await chat.answer()
+            assert (text, finished["reason"]) == ("whole", "stop")
+            assert await chat.closed() == await leaving == aiohttp.WSCloseCode.GOING_AWAY
+            await stopping
 
 
 # --- a slow reader ---
@@ -296,3 +335,8 @@ async def test_answers_are_logged_and_sockets_counted(fake: Fake, caplog: pytest
     async with asyncio.timeout(10):
         while await counted() != "actorllm_chat_sockets 0.0":
             pass
+    await until(lambda: "/v1/chat/ws status=" in caplog.text)
+    assert "/v1/chat/ws status=101 " in caplog.text
+    async with fake.client.get(fake.address + "/metrics") as response:
+        text = await response.text()
+    assert 'status="101"' in text and 'status="499"' not in text
