@@ -40,6 +40,12 @@ def largest(FORM: tl.constexpr):
 
 
 @triton.jit
+def quotient(x, y):
+    """x / y to the nearest float32, as torch divides; `/` is off by a digit or two on GPUs, which would give other codes."""
+    return tl.div_rn(x, tl.zeros_like(x) + y)
+
+
+@triton.jit
 def encoded(x, FORM: tl.constexpr, DTYPE: tl.constexpr):
     """float32 values over their factor, as they are stored in a pool of DTYPE (FP8: of bytes)."""
     if FORM == INT8:
@@ -47,6 +53,6 @@ def encoded(x, FORM: tl.constexpr, DTYPE: tl.constexpr):
     if FORM == FP8:
         power = (x.to(tl.uint32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         rounder = tl.maximum(power, FP8_SMALLEST) * (ROUNDER / 8)
-        bits = (((x + rounder) - rounder) / FP8_SHIFT).to(tl.float16).to(tl.uint16, bitcast=True)
+        bits = (((x + rounder) - rounder) * (1 / FP8_SHIFT)).to(tl.float16).to(tl.uint16, bitcast=True)
         return (((bits & 0x8000) >> 8) | ((bits & 0x7FFF) >> 7)).to(tl.uint8)
     return x.to(DTYPE)

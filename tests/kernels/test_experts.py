@@ -201,11 +201,11 @@ def test_what_the_kernel_is_not_for():
     stack = draw_stack(3, 32, 16, is_full=False)
     assert not triton.suits(torch.zeros(0, 32, device=DEVICE), stack)
     assert not triton.suits(torch.zeros(2, 32, device=DEVICE, dtype=torch.bfloat16), stack)
-    narrow = MatrixStack(torch.zeros(3, 32, 32, dtype=torch.int8), torch.ones(3, 32, 4))  # groups that no tile fits
+    narrow = MatrixStack(torch.zeros(3, 32, 32, dtype=torch.int8, device=DEVICE), torch.ones(3, 32, 4, device=DEVICE))  # groups that no tile fits
     assert not triton.suits(torch.zeros(2, 32, device=DEVICE), replace(stack, gate_up=narrow))
-    odd = codes_of("int4", torch.randn(3, 32, 31))  # filled up to an even number
+    odd = codes_of("int4", torch.randn(3, 32, 31, device=DEVICE))  # filled up to an even number
     assert not triton.suits(torch.zeros(2, 31, device=DEVICE), replace(stack, gate_up=odd))
-    got = operator.run_experts(*draw(2, 31, 3, 1), replace(stack, gate_up=odd, down=codes_of("int4", torch.randn(3, 31, 16))), combine=CLAMPED)
+    got = operator.run_experts(*draw(2, 31, 3, 1), replace(stack, gate_up=odd, down=codes_of("int4", torch.randn(3, 31, 16, device=DEVICE))), combine=CLAMPED)
     assert got.shape == (2, 31) and got.isfinite().all()
 
 

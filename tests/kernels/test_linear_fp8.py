@@ -9,7 +9,9 @@ from actorllm_kernels.quantize import quantize
 triton_fp8 = pytest.importorskip("actorllm_kernels.linear.triton_fp8", exc_type=ImportError, reason="needs Triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+IS_NATIVE = DEVICE.type == "cuda" and triton_fp8.is_native(DEVICE)
+"""Then sums are exact to few bits."""
+TOLERANCE = {torch.float32: 2e-3 if IS_NATIVE else 1e-5, torch.float16: 4e-3 if IS_NATIVE else 2e-3, torch.bfloat16: 1e-2}
 
 
 def draw(rows: int, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, gpu, num_processors
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
 from actorllm_kernels.linear.triton import LEAST_ROWS, MOST_PARTS, PROGRAMS_PER_PROCESSOR, sum_of_parts
-from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, decoded, encoded, largest
+from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, decoded, encoded, largest, quotient
 
 FEW_ROWS = 64
 """Up to so many rows the inputs are cut into parts; with more there are programs enough."""
@@ -31,14 +31,14 @@ def round_rows_kernel(x_ptr, code_ptr, scale_ptr, x_stride, K: tl.constexpr, BLO
         k_K = first + tl.arange(0, BLOCK)
         x_K = tl.load(x_ptr + row * x_stride + k_K, mask=k_K < K, other=0).to(tl.float32)
         most_K, is_nan_K = tl.maximum(most_K, tl.abs(x_K)), is_nan_K | (x_K != x_K).to(tl.int32)
-    scale = tl.max(most_K, 0) / largest(FP8)
+    scale = quotient(tl.max(most_K, 0), largest(FP8))
     scale = tl.where((tl.max(is_nan_K, 0) > 0) | (scale == float("inf")), float("nan"), scale)
     tl.store(scale_ptr + row, scale)
     divisor = tl.where(scale == 0, 1.0, scale)
     for first in range(0, K, BLOCK):
         k_K = first + tl.arange(0, BLOCK)
         x_K = tl.load(x_ptr + row * x_stride + k_K, mask=k_K < K, other=0).to(tl.float32)
-        tl.store(code_ptr + row * K + k_K, encoded(x_K / divisor, FP8, tl.uint8), mask=k_K < K)
+        tl.store(code_ptr + row * K + k_K, encoded(quotient(x_K, divisor), FP8, tl.uint8), mask=k_K < K)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -15,7 +15,7 @@ from actorllm_kernels.device import chosen_for
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
 from actorllm_kernels.quantize import SMALLEST
 from actorllm_kernels.rotary_store.reference import Angles
-from actorllm_kernels.triton_forms import FORMS, PLAIN, encoded, largest
+from actorllm_kernels.triton_forms import FORMS, PLAIN, encoded, largest, quotient
 
 SMALLEST_SIZE: tl.constexpr = tl.constexpr(SMALLEST)
 
@@ -65,7 +65,7 @@ def sizes(x_BD):
 @triton.jit
 def factors(size_B, scale_ptr, mask_B, FORM: tl.constexpr):
     """[B] what each head's values are divided by, as `quantize` says, which is kept beside the pool."""
-    scale_B = tl.where(size_B < SMALLEST_SIZE, 0.0, size_B / largest(FORM))
+    scale_B = tl.where(size_B < SMALLEST_SIZE, 0.0, quotient(size_B, largest(FORM)))
     scale_B = tl.where(size_B < float("inf"), scale_B, float("nan"))
     tl.store(scale_ptr, scale_B, mask=mask_B)
     return scale_B
@@ -75,7 +75,7 @@ def factors(size_B, scale_ptr, mask_B, FORM: tl.constexpr):
 def over(x_BD, factor_B):
     """Values over their head's factor; zeros for a head without one."""
     is_known_B = factor_B > 0
-    return tl.where(is_known_B[:, None], x_BD / tl.where(is_known_B, factor_B, 1.0)[:, None], 0.0)
+    return tl.where(is_known_B[:, None], quotient(x_BD, tl.where(is_known_B, factor_B, 1.0)[:, None]), 0.0)
 
 
 @triton.jit(do_not_specialize_on_alignment=["slot_ptr"])
