@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 
@@ -13,25 +14,43 @@ from actorllm_kernels.launch import Launch
 logger = logging.getLogger(__name__)
 
 
+class Attempt(Protocol):
+    """A kernel cut in one way."""
+
+    @property
+    def launches(self) -> Sequence[Launch]:
+        """What to run, in order."""
+        ...
+
+    def is_right(self) -> bool:
+        """Whether the launches, which have run once, gave what the kernel's reference gives."""
+        ...
+
+
 def tune(
     key: Key,
     candidates: Iterable[Configuration],
-    launches: Callable[[Configuration], Sequence[Launch]],
+    make: Callable[[Configuration], Attempt],
     *,
     measure: Callable[[Sequence[Launch]], float],
 ) -> Configuration | None:
     """The candidate whose launches take the least time by `measure`, stored under `key`; None if none can run.
 
-    A candidate that needs more than the GPU has, or that does not compile, is left out.
+    A candidate that needs more than the GPU has, that does not compile, or whose results are wrong, is left out.
     """
     best, least = None, math.inf
     for candidate in candidates:
         try:
-            taken = measure(launches(candidate))
+            attempt = make(candidate)
+            for launch in attempt.launches:
+                launch.run()
+            taken = measure(attempt.launches) if attempt.is_right() else None
         except Exception as error:  # boundary: a compiler that refuses one way of many
             logger.info("%s cannot be cut as %s: %r", key.kernel, candidate, error)
             continue
-        if taken < least:
+        if taken is None:
+            logger.warning("%s gives wrong results when it is cut as %s", key.kernel, candidate)
+        elif taken < least:
             best, least = candidate, taken
     if best is not None:
         store(key, best)

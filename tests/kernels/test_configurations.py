@@ -74,17 +74,29 @@ def test_a_broken_file_is_left_out_with_a_warning(text, caplog):
 
 def test_tuning_keeps_the_fastest_that_runs(monkeypatch):
     tuning = pytest.importorskip("actorllm_kernels.tuning", exc_type=ImportError, reason="needs Triton")
-    taken = {16: 3.0, 32: 1.0, 64: 2.0}
+    taken = {16: 3.0, 32: 1.0, 64: 2.0, 256: 0.1}
 
-    def launches(candidate):
-        if candidate.block("n") == 128:
-            raise RuntimeError("out of shared memory")
-        return [candidate]
+    class Attempt:
+        """Wrong in tiles of 256; until it has run, too."""
 
-    candidates = list(tuning.grid((4, 8), (2,), m=(16,), n=(16, 32, 64, 128)))
-    assert len(candidates) == 8
-    best = tuning.tune(key(), candidates, launches, measure=lambda found: taken[found[0].block("n")] / found[0].num_warps)
+        def __init__(self, candidate):
+            if candidate.block("n") == 128:
+                raise RuntimeError("out of shared memory")
+            self.candidate, self.launches, self.has_run = candidate, [self], False
+
+        def run(self):
+            self.has_run = True
+
+        def is_right(self):
+            return self.has_run and self.candidate.block("n") != 256
+
+    def measure(found):
+        return taken[found[0].candidate.block("n")] / found[0].candidate.num_warps
+
+    candidates = list(tuning.grid((4, 8), (2,), m=(16,), n=(16, 32, 64, 128, 256)))
+    assert len(candidates) == 10
+    best = tuning.tune(key(), candidates, Attempt, measure=measure)
     assert best == Configuration((("m", 16), ("n", 32)), 8, 2)
     assert configuration(key()) == best
-    assert tuning.tune(key(64), candidates[3:4], launches, measure=lambda _: 1.0) is None
+    assert tuning.tune(key(64), candidates[3:5], Attempt, measure=lambda _: 1.0) is None
     assert configurations.read(user_file()).keys() == {key()}

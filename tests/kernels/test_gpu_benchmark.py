@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
@@ -36,6 +37,22 @@ def test_a_failing_kernel_does_not_stop_the_rest(repository: Path) -> None:
     assert header["header"]["ceilings"]["copy"] > 0
     assert broken["row"]["failure"] == "RuntimeError: out of resources" and broken["row"]["taken"] is None
     assert norm["row"]["failure"] == "" and norm["row"]["taken"] > 0
+
+
+def test_a_neighbour_of_the_right_token_is_a_failure(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(repository / "tests" / "benchmarks"))
+    problem = importlib.import_module("gpu_kernels.problem").Problem
+    wanted = torch.arange(1000, 1100)
+
+    def failure(num_wrong: int, **options) -> str:
+        got = wanted + (torch.arange(100) < num_wrong)
+        return problem([], lambda: (got, wanted), 0, **options).check()[1]
+
+    assert failure(1) == failure(3, largest_share=0.02) == "differs from the reference"
+    assert failure(0) == failure(2, largest_share=0.02) == ""
+    logits = wanted.float()
+    assert problem([], lambda: (logits * 1.01, logits), 0).is_right()
+    assert not problem([], lambda: (logits * torch.nan, logits), 0).is_right()
 
 
 CHILD = """

@@ -11,6 +11,8 @@ pytest.importorskip("triton", reason="needs Triton")
 from actorllm_kernels import self_check
 from actorllm_kernels.gated import triton as gated_triton
 from actorllm_kernels.norm import triton as norm_triton
+from actorllm_kernels.sampling import triton as sampling_triton
+from actorllm_kernels.token_ids import triton as ids_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -47,6 +49,24 @@ def test_a_wrong_kernel_gives_way_to_its_reference(dispatched, monkeypatch, capl
         got = gated.gated(gate, up, activation="relu")
     assert torch.equal(got, gate.relu() * up)
     assert "gated are wrong" in caplog.text and "silu: relative error 1" in caplog.text
+
+
+@pytest.mark.parametrize("samples", ["greedy", "drawn"])
+def test_a_neighbour_of_the_right_token_is_wrong(samples, monkeypatch, caplog):
+    real = sampling_triton.draw
+
+    def shifted(logits, places, *rest, **options):
+        return real(logits, places, *rest, **options) + ((places == 0) == (samples == "greedy"))
+
+    monkeypatch.setattr(sampling_triton, "draw", shifted)
+    assert not self_check.is_right("sampling", DEVICE)
+    assert f"sampling are wrong on {DEVICE} ({samples}:" in caplog.text
+
+
+def test_ids_in_wrong_rows_are_wrong(monkeypatch):
+    real = ids_triton.scatter_ids
+    monkeypatch.setattr(ids_triton, "scatter_ids", lambda ids, rows, last: real(ids, rows.flip(0), last))
+    assert not self_check.is_right("token_ids", DEVICE)
 
 
 def test_nan_is_wrong(monkeypatch, caplog):

@@ -82,7 +82,7 @@ def ids_problem(num_rows: int) -> Problem:
     sampled, rows = torch.arange(1, num_rows + 1, device=DEVICE), torch.randperm(num_rows, device=DEVICE)
     last, unknown, out = torch.zeros_like(rows), torch.full_like(rows, -1), torch.zeros_like(rows)
     launches = [token_ids.scatter_launch(sampled, rows, last), token_ids.gather_launch(unknown, rows, last, out_T=out)]
-    return Problem(launches, lambda: (out, sampled.float()), 7 * num_bytes(rows))
+    return Problem(launches, lambda: (out, sampled), 7 * num_bytes(rows))
 
 
 def around_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:

@@ -19,15 +19,37 @@ DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
 BF16 = torch.bfloat16
 
 
+LARGEST_ERROR = 0.02
+
+
 @dataclass
 class Problem:
-    """What to run (launches), what it gave and should have given, the least it must do, and what makes a rival of torch's."""
+    """What to run (launches), what it gave and should have given, the least it must do, and what makes a rival of torch's.
+
+    `largest_share` of a result's integers may differ: of tokens drawn at random, at edges that round otherwise.
+    """
 
     launches: Sequence
     results: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     num_bytes: int
     num_operations: int = 0
     rival: Callable[[], Callable[[], object]] | None = None
+    largest_share: float = 0
+
+    def check(self) -> tuple[float, str]:
+        """The error of what was run (relative, by the norm; of integers the share that differs), and what is wrong, if anything."""
+        got, expected = self.results()
+        if not expected.is_floating_point():
+            share = (got[: len(expected)] != expected).float().mean().item()
+            return share, "differs from the reference" if share > self.largest_share else ""
+        error = ((got[: len(expected)].float() - expected).norm() / expected.norm()).item()
+        if not torch.isfinite(got).all():
+            return error, "something was not written, or is not finite"
+        return error, "" if error <= LARGEST_ERROR else "differs from the reference"
+
+    def is_right(self) -> bool:
+        """Whether what was run gave what it should."""
+        return not self.check()[1]
 
 
 def random(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> torch.Tensor:

@@ -39,9 +39,10 @@ def draw_problem(
 
     return Problem(
         launches,
-        lambda: (ids, reference.draw(logits, where, where, rows=rows, needs=needs).float()),
+        lambda: (ids, reference.draw(logits, where, where, rows=rows, needs=needs)),
         num_bytes(logits),
         rival=rival,
+        largest_share=0.02 if temperature > 0 else 0,
     )
 
 
