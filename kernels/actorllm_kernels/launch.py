@@ -40,6 +40,13 @@ LANGUAGE_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bf
 """The dtypes that kernels compute with, by their names in Triton's language."""
 
 
+def require_dense(**tensors: Tensor | None) -> None:
+    """Raise `ValueError` for a tensor whose numbers do not lie one after the other: the kernels know no strides for these."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}, and kernels read it as contiguous")
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one compiled kernel takes: registers per thread, bytes of spills per thread, bytes of shared memory per program."""

@@ -20,6 +20,8 @@ triton = pytest.importorskip("actorllm_kernels.attention.triton", exc_type=Impor
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_CASES = int(os.environ.get("KERNEL_CASES", "18"))
 HEAD_DIMS = (64, 128, 80, 256, 96, 576)
+LATENT_GROUPS = (16, 48, 128)
+"""Query heads of latents."""
 FORMS = (torch.float16, torch.int8, torch.bfloat16, torch.float8_e4m3fn, torch.float32)
 TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 2e-2, torch.float32: 1e-4}
 
@@ -33,6 +35,8 @@ class Case:
     form: torch.dtype
     value_dim: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    is_fused: bool = False
+    """Whether queries are the beginning of rows that go on with keys and values."""
 
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the kernels and what the reference in float32 make of the same stored numbers."""
@@ -41,7 +45,8 @@ class Case:
         q = torch.cat([q for q, _, _ in self.pool.rows]).to(DEVICE, self.dtype)
         stored, exact = self.stored()
         options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-        got = triton.attend(q, keys=keys, **stored, **options)
+        given = torch.cat((q, torch.full_like(q, torch.nan)), dim=1)[:, : q.shape[1]] if self.is_fused else q
+        got = triton.attend(given, keys=keys, **stored, **options)
         assert got.dtype == self.dtype
         return got.float(), reference.attend(q.float(), keys=keys, **exact, **options)
 
@@ -78,7 +83,9 @@ def draw(seed: int) -> Case:
     head_dim, form = HEAD_DIMS[seed % len(HEAD_DIMS)], FORMS[seed % len(FORMS)]
     is_latent = head_dim == 576
     num_kv_heads = 1 if is_latent else rng.choice((1, 2))
-    num_heads = num_kv_heads * rng.choice((1, 3, 8, 17) if num_kv_heads == 1 else (1, 4))
+    turn = seed // len(HEAD_DIMS)
+    of_one = LATENT_GROUPS[turn % len(LATENT_GROUPS)] if is_latent else rng.choice((1, 3, 8, 17, 48))
+    num_heads = num_kv_heads * (of_one if num_kv_heads == 1 else rng.choice((1, 4)))
     rows = [rng.choice((one_token, long_row, chunk, prompt, no_queries))(rng) for _ in range(rng.randint(1, 4))] + [
         one_token(rng)
     ]
@@ -88,11 +95,11 @@ def draw(seed: int) -> Case:
     options: dict[str, Any] = {"scale": head_dim**-0.5, "window": rng.choice((None, None, 1, 7, 64))}
     if rng.random() < 0.3:
         options["soft_cap"] = rng.choice((0.5, 20.0))
-    if rng.random() < 0.3:
+    if (seed + turn) % 2:
         options["sinks_H"] = torch.linspace(-2, 3, num_heads)
     if rng.random() < 0.3:
         options["slopes_H"] = torch.linspace(0, 1, num_heads)
-    return Case(pool, dtype, form, 512 if is_latent else None, options)
+    return Case(pool, dtype, form, 512 if is_latent else None, options, is_fused=rng.random() < 0.5)
 
 
 def one_token(rng: random.Random) -> tuple[int, int]:
@@ -181,6 +188,26 @@ def test_pools_without_their_factors_are_refused():
         triton.attend(
             pool.rows[0][0].half(), pool.k.to(torch.int8), pool.v.to(torch.int8), RaggedKeys(((0, 1, 5),), pool.table), scale=1
         )
+
+
+def test_sinks_with_gaps_are_refused():
+    pool = Pool([(1, 5)], 2, 1, head_dim=64)
+    keys = RaggedKeys(((0, 1, 5),), pool.table.to(DEVICE))
+    q, k, v = (each.to(DEVICE) for each in (pool.rows[0][0], pool.k, pool.v))
+    with pytest.raises(ValueError, match="sinks_H has strides"):
+        triton.attend(q, k, v, keys, scale=1, sinks_H=torch.ones(4, device=DEVICE)[::2])
+
+
+def test_the_number_of_rows_is_no_constant_of_prefill():
+    found = []
+    for num_rows in (1, 2, 3, 16):
+        pool = Pool([(2, 5)] * num_rows, 2, 1, head_dim=64)
+        table = torch.zeros(32, 8, dtype=torch.int32, device=DEVICE)
+        q = torch.zeros(2 * num_rows, 2, 64, device=DEVICE)
+        pools = triton.Pools(pool.k.to(DEVICE), pool.v.to(DEVICE))
+        launch = triton.prefill(q, pools, RaggedKeys(tuple(pool.spans), table), scores=triton.Scores(1.0), out_THE=q)
+        found.append(launch.constants)
+    assert all(each == found[0] for each in found)
 
 
 SPLITS = {8: (16, 0), 20: (32, 0), 64: (64, 0), 80: (64, 16), 96: (64, 32), 112: (128, 0), 576: (512, 64)}

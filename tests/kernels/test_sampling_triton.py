@@ -228,3 +228,16 @@ def test_counting():
     reference.count(ids, where, seen[1])
     assert torch.equal(seen[0].output_RV, seen[1].output_RV)
     assert int(seen[0].output_RV.sum()) == 152
+
+
+def test_rows_with_gaps_are_refused():
+    logits, rows, gaps = torch.zeros(2, 8, device=DEVICE), parameters(8, {}, {}), places(4)[::2]
+    seen = Seen(torch.zeros(2, 8, dtype=torch.int32, device=DEVICE), torch.zeros(2, 8, dtype=torch.bool, device=DEVICE))
+    for call in (
+        lambda: triton.draw(logits, gaps, places(2), rows=rows, needs=Needs()),
+        lambda: triton.draw(logits, places(2), gaps, rows=rows, needs=Needs()),
+        lambda: triton.penalize(logits, gaps, seen, rows=rows),
+        lambda: triton.count(places(2), gaps, seen),
+    ):
+        with pytest.raises(ValueError, match="_S has strides"):
+            call()

@@ -17,7 +17,7 @@ from actorllm_kernels.attention import triton_kernels as kernels
 from actorllm_kernels.attention.keys import RaggedKeys
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_processors
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense
 from actorllm_kernels.triton_forms import FORMS, PLAIN
 
 LEAST_M = 16
@@ -159,7 +159,7 @@ def prefill(
         "BLOCK_H": block_h,
         "BLOCK_Q": block_q,
         "BLOCK_N": chosen.block("n"),
-        "BLOCK_B": triton.next_power_of_2(num_rows),
+        "BLOCK_B": triton.next_power_of_2(max(num_rows, len(keys.slot_table))),  # the table is as long in every step
     }
     return Launch(
         kernels.prefill_kernel,
@@ -178,6 +178,7 @@ def shape_of(q_THD: Tensor, pools: Pools) -> dict[str, int]:
 
 def _arguments(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> dict[str, object]:
     k, v = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in (pools.k_NKD, pools.v_NKE))
+    require_dense(spans_B4=keys.device_spans_B4, sinks_H=scores.sinks_H, slopes_H=scores.slopes_H)
     k_scales, v_scales = pools.k_scales_NK, pools.k_scales_NK if pools.is_shared else pools.v_scales_NK
     if k.dtype != q_THD.dtype:
         if k_scales is None or v_scales is None or k_scales.stride() != v_scales.stride():

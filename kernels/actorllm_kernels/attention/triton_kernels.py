@@ -209,7 +209,7 @@ def find_tile(span_ptr, num_rows, tile, BLOCK_Q: tl.constexpr, BLOCK_B: tl.const
     return row, tile - tl.sum(tl.where(row_B < row, tiles_B, 0), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def prefill_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, span_ptr, table_ptr, k_scale_ptr, v_scale_ptr, sink_ptr, slope_ptr,
     q_stride_t, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, out_stride_t, table_stride, scale_stride,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense
 from actorllm_kernels.quantize import SMALLEST
 from actorllm_kernels.rotary_store.reference import Angles
 from actorllm_kernels.triton_forms import FORMS, PLAIN, encoded, largest, quotient
@@ -201,6 +201,7 @@ def launch(
     q_THD, k_TKD, v_TKE = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TKD, v_TKE))
     if pools[0].dtype in FORMS and scales is None:
         raise ValueError(f"pools of {pools[0].dtype} need a factor for each token and head")
+    require_dense(slots_T=slots_T)
     num_tokens, num_heads, head_dim = q_THD.shape
     num_kv_heads, size, rotary_dim = k_TKD.shape[1], v_TKE.shape[2], angles.cos_T1R.shape[-1]
     k_pool, v_pool = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in pools)

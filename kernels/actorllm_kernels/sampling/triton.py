@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.launch import Launch
+from actorllm_kernels.launch import Launch, require_dense
 from actorllm_kernels.sampling import triton_kernels as kernels
 from actorllm_kernels.sampling.parameters import Adjustments, Needs, Rows, Seen
 
@@ -100,6 +100,7 @@ def launches(
     chosen: Configuration | None = None,
 ) -> list[Launch]:
     """The kernels to run, in order, into `ids_S`."""
+    require_dense(rows_S=rows_S, positions_S=positions_S, ids_S=ids_S, parameters_RP=rows.parameters_RP)
     num_samples, vocab_size = logits_SV.shape
     chosen = chosen or _chosen(vocab_size, logits_SV.device)
     memory = memory or workspace(num_samples, vocab_size, device=logits_SV.device, chosen=chosen)
@@ -143,6 +144,7 @@ def launches(
 
 def penalize_launch(logits_SV: Tensor, rows_S: Tensor, seen: Seen, *, rows: Rows) -> Launch:
     """The kernel over all samples."""
+    require_dense(rows_S=rows_S, output_RV=seen.output_RV, prompt_RV=seen.prompt_RV, parameters_RP=rows.parameters_RP)
     num_samples, vocab_size = logits_SV.shape
     return Launch(
         kernels.penalize_kernel,
@@ -158,6 +160,7 @@ def penalize_launch(logits_SV: Tensor, rows_S: Tensor, seen: Seen, *, rows: Rows
 
 def adjust_launch(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adjustments: Adjustments) -> Launch:
     """The kernel over all samples."""
+    require_dense(rows_S=rows_S, positions_S=positions_S, ids_RB=adjustments.ids_RB, values_RB=adjustments.values_RB)
     return Launch(
         kernels.adjust_kernel,
         (len(rows_S),),
@@ -173,6 +176,7 @@ def adjust_launch(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adj
 
 def count_launch(ids_S: Tensor, rows_S: Tensor, seen: Seen) -> Launch:
     """The kernel over all samples."""
+    require_dense(ids_S=ids_S, rows_S=rows_S, output_RV=seen.output_RV)
     arguments = {"id_ptr": ids_S, "row_ptr": rows_S, "output_ptr": seen.output_RV, "num_samples": len(ids_S)}
     constants = {"V": seen.output_RV.shape[1], "BLOCK": ADJUSTED}
     return Launch(kernels.count_kernel, (triton.cdiv(len(ids_S), ADJUSTED),), arguments, constants, num_stages=1)
