@@ -6,12 +6,15 @@ Knows how actors are joined, not what they do.
 """
 
 import asyncio
+import logging
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from msgspec import structs
 
 from actorllm.actors.detokenize import DetokenizeActor, Transcripts
 from actorllm.actors.execute import ExecuteActor
@@ -35,12 +38,13 @@ from actorllm.runtime.actor import Actor
 from actorllm.runtime.observer import Observer
 from actorllm.runtime.ref import Ref
 from actorllm.runtime.supervisor import RestartsExhausted, Strategy, Supervisor
-from actorllm.scheduling.request import FinishedRequest, RequestTable
+from actorllm.scheduling.request import FinishedRequest, Request, RequestTable
 from actorllm.scheduling.scheduler import Scheduler
 from actorllm.settings import EngineSettings, ModelSettings
 from actorllm.tokenizer.chat_template import ChatTemplate
 from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generation_config
 
+logger = logging.getLogger(__name__)
 FATAL = (DeviceLost, DeviceHung)
 MAILBOX = 64
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -190,6 +194,7 @@ class House:
             names=names,
             architecture=loaded.architecture,
             dtype=loaded.dtype,
+            device=str(loaded.device),
             context_len=loaded.context,
             vocab_size=loaded.vocab_size,
             num_weight_bytes=loaded.num_weight_bytes,
@@ -234,7 +239,7 @@ class House:
             on_finished=self._on_finished,
         )
         self._schedule = await core.start("schedule", new_schedule, capacity=MAILBOX)
-        limits = ModelLimits(loaded.vocab_size, generation.eos_ids)
+        limits = ModelLimits(loaded.vocab_size, _known_ids(generation.eos_ids, loaded.vocab_size))
         new_tokenize = partial(TokenizeActor, self.tokenizer, template, limits=limits, schedule=self._schedule)
         self._tokenize = await front.start("tokenize", new_tokenize, capacity=self._max_texts)
 
@@ -247,21 +252,32 @@ class House:
         """A scheduler of the next epoch over the surviving table."""
         assert self._loaded is not None
         self._epoch += 1
+        scheduling, blamed = self._settings.scheduling, frozenset[Request]()
         if self._scheduler is not None:
+            blamed = self._scheduler.under_way
             self._num_steps += self._scheduler.num_steps
             self._num_pauses += self._scheduler.num_pauses
         self._scheduler = Scheduler(
             self._table,
-            self._settings.scheduling,
+            structs.replace(scheduling, depth=scheduling.depth or (2 if self._loaded.device.type == "cuda" else 1)),
             groups=self._loaded.groups,
             context=self._loaded.context,
             epoch=self._epoch,
+            blamed=blamed,
         )
         return self._scheduler
 
     def _tell_done(self, done) -> None:
         if self._schedule is not None:
             self._schedule.post(done)
+
+
+def _known_ids(eos_ids: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+    """The end tokens that the model can give: checkpoints name others, too, and one that cannot come ends nothing."""
+    known = tuple(token_id for token_id in eos_ids if 0 <= token_id < vocab_size)
+    if known != eos_ids:
+        logger.warning("of the end tokens %s only %s are in the vocabulary of %d ids", list(eos_ids), list(known), vocab_size)
+    return known
 
 
 class LoadingBar:

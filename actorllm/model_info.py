@@ -11,6 +11,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     architecture: str
     dtype: str
+    device: str
     context_len: int
     vocab_size: int
     num_weight_bytes: int

@@ -34,13 +34,14 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class SchedulingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who runs. `admission` "reserve" never overcommits; "optimistic" admits what fits now and pauses
+    """Who runs. `depth` steps may be under way at once: None is 2 on a GPU, so that it never waits for the event loop, and 1 on a
+    CPU, whose threads would compete with it. `admission` "reserve" never overcommits; "optimistic" admits what fits now and pauses
     requests when the slots run out. Timeouts are seconds, None is no limit."""
 
     max_waiting: Count = 1024
     max_running: Count = 64
     max_step_tokens: Count = 512
-    depth: Literal[1, 2] = 1
+    depth: Literal[1, 2] | None = None
     policy: Literal["fcfs"] = "fcfs"
     admission: Literal["reserve", "optimistic"] = "reserve"
     wait_timeout: Seconds | None = 600.0
@@ -48,11 +49,11 @@ class SchedulingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ExecutionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and how steps run. `kv_cache` is how keys and values are kept: "auto" as they are computed, "int8" or "fp8" (on GPUs)
+    """Where and how steps run. `device` is "cpu", "cuda", "cuda:1" and so on, or "auto": a GPU if there is one. `kv_cache` is how keys and values are kept: "auto" as they are computed, "int8" or "fp8" (on GPUs)
     in a byte with a scale for each token and head. `kv_memory` is bytes for the KV cache of one rank; `kv_slots` overrides it with
     a count of tokens (tests and experiments). `step_timeout` seconds without a result is a hung device."""
 
-    device: str = "cpu"
+    device: str = "auto"
     threads: Count | None = None
     tensor_parallel: Count = 1
     kv_cache: Literal["auto", "int8", "fp8"] = "auto"

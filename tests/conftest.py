@@ -1,10 +1,12 @@
 """Fixtures that every test may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actorllm.execution import device_choice
 from actorllm.execution.devices import Devices
 from actorllm.messages import Step
 from tests.skip_gate import DATA_ABSENT, data_folder
@@ -26,6 +28,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return FilesAndFolders(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device_of_tests() -> Iterator[None]:
+    """Without a word on the device a test means the CPU, also where there is a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_choice, "best_device", lambda: "cpu")
+        yield
 
 
 @pytest.fixture(scope="session")

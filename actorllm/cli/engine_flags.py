@@ -14,6 +14,7 @@ PARTS = {
     "dtype": "model",
     "quantize": "model",
     "context": "model",
+    "device": "execution",
     "threads": "execution",
     "kv_cache": "execution",
     "kv_memory": "execution",
@@ -31,6 +32,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="precision of the weights")
     parser.add_argument("--quantize", choices=("int8", "int4", "fp8"), help="round the weights to so many bits while loading (fp8: GPU)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--threads", type=int, help="threads of a device step (default: the processors it may use)")
     parser.add_argument("--context", type=int, help="longest prompt plus output in tokens (default: the model's)")
     parser.add_argument("--kv-cache", choices=("auto", "int8", "fp8"), help="keys and values as computed, or in 8 bits (fp8: GPU)")

@@ -22,7 +22,7 @@ from actorllm.execution.model_plan import ModelPlan, has_weights, plan_model, re
 from actorllm.house import model_directory
 from actorllm.layers.shard import Shard
 from actorllm.models.linears import layer_linears
-from actorllm.settings import EngineSettings, ModelSettings
+from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings
 from actorllm.weights.checkpoint import INDEX_FILE, Checkpoint, is_inside, num_bytes, tensor_shapes
 from actorllm.weights.compress import CodeScheme, write_tensors
 from actorllm.weights.formats import PlainFormat
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is there already: name a folder that is not, or empty it")
     source = model_directory(ModelSettings(path=arguments.model, revision=arguments.revision))
-    choice = choose_linears(plan_model(source, EngineSettings()), scheme)
+    choice = choose_linears(plan_model(source, EngineSettings(execution=ExecutionSettings(device="cpu"))), scheme)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -91,7 +91,7 @@ async def _serve_loaded(engine: Engine, settings: Settings, stops: "_Stops") -> 
     try:
         info = engine.info
         _say(
-            f"serving {info.name} ({info.architecture}, {info.dtype}, context {info.context_len}, "
+            f"serving {info.name} ({info.architecture}, {info.dtype} on {info.device}, context {info.context_len}, "
             f"{sum(info.num_slots)} token slots) at {address}"
         )
         _say(f"to chat, open {address}/ in a browser")

@@ -14,6 +14,7 @@ import torch
 
 from actorllm.cache.sizing import GroupSize
 from actorllm.errors import SettingsError
+from actorllm.execution.device_choice import chosen_device
 from actorllm.execution.device_thread import DeviceThread
 from actorllm.execution.devices import Devices
 from actorllm.execution.machine import KV_SHARE, Machine
@@ -45,6 +46,7 @@ class LoadedModel:
     """A model that is ready, and what others must know of it. `groups` are one rank's cache sizes."""
 
     devices: Devices
+    device: torch.device
     architecture: str
     dtype: str
     vocab_size: int
@@ -69,7 +71,7 @@ async def load_model(
 
     Raises `ModelError`, `PluginError` or `SettingsError`; nothing is left running then.
     """
-    device = checked_device(settings.execution)
+    device = chosen_device(settings.execution)
     num_ranks = settings.execution.tensor_parallel
     num_threads = max(1, step_threads(settings.execution) // num_ranks)
     plan = plan_model(directory, settings, has_files=new_source is None)
@@ -105,6 +107,7 @@ async def load_model(
         on_progress(plan.num_file_bytes, plan.num_file_bytes)
     return LoadedModel(
         devices=Devices(threads, runners, ranks=ranks),
+        device=device,
         architecture=plan.architecture,
         dtype=plan.precision.name,
         vocab_size=plan.config.vocab_size,
@@ -112,24 +115,6 @@ async def load_model(
         num_weight_bytes=plan.num_weight_bytes,
         groups=groups,
     )
-
-
-def checked_device(settings: ExecutionSettings) -> torch.device:
-    """The device of the settings; raises `SettingsError` if there is none such."""
-    try:
-        device = torch.device(settings.device)
-    except RuntimeError:
-        raise SettingsError(f"the device {settings.device!r} does not exist; set execution.device to cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"the device {settings.device} is not served; set execution.device to cpu or cuda")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise SettingsError(f"torch sees no CUDA device here; set execution.device to cpu instead of {settings.device}")
-        if settings.tensor_parallel > 1:
-            raise SettingsError("tensor parallelism over GPUs is not built yet; use --tensor-parallel 1")
-    if settings.tensor_parallel < 1:
-        raise SettingsError(f"--tensor-parallel {settings.tensor_parallel} must be at least 1")
-    return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
 
 
 def free_memory(device: torch.device) -> tuple[int, float]:

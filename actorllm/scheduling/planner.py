@@ -2,7 +2,8 @@
 
 Decode rows come first, one token each, then prefill chunks, both in the policy's order. Pausing takes the last in
 that order. So those on the device always precede those who wait, and the first of all is neither overtaken nor
-paused: it gets on in every step, and everyone is first some day.
+paused: it gets on in every step, and everyone is first some day. After a crash those whom the step computed get on one by one
+until each has proved harmless.
 """
 
 from actorllm.scheduling.admission import Admission, grant_for
@@ -25,7 +26,7 @@ class Planner:
         self._max_chunk = settings.max_step_tokens
         if any(group.window is not None for group in residents.groups):
             # Slots behind a window return when their step is done; the steps under way share the room for one.
-            self._max_chunk = max(1, settings.max_step_tokens // settings.depth)
+            self._max_chunk = max(1, settings.max_step_tokens // (settings.depth or 1))
         self.num_pauses = 0
 
     def plan(self, now: float) -> StepBuilder:
@@ -35,6 +36,14 @@ class Planner:
         self._plan_decodes(builder)
         self._plan_chunks(builder)
         return builder
+
+    def _computing(self) -> list[Residence]:
+        """Whose turn it is: everybody's, or the first request's alone that must prove that it crashes no step."""
+        running = self._residents.running
+        for stay in running:
+            if stay.sequence.request.num_unproved:
+                return [other for other in running if other.sequence.request is stay.sequence.request]
+        return running
 
     def admit(self, now: float) -> None:
         """Let in who fits, strictly in order."""
@@ -58,7 +67,7 @@ class Planner:
 
     def _plan_decodes(self, builder: StepBuilder) -> None:
         residents = self._residents
-        ready = [stay for stay in residents.running if stay.wants_token]
+        ready = [stay for stay in self._computing() if stay.wants_token]
         del ready[builder.room :]
         while len(ready) > residents.num_free_slots and self._pause_last(builder):
             ready = [stay for stay in ready if not stay.is_leaving]
@@ -68,7 +77,7 @@ class Planner:
 
     def _plan_chunks(self, builder: StepBuilder) -> None:
         residents = self._residents
-        for stay in [stay for stay in residents.running if stay.num_planned < stay.target]:
+        for stay in [stay for stay in self._computing() if stay.num_planned < stay.target]:
             if not builder.room or stay.is_leaving:
                 return
             wanted = min(stay.target - stay.num_planned, builder.room, self._max_chunk)

@@ -142,6 +142,7 @@ class Request:
         "key",
         "max_tokens",
         "num_cached",
+        "num_unproved",
         "number",
         "params",
         "prompt_ids",
@@ -165,6 +166,8 @@ class Request:
         self.prompt_len = len(self.prompt_ids)
         self.key = PrefixKey(admit.namespace, admit.key_ids or admit.prompt_ids)
         self.num_cached = 0
+        self.num_unproved = 0
+        """Tokens that it must sample in steps of its own, because a step that computed it crashed."""
         self.params = params
         room = context - self.prompt_len
         usual_tokens = room if params.usual_tokens is None else min(params.usual_tokens, room)

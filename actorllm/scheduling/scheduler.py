@@ -30,13 +30,17 @@ from actorllm.scheduling.step_builder import Launched
 from actorllm.scheduling.waiting import Deadlines, WaitingQueue
 from actorllm.settings import SchedulingSettings
 
+PROOF_TOKENS = 2
+"""One is sampled after a prefill, one by decoding."""
+CRASHED_ALONE = "the device failed twice in steps that computed this request alone at last; the server's log has the cause"
+
 
 class Scheduler:
     """One epoch's scheduling over a table of requests.
 
     The table is the truth and survives; rows, slots and steps under way belong to the epoch. A new scheduler over
     a table with live requests recovers them: all wait in the policy's order and are recomputed from their ids,
-    and outputs that were not taken yet can be taken. One plans, launches, completes:
+    and outputs that were not taken yet can be taken. `blamed` are those whom the last epoch's steps under way computed. One plans, launches, completes:
 
         while (step := scheduler.plan(now)) is not None: launch(step)
         scheduler.complete(done)                        # in the order of the steps
@@ -51,9 +55,11 @@ class Scheduler:
         groups: Iterable[GroupSize],
         context: int,
         epoch: int,
+        blamed: frozenset[Request] = frozenset(),
     ) -> None:
         self._table = table
         self._settings = settings
+        self._depth = settings.depth or 1
         self._context = context
         self._epoch = epoch
         self._policy = POLICIES[settings.policy]
@@ -67,6 +73,7 @@ class Scheduler:
         self._num_steps = 0
         for request in table:
             self._recover(request)
+        self._doubt(blamed)
 
     # --- what comes in ---
 
@@ -140,7 +147,7 @@ class Scheduler:
 
     def plan(self, now: float) -> Step | None:
         """The next step; None when `depth` steps are under way or there is nothing to compute."""
-        if len(self._in_flight) >= self._settings.depth:
+        if len(self._in_flight) >= self._depth:
             return None
         builder = self._planner.plan(now)
         if builder.is_empty:
@@ -193,6 +200,11 @@ class Scheduler:
         return len(self._in_flight)
 
     @property
+    def under_way(self) -> frozenset[Request]:
+        """The requests that the steps under way compute."""
+        return frozenset(stay.sequence.request for launched in self._in_flight for stay in launched.stays)
+
+    @property
     def num_steps(self) -> int:
         """Steps of this epoch."""
         return self._num_steps
@@ -217,6 +229,16 @@ class Scheduler:
         for sequence in request.entrances():
             self._waiting.push(sequence)
         self._retire(request)
+
+    def _doubt(self, blamed: frozenset[Request]) -> None:
+        """A step crashed that computed these, and nobody knows for whose sake. Each must now sample a few tokens alone, which
+        repeats the crash if it was the one; whoever crashes alone a second time is failed, so that the others live."""
+        for request in blamed:
+            if self._table.get(request.request_id) is not request or request.is_finished:
+                continue
+            if request.num_unproved and len(blamed) == 1:
+                self._finish_all(request, "error", error=RequestFailed(CRASHED_ALONE))
+            request.num_unproved = PROOF_TOKENS
 
     def _accept_scores(self, launched: Launched, done: StepDone) -> None:
         entries = iter(done.prompt_logprobs)
@@ -243,6 +265,8 @@ class Scheduler:
                 continue
             request, output_ids = sequence.request, sequence.output_ids
             output_ids.append(token_id)
+            if request.num_unproved:
+                request.num_unproved -= 1
             if logprobs and (entry := logprobs[index]) is not None:
                 sequence.logprobs.append(entry)
             if token_id in request.end_ids:

@@ -18,7 +18,7 @@ from actorllm.errors import ActorLLMError, PromptTooLong, QueueFull, QueueTimeou
 from actorllm.execution.runner import ResidentRunner
 from actorllm.llm import LLM
 from actorllm.messages import SamplingParams, TokenEvent
-from actorllm.settings import EngineSettings
+from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings
 from actorllm.stream import RequestStream
 
 SettingsFactory = Callable[..., EngineSettings]
@@ -288,3 +288,17 @@ def test_a_script_generates(stories_settings: SettingsFactory, golden) -> None:
 def test_a_script_names_its_model(stories_dir: Path) -> None:
     with LLM(str(stories_dir)) as llm:
         assert len(llm.generate(["Once upon a time"], SamplingParams(max_tokens=4))) == 1
+
+
+async def test_end_tokens_outside_of_the_vocabulary_end_nothing_and_harm_nobody(
+    stories_dir: Path, tmp_path: Path, golden, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(stories_dir, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 999999, 3000000000]}')
+    settings = EngineSettings(model=ModelSettings(path=str(folder)), execution=ExecutionSettings(kv_slots=1024, threads=1))
+    async with Engine(settings) as engine:
+        stream = await engine.submit(golden.prompt_ids, SamplingParams(temperature=0.0, max_tokens=16, min_tokens=4))
+        ids = [event.token_id async for events in stream for event in events]
+    assert ids[:16] == golden.output_ids[:16]
+    assert "only [2] are in the vocabulary" in caplog.text

@@ -24,12 +24,12 @@ from actorllm.actors.execute import ExecuteActor
 from actorllm.actors.schedule import ScheduleActor
 from actorllm.actors.tokenize import TokenizeActor
 from actorllm.engine import Engine
-from actorllm.errors import ActorLLMError, DeviceHung, DeviceLost, EngineError, EngineFailed
+from actorllm.errors import ActorLLMError, DeviceHung, DeviceLost, EngineError, EngineFailed, RequestFailed
 from actorllm.execution.runner import ResidentRunner
-from actorllm.messages import Admit, Outputs, SamplingParams, Step, StepDone
+from actorllm.messages import Admit, Outputs, SamplingParams, Step, StepDone, unpack
 from actorllm.scheduling.request import FinishedRequest
 from actorllm.scheduling.scheduler import Scheduler
-from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings
+from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, RuntimeSettings
 
 SettingsFactory = Callable[..., EngineSettings]
 NUM_STREAMS = 32
@@ -226,7 +226,7 @@ async def test_running_requests_outlive_what_restarts(
         await until(lambda: has_slots_back(streams.engine))
         assert streams.engine.is_healthy
         assert streams.engine.statistics().num_restarts in (1, 2)  # schedule and execute go together
-        assert streams.engine.statistics().num_steps >= num_steps + PARAMS.max_tokens  # counted on over the restart
+        assert streams.engine.statistics().num_steps >= num_steps + (PARAMS.max_tokens or 0)  # counted on over the restart
         ids = sorted(record.request_id for record in streams.finished)
         assert len(ids) == len(set(ids)) == NUM_STREAMS + 2 - is_next_refused
 
@@ -288,6 +288,44 @@ async def test_outputs_that_wait_for_room_outlive_a_crash(
         assert [(reading.ends, reading.text) for reading in readings] == [(["length"], text) for text in texts]
 
 
+@pytest.mark.parametrize("num_good_tokens", [0, 1, 6])
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_a_request_whose_steps_crash_fails_alone(
+    stories_settings: SettingsFactory,
+    golden,
+    *,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    num_good_tokens: int,
+    depth: int,
+) -> None:
+    """Every step that computes it beyond some length raises, whatever else is in the step."""
+    poison, forward, poisoned = [7, 7, 7], ResidentRunner.forward, set[int]()
+
+    def forward_or_raise(runner: ResidentRunner, step: Step) -> Any:
+        start = 0
+        for row, query_len, seq_len in zip(unpack(step.rows), unpack(step.query_lens), unpack(step.seq_lens), strict=True):
+            if list(unpack(step.token_ids)[start : start + len(poison)]) == poison:
+                poisoned.add(row)
+            elif query_len == seq_len:
+                poisoned.discard(row)
+            if row in poisoned and seq_len >= len(poison) + num_good_tokens:
+                raise RuntimeError("a row that no kernel can compute")
+            start += query_len
+        return forward(runner, step)
+
+    async with running(stories_settings(depth=depth), golden) as streams, asyncio.timeout(GUARD):
+        monkeypatch.setattr(ResidentRunner, "forward", forward_or_raise)
+        poisonous = await read(streams.engine, -1, prompt=poison, reading=Reading())
+        assert poisonous.ends == ["error"]
+        assert isinstance(poisonous.error, RequestFailed)
+        assert len(poisonous.token_ids) == num_good_tokens
+        readings = await streams.ends()
+        assert [(reading.ends, reading.text) for reading in readings] == [(["length"], text) for text in texts]
+        assert streams.engine.is_healthy
+        assert streams.engine.statistics().num_restarts == 4  # schedule and execute, twice
+
+
 @both_encodings
 async def test_a_lost_device_fails_every_stream(
     stories_settings: SettingsFactory, golden, *, monkeypatch: pytest.MonkeyPatch, encode: bool
@@ -318,7 +356,7 @@ async def test_what_always_raises_uses_up_its_restarts(
 ) -> None:
     async with running(stories_settings(), golden) as streams:
         breaks(monkeypatch).is_lasting = True
-        await check_all_failed(streams, EngineFailed)
+        await check_all_failed(streams, EngineFailed, blamed=RequestFailed)
 
 
 async def test_a_tokenizer_that_always_raises_uses_up_its_restarts(
@@ -334,12 +372,15 @@ async def test_a_tokenizer_that_always_raises_uses_up_its_restarts(
         await check_all_failed(streams, EngineFailed)
 
 
-async def check_all_failed(streams: Streams, kind: type[EngineError]) -> None:
-    """Every stream ends once, with `kind`; so does what is asked of the engine from then on."""
+async def check_all_failed(
+    streams: Streams, kind: type[EngineError], *, blamed: type[ActorLLMError] | None = None
+) -> None:
+    """Every stream ends once, with `kind`, or `blamed` for a few; so does what is asked of the engine from then on."""
     engine = streams.engine
     readings = await streams.ends()
     assert [reading.ends for reading in readings] == [["error"]] * NUM_STREAMS
-    assert {type(reading.error) for reading in readings} == {kind}
+    assert {type(reading.error) for reading in readings} - {blamed} == {kind}
+    assert sum(type(reading.error) is blamed for reading in readings) < RuntimeSettings().restarts
     async with asyncio.timeout(GUARD):
         failure = await engine.wait_failed()
     assert type(failure) is kind

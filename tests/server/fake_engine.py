@@ -18,6 +18,7 @@ class FakeEngine:
             names=("fake", "alias"),
             architecture="FakeForCausalLM",
             dtype="float32",
+            device="cpu",
             context_len=64,
             vocab_size=16,
             num_weight_bytes=0,
