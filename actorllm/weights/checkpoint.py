@@ -40,7 +40,9 @@ _LAYER = re.compile(r".*?\.\d+(?=\.)")
 class Checkpoint:
     """A `WeightSource` over the files of one directory; use it with `with`.
 
-    `storage` is the format of its linears. `on_progress(bytes)` is called with the bytes of each tensor read.
+    `files` says in which file each tensor is: a copy of it in another file is not looked at, and a tensor that `files` leaves out
+    cannot be pulled and is left over. `storage` is the format of its linears. `on_progress(bytes)` is called with the bytes of
+    each tensor read.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Checkpoint:
         self._format = storage or PlainFormat()
         self._on_progress = on_progress
         self._homes: dict[str, tuple[Any, str]] = {}  # name -> its file and its name there
+        self._unlisted: set[str] = set()
         self._transposed: tuple[str, ...] = ()
         self._claimed: set[str] = set()
         self._is_survey = False
@@ -65,10 +68,16 @@ class Checkpoint:
         with ExitStack() as opened:  # one file that cannot be opened closes the others
             for path in sorted(set(files.values())):
                 handle = opened.enter_context(open_tensors(path, self._device))
-                self._homes.update((name, (handle, name)) for name in handle.keys())  # noqa: SIM118 (no mapping)
-            absent = sorted(files.keys() - self._homes.keys())
+                for name in handle.keys():  # noqa: SIM118 (no mapping)
+                    if files.get(name) == path:
+                        self._homes[name] = handle, name
+                    elif name not in files:
+                        self._unlisted.add(name)
+            absent = sorted(f"{name} ({files[name].name})" for name in files.keys() - self._homes.keys())
             if absent:
-                raise CheckpointError(f"{INDEX_FILE} names tensors that their files do not hold: {_shown(absent)}")
+                raise CheckpointError(
+                    f"{INDEX_FILE} names tensors that their files do not hold: {_shown(absent)}; download the model again"
+                )
             self._open_files = opened.pop_all()
 
     @classmethod
@@ -114,12 +123,12 @@ class Checkpoint:
     def rename(self, prefixes: Mapping[str, str]) -> None:
         """Know names that begin with a key of `prefixes` by its value instead. The first prefix that fits counts."""
         for name in list(self._homes):
-            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-            if prefix is not None:
-                new_name = prefixes[prefix] + name.removeprefix(prefix)
+            new_name = _renamed(name, prefixes)
+            if new_name != name:
                 if new_name in self._homes:
                     raise CheckpointError(f"tensor {name!r} is to be known as {new_name!r}, but that is there as well")
                 self._homes[new_name] = self._homes.pop(name)
+        self._unlisted = {_renamed(name, prefixes) for name in self._unlisted}
 
     def transpose(self, patterns: Sequence[str]) -> None:
         """Declare linears, or stacks of them (glob patterns of their names), that are stored as [in, out]."""
@@ -187,9 +196,14 @@ class Checkpoint:
 
     def finish(self, ignored: Mapping[str, str]) -> None:
         """Raise `TensorLeftOver` if a tensor was neither claimed nor matches a pattern of `ignored` (glob -> reason)."""
-        left_over = sorted(
-            name for name in self._homes.keys() - self._claimed if not any(fnmatchcase(name, pattern) for pattern in ignored)
-        )
+        unclaimed = (self._homes.keys() | self._unlisted) - self._claimed
+        left_over = sorted(name for name in unclaimed if not any(fnmatchcase(name, pattern) for pattern in ignored))
+        unlisted = sorted(self._unlisted.intersection(left_over))
+        if unlisted:
+            raise TensorLeftOver(
+                f"files of the checkpoint hold {len(unlisted)} tensors that {INDEX_FILE} does not name: {_shown(unlisted)}; "
+                "download the model again"
+            )
         if left_over:
             raise TensorLeftOver(
                 f"the checkpoint holds {len(left_over)} tensors that the model has no place for: {_shown(left_over)}. "
@@ -238,22 +252,12 @@ def tensor_files(directory: Path) -> dict[str, Path]:
 
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, from the headers alone. Raises `CheckpointError`."""
-    shapes = {}
-    for path in sorted(set(tensor_files(directory).values())):
-        with open_tensors(path, "cpu") as file:
-            shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 (no mapping)
-    return shapes
+    return {name: shape for name, (shape, _) in _headers(directory).items()}
 
 
 def tensor_sizes(directory: Path) -> dict[str, int]:
     """Tensor name -> bytes in its file, from the headers alone. Raises `CheckpointError`."""
-    sizes = {}
-    for path in sorted(set(tensor_files(directory).values())):
-        with open_tensors(path, "cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                stored = file.get_slice(name)
-                sizes[name] = prod(stored.get_shape()) * ITEM_BYTES.get(stored.get_dtype(), 1)
-    return sizes
+    return {name: prod(shape) * ITEM_BYTES.get(stored, 1) for name, (shape, stored) in _headers(directory).items()}
 
 
 def num_values(directory: Path, storage: Format) -> int:
@@ -265,6 +269,25 @@ def num_values(directory: Path, storage: Format) -> int:
 def num_bytes(directory: Path) -> int:
     """Bytes of all weight files."""
     return sum(path.stat().st_size for path in set(tensor_files(directory).values()))
+
+
+def _headers(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Tensor name -> its shape and stored type; of a tensor in several files, that in the file that the index names."""
+    files = tensor_files(directory)
+    headers = {}
+    for path in sorted(set(files.values())):
+        with open_tensors(path, "cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                if files.get(name) == path:
+                    whole = file.get_slice(name)
+                    headers[name] = tuple(whole.get_shape()), whole.get_dtype()
+    return headers
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """`name` with the first of `prefixes` that it begins with replaced."""
+    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    return name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)
 
 
 def _index_files(directory: Path, index: Path) -> dict[str, Path]:

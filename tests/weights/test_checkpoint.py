@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from actorllm.errors import CheckpointError, TensorLeftOver, TensorMissing
-from actorllm.weights.checkpoint import Checkpoint, num_bytes, tensor_files
+from actorllm.weights.checkpoint import Checkpoint, num_bytes, tensor_files, tensor_shapes, tensor_sizes
 
 TENSORS = {
     "a.weight": torch.arange(24.0).view(6, 4),
@@ -188,6 +188,43 @@ def test_an_index_and_its_files_must_agree(tmp_path):
     save_sharded(tmp_path, {"ghost.weight": "one.safetensors"})
     with pytest.raises(CheckpointError, match=r"ghost\.weight"):
         Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("copy_in", ["one", "two"])
+def test_the_index_says_which_of_two_copies_counts(tmp_path, copy_in):
+    """Whether the copy lies in the file that is read first or last."""
+    save_sharded(tmp_path)
+    name, held = ("b.weight", "a.weight") if copy_in == "one" else ("a.weight", "b.weight")
+    rest = {"norm.weight": TENSORS["norm.weight"]} if copy_in == "two" else {}
+    wrong = torch.zeros(7, 3)
+    save_file({name: wrong, held: TENSORS[held], **rest}, tmp_path / f"{copy_in}.safetensors")
+    assert tensor_shapes(tmp_path) == {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+    assert tensor_sizes(tmp_path) == {name: tensor.nbytes for name, tensor in TENSORS.items()}
+    with Checkpoint.open(tmp_path) as checkpoint:
+        for each, tensor in TENSORS.items():
+            assert torch.equal(checkpoint.tensor(each, tuple(tensor.shape)), tensor)
+        checkpoint.finish({})
+
+
+def test_an_index_that_names_the_wrong_file_is_refused(tmp_path):
+    save_sharded(tmp_path, {"a.weight": "two.safetensors"})
+    with pytest.raises(CheckpointError, match=r"a\.weight \(two\.safetensors\)"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_tensor_that_the_index_leaves_out_is_left_over(tmp_path):
+    save_sharded(tmp_path)
+    save_file({"a.weight": TENSORS["a.weight"], "old.extra": torch.ones(2)}, tmp_path / "one.safetensors")
+    with Checkpoint.open(tmp_path) as checkpoint:
+        assert not checkpoint.has("old.extra")
+        checkpoint.rename({"old.": "new."})
+        for name, tensor in TENSORS.items():
+            checkpoint.tensor(name, tuple(tensor.shape))
+        with pytest.raises(TensorLeftOver, match=r"index\.json does not name: new\.extra"):
+            checkpoint.finish({})
+        checkpoint.finish({"new.*": "a buffer"})
+        with pytest.raises(TensorMissing, match="extra"):
+            checkpoint.tensor("new.extra", (2,))
 
 
 def test_a_missing_file_is_named(tmp_path):
