@@ -278,11 +278,13 @@ def as_prompt(prompt: PromptLike) -> Prompt:
         return prompt
     if isinstance(prompt, str):
         return TextPrompt(prompt)
-    if all(isinstance(token_id, int) for token_id in prompt):
+    if not prompt or isinstance(prompt[0], int):
         try:
             return TokenPrompt(pack(prompt))  # type: ignore[arg-type]
         except OverflowError as error:
             raise InvalidRequest("a token id does not fit 32 bits", param="prompt") from error
+        except TypeError as error:
+            raise InvalidRequest("a list of token ids holds whole numbers alone", param="prompt") from error
     if all(isinstance(message, Mapping) for message in prompt):
         return ChatPrompt([dict(message) for message in prompt])  # type: ignore[arg-type]
     raise InvalidRequest("a prompt is text, a list of token ids, or a list of chat messages", param="prompt")

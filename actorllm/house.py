@@ -19,7 +19,8 @@ from msgspec import structs
 from actorllm.actors.detokenize import DetokenizeActor, Transcripts
 from actorllm.actors.execute import ExecuteActor
 from actorllm.actors.schedule import ScheduleActor
-from actorllm.actors.tokenize import ModelLimits, TokenizeActor, encode_prompt
+from actorllm.actors.tokenize import ModelLimits, TokenizeActor, check_len, encode_prompt
+from actorllm.context import Context, TokenLimit
 from actorllm.errors import (
     CheckpointError,
     DeviceHung,
@@ -47,6 +48,9 @@ from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generati
 logger = logging.getLogger(__name__)
 FATAL = (DeviceLost, DeviceHung)
 MAILBOX = 64
+MAX_ENCODED = 2**15
+"""Tokens that `encode` gives where the context is smaller, for those who count what is too long."""
+
 DEMO_MODEL = Path(__file__).parent / "demo"
 DEMO_NAME = "actorllm-demo"
 
@@ -119,6 +123,7 @@ class House:
         """Send a request in at the front door; its prompt's ids once it is admitted."""
         if self._tokenize is None:
             raise EngineStopped("the engine is not running")
+        check_len(message.prompt, self._context.for_prompts)
         self._check_room(self._tokenize.statistics().length)
         accepted: Accepted = await self._tokenize.ask(message)
         return list(unpack(accepted.prompt_ids))
@@ -129,7 +134,9 @@ class House:
         self._check_room(self._num_encoding)
         self._num_encoding += 1
         try:
-            return await encode_prompt(self.tokenizer, self._template, prompt)
+            most = max(MAX_ENCODED, self._context.length)
+            limit = TokenLimit(most, f"at most {most} are told at a time: send the text in parts")
+            return list(await encode_prompt(self.tokenizer, self._template, prompt, limit=limit))
         finally:
             self._num_encoding -= 1
 
@@ -153,6 +160,11 @@ class House:
             num_steps=self._num_steps + scheduler.num_steps,
             num_restarts=sum(supervisor.num_restarts for supervisor in self._supervisors),
         )
+
+    @property
+    def _context(self) -> Context:
+        assert self._loaded is not None, "the engine has not been entered"
+        return self._loaded.context
 
     @property
     def _max_texts(self) -> int:
@@ -195,7 +207,7 @@ class House:
             architecture=loaded.architecture,
             dtype=loaded.dtype,
             device=str(loaded.device),
-            context_len=loaded.context,
+            context_len=loaded.context.length,
             vocab_size=loaded.vocab_size,
             num_weight_bytes=loaded.num_weight_bytes,
             num_slots=tuple(group.num_slots for group in loaded.groups if not group.is_state),
@@ -239,7 +251,7 @@ class House:
             on_finished=self._on_finished,
         )
         self._schedule = await core.start("schedule", new_schedule, capacity=MAILBOX)
-        limits = ModelLimits(loaded.vocab_size, _known_ids(generation.eos_ids, loaded.vocab_size))
+        limits = ModelLimits(loaded.vocab_size, _known_ids(generation.eos_ids, loaded.vocab_size), loaded.context)
         new_tokenize = partial(TokenizeActor, self.tokenizer, template, limits=limits, schedule=self._schedule)
         self._tokenize = await front.start("tokenize", new_tokenize, capacity=self._max_texts)
 

@@ -4,9 +4,9 @@
                                         |
                                         +-> Outputs -> detokenize -> TokenEvents -> the request's stream
 
-and two urgent messages that may overtake: `Abort` (to schedule) and `StopFound` (detokenize to
-schedule). Arrays travel as little-endian bytes, int32 unless said otherwise; `pack` and `unpack` convert
-them. Per step, not per token: one `Step`, one `StepDone` and one `Outputs` carry the whole batch.
+and two urgent messages that may overtake: `Abort` (to schedule) and `StopFound` (detokenize to schedule). Arrays travel as
+little-endian bytes, int32 unless said otherwise; `pack` and `unpack` convert them. Per step, not per token: one `Step`, one
+`StepDone` and one `Outputs` carry the whole batch.
 
 Legend of lengths: T tokens of the flat batch, R rows in it, S samples, G cache groups.
 This file knows no torch and no asyncio.
@@ -17,7 +17,6 @@ from array import array
 from collections.abc import Iterable
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
 from actorllm.errors import ActorLLMError, InvalidRequest, error_named
@@ -26,6 +25,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_STOPS = 16
+MAX_BIASES, MAX_STOP_IDS = 1024, 256
 
 
 def pack(values: Iterable[int]) -> bytes:
@@ -48,6 +48,12 @@ def unpack_floats(data: bytes) -> array:
 
 
 # --- what a client asks for -------------------------------------------------------------------------
+
+
+def check_count(name: str, count: int, *, most: int) -> None:
+    """Raises `InvalidRequest` for a field with too many entries."""
+    if count > most:
+        raise InvalidRequest(f"{name} has {count} entries, but takes at most {most}", param=name)
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +99,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         self._check_range("seed", self.seed, low=-(2**63), high=2**63 - 1)
         self._check_range("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
         self._check_range("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_LOGPROBS)
+        check_count("logit_bias", len(self.logit_bias), most=MAX_BIASES)
+        check_count("stop_token_ids", len(self.stop_token_ids), most=MAX_STOP_IDS)
         for bias in self.logit_bias.values():
             self._check_range("logit_bias", bias, low=-100.0, high=100.0)
         if self.top_p == 0.0:
@@ -390,11 +398,3 @@ class TokenEvents(Struct, frozen=True, tag=True):
     events: tuple[TokenEvent, ...] = ()
     prompts: tuple[PromptEvent, ...] = ()
     cached: tuple[tuple[str, int], ...] = ()
-
-
-def decode_params(data: bytes) -> SamplingParams:
-    """`SamplingParams` from JSON; raises `InvalidRequest` for a wrong type or an unknown field."""
-    try:
-        return msgspec.json.decode(data, type=SamplingParams)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error)) from error

@@ -5,13 +5,25 @@ the answer on.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from actorllm.context import Context, TokenLimit
 from actorllm.errors import InvalidRequest, RequestError, RequestFailed
-from actorllm.messages import Accepted, Admit, ChatPrompt, Generate, Prompt, SamplingParams, TextPrompt, pack, unpack
+from actorllm.messages import (
+    Accepted,
+    Admit,
+    ChatPrompt,
+    Generate,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+    pack,
+    unpack,
+)
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.ref import ActorCrashed, Ref
 from actorllm.tokenizer.chat_template import ChatTemplate, encode_chat
@@ -24,6 +36,15 @@ class ModelLimits:
 
     vocab_size: int
     eos_ids: tuple[int, ...]
+    context: Context
+
+    def check_ids(self, ids: Collection[int], *, param: str) -> None:
+        """Raises `InvalidRequest` that names an id outside of the vocabulary."""
+        if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+            wrong = next(token_id for token_id in ids if not 0 <= token_id < self.vocab_size)
+            raise InvalidRequest(
+                f"{param}: token id {wrong} is outside of the vocabulary (0 to {self.vocab_size - 1})", param=param
+            )
 
 
 class TokenizeActor(Actor[Generate]):
@@ -39,8 +60,8 @@ class TokenizeActor(Actor[Generate]):
         self._schedule = schedule
 
     async def receive(self, message: Generate) -> Accepted:
-        ids = await encode_prompt(self._tokenizer, self._template, message.prompt)
-        self._check_ids(ids, param="prompt")
+        ids = await encode_prompt(self._tokenizer, self._template, message.prompt, limit=self._limits.context.for_prompts)
+        self._limits.check_ids(ids, param="prompt")
         if not ids:
             raise InvalidRequest("the prompt is empty: it must have at least one token", param="prompt")
         admit = Admit(
@@ -61,22 +82,15 @@ class TokenizeActor(Actor[Generate]):
 
     def _resolve(self, params: SamplingParams) -> SamplingParams:
         """Parameters with a seed, so that a recomputed request repeats itself."""
-        self._check_ids(params.stop_token_ids, param="stop_token_ids")
-        self._check_ids(params.logit_bias, param="logit_bias")
+        self._limits.check_ids(params.stop_token_ids, param="stop_token_ids")
+        self._limits.check_ids(params.logit_bias, param="logit_bias")
         return msgspec.structs.replace(params, seed=secrets.randbits(62)) if params.seed is None else params
 
-    def _check_ids(self, ids: "Sequence[int] | dict[int, float]", *, param: str) -> None:
-        for token_id in ids:
-            if not 0 <= token_id < self._limits.vocab_size:
-                raise InvalidRequest(
-                    f"{param}: token id {token_id} is outside of the vocabulary (0 to {self._limits.vocab_size - 1})", param=param
-                )
 
-
-async def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, prompt: Prompt) -> list[int]:
-    """The token ids of a prompt of any kind. Raises `InvalidRequest` or `NoChatTemplate`."""
+async def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, prompt: Prompt, *, limit: TokenLimit) -> Sequence[int]:
+    """The token ids of a prompt of any kind. Raises `InvalidRequest`, `PromptTooLong` or `NoChatTemplate`."""
     if isinstance(prompt, TextPrompt):
-        return await tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        return await tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens, limit=limit)
     if isinstance(prompt, ChatPrompt):
         return await encode_chat(
             tokenizer,
@@ -85,5 +99,13 @@ async def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, prompt: Pr
             add_generation_prompt=prompt.add_generation_prompt,
             continue_final_message=prompt.continue_final_message,
             kwargs=prompt.template_kwargs,
+            limit=limit,
         )
-    return list(unpack(prompt.token_ids))
+    check_len(prompt, limit)
+    return unpack(prompt.token_ids)
+
+
+def check_len(prompt: Prompt, limit: TokenLimit) -> None:
+    """Raises `PromptTooLong` for a prompt whose tokens need only be counted."""
+    if isinstance(prompt, TokenPrompt):
+        limit.check(len(unpack(prompt.token_ids)))

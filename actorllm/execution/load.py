@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from actorllm.cache.sizing import GroupSize
+from actorllm.context import Context
 from actorllm.errors import SettingsError
 from actorllm.execution.device_choice import chosen_device
 from actorllm.execution.device_thread import DeviceThread
@@ -50,7 +51,7 @@ class LoadedModel:
     architecture: str
     dtype: str
     vocab_size: int
-    context: int
+    context: Context
     num_weight_bytes: int
     groups: tuple[GroupSize, ...]
 
@@ -111,7 +112,7 @@ async def load_model(
         architecture=plan.architecture,
         dtype=plan.precision.name,
         vocab_size=plan.config.vocab_size,
-        context=plan.context,
+        context=Context(plan.context, largest=plan.config.context_len),
         num_weight_bytes=plan.num_weight_bytes,
         groups=groups,
     )

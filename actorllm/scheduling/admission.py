@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import ClassVar, Protocol
 
 from actorllm.cache.sizing import GroupSize
-from actorllm.errors import InvalidRequest, PromptTooLong
+from actorllm.context import Context
+from actorllm.errors import InvalidRequest
 from actorllm.scheduling.request import Request, Sequence
 from actorllm.scheduling.residency import Grant, Residents
 
@@ -96,25 +97,13 @@ def grant_for(sequence: Sequence) -> Grant:
     return Grant(num_live=num_live, shared_len=request.prompt_len, own_len=request.own_len)
 
 
-def check_context(request: Request, context: int) -> None:
+def check_context(request: Request, context: Context) -> None:
     """Raises `PromptTooLong` unless the prompt leaves room for a token and for `max_tokens`, `InvalidRequest` for an empty
     prompt and for more `min_tokens` than there may be."""
     if not request.prompt_len:
         raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
-    if request.prompt_len + 1 > context:
-        raise PromptTooLong(
-            f"the prompt has {request.prompt_len} tokens, but the context is {context} tokens and one must be left "
-            f"for the output: shorten the prompt to at most {context - 1} tokens, or serve with a larger --context",
-            param="prompt",
-        )
-    room = context - request.prompt_len
-    if request.max_tokens > room:
-        raise PromptTooLong(
-            f"the prompt has {request.prompt_len} tokens and max_tokens is {request.max_tokens}, together "
-            f"{request.prompt_len + request.max_tokens}, but the context is {context} tokens: lower max_tokens to at most {room}, "
-            "leave it out to use what the context has room for, shorten the prompt, or serve with a larger --context",
-            param="max_tokens",
-        )
+    context.for_prompts.check(request.prompt_len)
+    context.check_output(request.prompt_len, request.max_tokens)
     if request.params.min_tokens > request.max_tokens:
         raise InvalidRequest(
             f"min_tokens is {request.params.min_tokens}, but at most {request.max_tokens} tokens can be generated: lower "

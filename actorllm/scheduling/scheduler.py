@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from actorllm.cache.sizing import GroupSize
+from actorllm.context import Context
 from actorllm.errors import (
     ActorLLMError,
     InvalidRequest,
@@ -53,7 +54,7 @@ class Scheduler:
         settings: SchedulingSettings,
         *,
         groups: Iterable[GroupSize],
-        context: int,
+        context: Context,
         epoch: int,
         blamed: frozenset[Request] = frozenset(),
     ) -> None:
@@ -81,7 +82,7 @@ class Scheduler:
         """Take a request into the table. Raises `QueueFull`, `PromptTooLong`, `InvalidRequest`."""
         if admit.request_id in self._table:
             raise InvalidRequest(f"a request with id {admit.request_id!r} is running already", param="request_id")
-        request = self._table.create(admit, context=self._context)
+        request = self._table.create(admit, context=self._context.length)
         check_context(request, self._context)
         if admit.params.n > self._settings.max_running:
             raise InvalidRequest(

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from actorllm.errors import InvalidRequest, UnsupportedField
-from actorllm.messages import ChatPrompt, SamplingParams, TextPrompt
+from actorllm.messages import MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, ChatPrompt, SamplingParams, TextPrompt, check_count
 
 # Known fields that are not built yet -> values that ask for nothing.
 UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
@@ -117,10 +117,12 @@ class RequestBody(Struct, kw_only=True):
         """The request's parameters: its own fields, then the checkpoint's defaults. Raises `InvalidRequest`."""
         given = {name: value for name in PASSED_ON if (value := getattr(self, name)) is not None}
         if self.logit_bias is not None:
+            check_count("logit_bias", len(self.logit_bias), most=MAX_BIASES)
             given["logit_bias"] = {_token_id(key): value for key, value in self.logit_bias.items()}
         if self.stop is not None:
             given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if self.stop_token_ids is not None:
+            check_count("stop_token_ids", len(self.stop_token_ids), most=MAX_STOP_IDS)
             given["stop_token_ids"] = tuple(
                 _checked_id(token_id, param="stop_token_ids") for token_id in self.stop_token_ids
             )
@@ -181,6 +183,10 @@ class ChatBody(RequestBody, kw_only=True):
         """Sampling parameters; without a limit the answer may fill the context."""
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            raise InvalidRequest(
+                f"top_logprobs must be between 0 and {MAX_LOGPROBS}, not {self.top_logprobs}", param="top_logprobs"
+            )
         return self.sampling(defaults, max_tokens=self.longest, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
 
@@ -207,28 +213,7 @@ class DetokenizeBody(Struct):
     tokens: list[int]
 
 
-def read_body(data: bytes, kind: type) -> Any:
-    """A body of type `kind`. Raises `InvalidRequest` or `UnsupportedField` that names the field."""
-    try:
-        fields = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body cannot be read as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    for name, harmless in UNSUPPORTED_FIELDS.items():
-        value = fields.get(name)
-        if value is not None and not any(type(value) is type(same) and value == same for same in harmless):
-            raise UnsupportedField(f"{name} is not supported by this version; leave it out", param=name)
-    try:
-        body = msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error), param=_field_of(str(error))) from error
-    if isinstance(body, RequestBody):
-        _check_together(body)
-    return body
-
-
-def _check_together(body: RequestBody) -> None:
+def check_together(body: RequestBody) -> None:
     """What no single field's type can say."""
     if body.stream_options not in (None, StreamOptions()) and not body.is_streamed:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
@@ -249,9 +234,3 @@ def _checked_id(token_id: int, *, param: str) -> int:
     if not 0 <= token_id <= MAX_TOKEN_ID:
         raise InvalidRequest(f"{param}: {token_id} is not a token id", param=param)
     return token_id
-
-
-def _field_of(message: str) -> str | None:
-    """The field in msgspec's "... - at `$.field[0]`" or "... missing required field `field`"."""
-    found = re.search(r"at `\$\.(\w+)", message) or re.search(r"missing required field `(\w+)`", message)
-    return found[1] if found else None

@@ -19,7 +19,8 @@ import actorllm
 from actorllm.engine import Engine
 from actorllm.errors import ActorLLMError, InvalidRequest, UnknownModel
 from actorllm.models.catalog import Catalog
-from actorllm.server.api_types import DetokenizeBody, TokenizeBody, read_body
+from actorllm.server.api_types import DetokenizeBody, TokenizeBody
+from actorllm.server.body import read_body
 from actorllm.server.chat.socket import ChatSocketRoute
 from actorllm.server.chat_completions import ChatRoute
 from actorllm.server.chat_page import ChatPage
@@ -75,13 +76,13 @@ class Server:
         return json_reply({"object": "list", "data": self._plugins})
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        body: TokenizeBody = read_body(await read_json(request), TokenizeBody)
+        body: TokenizeBody = read_body(await read_json(request), TokenizeBody, context=self.engine.info.context_len)
         ids = await self.engine.encode(body.as_prompt())
         return json_reply({"tokens": ids, "count": len(ids), "max_model_len": self.engine.info.context_len})
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        body: DetokenizeBody = read_body(await read_json(request), DetokenizeBody)
         vocab_size, context_len = self.engine.info.vocab_size, self.engine.info.context_len
+        body: DetokenizeBody = read_body(await read_json(request), DetokenizeBody, context=context_len)
         if len(body.tokens) > context_len:  # decoding them holds the event loop
             raise InvalidRequest(
                 f"tokens: {len(body.tokens)} are more than the context of {context_len}: send fewer at a time", param="tokens"

@@ -16,7 +16,8 @@ from aiohttp import HttpVersion11, web
 from actorllm.engine import Engine
 from actorllm.errors import ActorLLMError, InvalidRequest, UnknownModel
 from actorllm.messages import Prompt, PromptEvent, TextPrompt, TokenEvent, TokenLogprob
-from actorllm.server.api_types import RequestBody, read_body
+from actorllm.server.api_types import RequestBody
+from actorllm.server.body import read_body
 from actorllm.server.direct_body import DirectBody
 from actorllm.server.generation import Batch, Generation
 from actorllm.server.keys import ERROR, GENERATION, REQUEST_ID
@@ -62,7 +63,7 @@ class GenerationRoute(ABC, Generic[B]):
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request; the client's leaving cancels this and so aborts the request."""
-        body: B = read_body(await read_json(request), self.body_type)
+        body: B = read_body(await read_json(request), self.body_type, context=self.engine.info.context_len)
         if body.model is not None and body.model not in self.engine.info.names:
             served = ", ".join(self.engine.info.names)
             raise UnknownModel(f"model {body.model!r} is not served here; served: {served}", param="model")

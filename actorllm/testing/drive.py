@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from actorllm.cache.sizing import GroupSize
+from actorllm.context import Context
 from actorllm.messages import (
     Admit,
     Failure,
@@ -114,7 +115,8 @@ class Drive:
         self._launched.clear()
         self._done.clear()
         self.epoch += 1
-        self.scheduler = Scheduler(self.table, self.settings, groups=self.groups, context=self.context, epoch=self.epoch)
+        context = Context(self.context, largest=self.context)
+        self.scheduler = Scheduler(self.table, self.settings, groups=self.groups, context=context, epoch=self.epoch)
         for done in late:
             self.scheduler.complete(done)
 

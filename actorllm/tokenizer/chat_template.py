@@ -9,6 +9,7 @@ become ids, as do added tokens that are not special. Knows no requests.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actorllm.context import TokenLimit
 from actorllm.errors import InvalidRequest, NoChatTemplate
 from actorllm.tokenizer.load import Tokenizer
 from actorllm.tokenizer.template_process import TemplateProcess
@@ -19,6 +20,9 @@ RENDER_TIMEOUT = 2.0
 
 MAX_RENDERED_LEN = 16 * 2**20
 """Characters that rendering one conversation may write."""
+
+MAX_MESSAGES = 4096
+"""Messages of one conversation."""
 
 RESERVED_KWARGS = frozenset(
     (
@@ -121,6 +125,7 @@ async def encode_chat(
     continue_final_message: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    limit: TokenLimit | None = None,
 ) -> list[int]:
     """The ids of a conversation. BOS stands where the template writes it, and nowhere else."""
     text = await template.render(
@@ -131,7 +136,7 @@ async def encode_chat(
         kwargs=kwargs,
         tokenizer=tokenizer,
     )
-    return await tokenizer.encode(text, add_special_tokens=False)
+    return await tokenizer.encode(text, add_special_tokens=False, limit=limit)
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:
@@ -143,6 +148,10 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
         raise InvalidRequest("messages must be a list of messages", param="messages")
     if not messages:
         raise InvalidRequest("messages is empty: there must be at least one message", param="messages")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"there are {len(messages)} messages, but a conversation has at most {MAX_MESSAGES}: leave out the oldest", param="messages"
+        )
     return [_check_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from tokenizers import Encoding, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Library
-from tokenizers import normalizers, pre_tokenizers
 
+from actorllm.context import TokenLimit
 from actorllm.errors import InvalidRequest, TokenizerError
 from actorllm.messages import SamplingParams
 from actorllm.tokenizer.files import NAMED_TOKENS, read_library, read_object, token_content
@@ -21,6 +22,10 @@ from actorllm.tokenizer.pieces import Pieces
 
 PROBES = ("a", "0", ".", " ", "\n")
 """Texts of which at least one has tokens in any vocabulary."""
+
+HEAD_CHARACTERS = 8
+"""Characters of a text's beginning, for each token that there is room for, that are encoded to see whether there are far too many
+tokens: ordinary text has two to six a token."""
 
 
 class Affixes(Struct, frozen=True):
@@ -62,13 +67,19 @@ class Tokenizer:
 
     # --- text to ids ---
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    async def encode(self, text: str, *, add_special_tokens: bool = True, limit: TokenLimit | None = None) -> list[int]:
         """The ids of `text`. With `add_special_tokens`, BOS and EOS as the checkpoint says, and no second BOS where
-        the text begins with BOS already. Raises `InvalidRequest` for text that is not Unicode (lone surrogates)."""
-        try:
-            encoding = await self._library.async_encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise InvalidRequest("the text is not valid Unicode: it has a lone surrogate", param="prompt") from error
+        the text begins with BOS already. Raises `InvalidRequest` for text that is not Unicode (lone surrogates).
+
+        What is far beyond `limit` is refused by its beginning, and its rest is not encoded: seconds of work on megabytes.
+        """
+        if limit is not None and len(text) > 2 * HEAD_CHARACTERS * limit.most:
+            head = await self._encoding(text[: HEAD_CHARACTERS * limit.most])
+            if len(head) > limit.most * 5 // 4:  # how the cut word would go on changes a few tokens, never a fifth of them
+                limit.check(len(head), is_part=True)
+        encoding = await self._encoding(text)
+        if limit is not None:
+            limit.check(len(encoding))  # before a Python object is made for each token
         ids = encoding.ids
         if not add_special_tokens:
             return ids
@@ -76,6 +87,14 @@ class Tokenizer:
         if prefix and prefix[-1] == self.bos_id and ids[:1] == [self.bos_id]:
             prefix = prefix[:-1]
         return [*prefix, *ids, *self._affixes.suffix]
+
+    async def _encoding(self, text: str) -> Encoding:
+        try:
+            return await self._library.async_encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InvalidRequest(
+                "the text is not valid Unicode: it has half of a surrogate pair; send the whole character", param="prompt"
+            ) from error
 
     def id_of(self, token: str) -> int | None:
         """The id of a token written as in the vocabulary; None for an unknown one."""

@@ -107,7 +107,7 @@ async def test_a_real_model_gives_its_golden_text(stories_dir: Path, new_steps, 
     ids = json.loads((stories_dir / "golden_greedy.json").read_text())["greedy_ids"]
     progress: list[tuple[int, int]] = []
     loaded = await load_model(stories_dir, settings(tensor_parallel=num_ranks), on_progress=lambda *read: progress.append(read))
-    assert (loaded.architecture, loaded.dtype, loaded.context) == ("LlamaForCausalLM", "float32", 64)
+    assert (loaded.architecture, loaded.dtype, loaded.context.length) == ("LlamaForCausalLM", "float32", 64)
     assert len(progress) > 2
     assert [read == total for read, total in progress] == [False] * (len(progress) - 1) + [True]
     steps = new_steps(num_slots=sum(group.num_slots for group in loaded.groups))

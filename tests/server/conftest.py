@@ -1,5 +1,7 @@
 """A real server on a real socket, over the echo model or the real small one."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,6 +62,18 @@ async def serving(
                 yield Served(engine, address, client)
         finally:
             await runner.cleanup()
+
+
+async def post_bytes(served: Served, path: str, data: bytes) -> tuple[int, dict]:
+    """As a client that has the whole body ready."""
+    host, _, port = served.address.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+    writer.write(f"{head}Connection: close\r\n\r\n".encode() + data)
+    answer = await reader.read()
+    writer.close()
+    headers, _, text = answer.partition(b"\r\n\r\n")
+    return int(headers.split()[1]), json.loads(text)
 
 
 @pytest.fixture

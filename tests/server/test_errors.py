@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.server.conftest import serving
+from tests.server.conftest import post_bytes, serving
 
 ODD_VALUES = [-1, -(2**63), 2**63, 1.5, "1", True, None, [], {}, 10**9, 1e308]
 FIELDS = [
@@ -42,6 +42,47 @@ async def test_bad_fields_are_named(echo, body: dict, status: int, param: str) -
     assert got == status, answer
     assert answer["error"]["param"] == param, answer
     assert set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+WRONG_TYPES = [
+    ("/v1/completions", {"prompt": "a", "n": True}, "n", "n must be a whole number, or left out, not true or false"),
+    ("/v1/completions", {"prompt": "a", "n": 1.0}, "n", "n must be a whole number, or left out, not a number"),
+    ("/v1/completions", {"prompt": 5}, "prompt", "prompt must be text or a list, or left out, not a whole number"),
+    ("/v1/completions", {"prompt": [[1], [2, "a"]]}, "prompt", "prompt[1][1] must be a whole number, not text"),
+    ("/v1/completions", {"prompt": "a", "stop": [1]}, "stop", "stop[0] must be text, not a whole number"),
+    ("/v1/completions", {"prompt": "a", "logit_bias": {"1": []}}, "logit_bias", "a value of logit_bias must be a number, not a list"),
+    ("/v1/completions", {"prompt": "a", "stream_options": []}, "stream_options", "must be an object, or left out, not a list"),
+    ("/v1/completions", {"prompt": "a", "temperature": "hot"}, "temperature", "must be a number, or left out, not text"),
+    ("/v1/completions", [], None, "the body must be an object, not a list"),
+    ("/v1/chat/completions", {}, "messages", "messages is missing: the request needs it"),
+    ("/v1/chat/completions", {"messages": None}, "messages", "messages must be a list, not null"),
+    ("/v1/chat/completions", {"messages": [1]}, "messages", "messages[0] must be an object, not a whole number"),
+    ("/detokenize", {"tokens": ["a"]}, "tokens", "tokens[0] must be a whole number, not text"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param", "sentence"), WRONG_TYPES)
+async def test_wrong_types_are_told_in_plain_words(echo, path: str, body: object, param: str | None, sentence: str) -> None:
+    status, answer = await echo.post(path, body)
+    assert (status, answer["error"]["param"]) == (400, param), answer
+    assert sentence in answer["error"]["message"] and "`" not in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\udc00", "a\\uD83D b", "\\ud83d\\ud83d\\ude00"])
+async def test_half_of_a_surrogate_pair_is_told(echo, escape: str) -> None:
+    for path, body in (("/v1/completions", f'{{"prompt": "{escape}"}}'), ("/tokenize", f'{{"prompt": "x{escape}"}}')):
+        status, answer = await post_bytes(echo, path, body.encode())
+        assert status == 400 and "half of a surrogate pair" in answer["error"]["message"], answer
+    assert (await post_bytes(echo, "/tokenize", b'{"prompt": "\\ud83d\\ude00"}'))[0] == 200
+    status, answer = await post_bytes(echo, "/tokenize", b'{"prompt": "\\\\ud800"')
+    assert status == 400 and "surrogate" not in answer["error"]["message"]
+
+
+async def test_a_field_is_blamed_by_the_name_it_was_sent_by(echo) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 21}
+    status, answer = await echo.post("/v1/chat/completions", body)
+    assert (status, answer["error"]["param"]) == (400, "top_logprobs")
+    assert "top_logprobs must be between 0 and 20, not 21" in answer["error"]["message"]
 
 
 async def test_bad_messages(echo) -> None:

@@ -13,7 +13,8 @@ import transformers
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Library
 
-from actorllm.errors import InvalidRequest, TokenizerError
+from actorllm.context import TokenLimit
+from actorllm.errors import InvalidRequest, PromptTooLong, TokenizerError
 from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generation_config
 
 TEXTS = [
@@ -41,6 +42,27 @@ def test_equals_transformers(data_dir: Path, load_real: Callable[[str], Tokenize
         assert ours.decode(ids, skip_special_tokens=add) == theirs.decode(
             ids, skip_special_tokens=add, clean_up_tokenization_spaces=False
         )
+
+
+@pytest.mark.parametrize("name", ["tokenizers/gpt2", "tokenizers/phi-3-mini", "models/stories260K"])
+@pytest.mark.parametrize("text", [" " * 4000, "a" * 4000, "Once upon a time. " * 300, "<|endoftext|>" * 400, "\n\n\t" * 900, "\u0301" * 2000])
+def test_a_limit_refuses_nothing_that_fits(load_real: Callable[[str], Tokenizer], name: str, text: str) -> None:
+    """Though far more characters than ordinary text has for so many tokens."""
+    tokenizer = load_real(name)
+    ids = ids_of(tokenizer, text)
+    bare = asyncio.run(tokenizer.encode(text, add_special_tokens=False))
+    assert asyncio.run(tokenizer.encode(text, limit=TokenLimit(len(bare), ""))) == ids
+    with pytest.raises(PromptTooLong, match=f"the prompt has {len(bare)} tokens, but no"):
+        asyncio.run(tokenizer.encode(text, limit=TokenLimit(len(bare) - 1, "no")))
+
+
+async def test_of_a_text_that_is_far_too_long_the_beginning_is_encoded(load_real, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, seen = load_real("models/stories260K"), []
+    encode = tokenizer._encoding
+    monkeypatch.setattr(tokenizer, "_encoding", lambda text: (seen.append(len(text)), encode(text))[1])
+    with pytest.raises(PromptTooLong, match=r"more than \d+ tokens"):
+        await tokenizer.encode("the " * 10_000, limit=TokenLimit(100, "no"))
+    assert seen == [800]
 
 
 @pytest.mark.parametrize("kind", ["qwen2-0.5b", "gpt2"])
