@@ -21,6 +21,7 @@ with, and each message says what is wrong, where, and what to change.
     │   │   ├── AnswerRunning          409   the conversation's answer has to end first
     │   │   ├── NoAnswerRunning        409   there is nothing to cancel
     │   │   └── ChatTooLarge           413   the socket holds as much as it may
+    │   ├── BrokenChatTemplate         500   the checkpoint's chat template cannot be compiled
     │   ├── RequestAborted             499   the client left or called abort
     │   └── RequestFailed              500   this request could not be computed
     ├── ModelError                           the model cannot be served; raised while loading
@@ -85,6 +86,10 @@ class UnsupportedField(InvalidRequest):
 
 class NoChatTemplate(InvalidRequest):
     """The checkpoint ships no chat template, and none is invented."""
+
+
+class BrokenChatTemplate(RequestError):
+    """The checkpoint's chat template is no template: chats cannot be answered, completions can."""
 
 
 class UnknownModel(RequestError):

@@ -32,6 +32,7 @@ from actorllm.errors import (
     SettingsError,
 )
 from actorllm.execution.load import LoadedModel, load_model
+from actorllm.execution.model_plan import read_config
 from actorllm.messages import Abort, Accepted, Generate, Outputs, Prompt, SamplingParams, StopFound, TokenEvents, unpack
 from actorllm.model_info import EngineStatistics, ModelInfo
 from actorllm.models.hub import download, is_hub_id
@@ -43,7 +44,8 @@ from actorllm.scheduling.request import FinishedRequest, Request, RequestTable
 from actorllm.scheduling.scheduler import Scheduler
 from actorllm.settings import EngineSettings, ModelSettings
 from actorllm.tokenizer.chat_template import ChatTemplate
-from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generation_config
+from actorllm.tokenizer.generation_config import GenerationDefaults, load_generation_config
+from actorllm.tokenizer.load import Tokenizer
 
 logger = logging.getLogger(__name__)
 FATAL = (DeviceLost, DeviceHung)
@@ -190,12 +192,13 @@ class House:
 
     async def _load(self) -> GenerationDefaults:
         directory = await self._find_model()
+        read_config(directory)  # the tokenizer looks into config.json, too, and would blame itself for one that is broken
         self.tokenizer = await asyncio.to_thread(Tokenizer.load, directory)
         generation = load_generation_config(directory, tokenizer=self.tokenizer)
         loaded = await load_model(
             directory,
             self._settings,
-            find_invalid=self.tokenizer.invalid_ids,
+            find_invalid=lambda vocab_size: self._never_sampled(vocab_size, generation),
             on_progress=LoadingBar() if sys.stderr.isatty() else None,
         )
         self._loaded = loaded
@@ -214,6 +217,11 @@ class House:
             created=int(time.time()),
         )
         return generation
+
+    def _never_sampled(self, vocab_size: int, generation: GenerationDefaults) -> list[int]:
+        """Ids that stand for no token, and those that the checkpoint suppresses."""
+        suppressed = {token_id for token_id in generation.suppressed_ids if token_id < vocab_size}
+        return sorted(suppressed.union(self.tokenizer.invalid_ids(vocab_size)))
 
     async def _find_model(self) -> Path:
         """The folder to serve; a download does not hold up whoever wants to stop."""

@@ -43,7 +43,8 @@ def adjusted(sampling: RowSampling, upload: Upload) -> Adjusted:
 
 
 class AdjustedTokens:
-    """The tables of all device rows. The memory (20 bytes * R * B) is taken when the first row asks for it, and grows with B."""
+    """The tables of all device rows. The memory (20 bytes * R * B) is taken when the first row asks for it, and grows with B, which
+    the largest counts of a request's biases and stop ids bound: 2048 places, 2.5 MiB for 64 rows."""
 
     def __init__(self, *, max_running: int, device: torch.device) -> None:
         self._num_rows = max_running

@@ -16,7 +16,7 @@ RETRY_AFTER_SECONDS = "1"
 MAX_MESSAGE_LEN = 1000
 INTERNAL_ERROR = "an internal error; the server's log has more"
 _TYPES = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
-_PRIVATE = re.compile(r"0x[0-9a-fA-F]{6,}|(?<![\w/.])/(?:[\w.+-]+/)+[\w.+-]*")
+_PRIVATE = re.compile(r"0x[0-9a-fA-F]{6,}|(?<![\w/.])/(?!v1/)(?:[\w.+-]+/)+[\w.+-]*")
 
 
 def encode(value: Any) -> bytes:
@@ -34,7 +34,8 @@ def json_reply(value: Any, *, status: int = 200, headers: dict[str, str] | None 
 
 
 def shown(message: str) -> str:
-    """What of an error's message may leave the server: no addresses and file paths, nothing at a client's full length."""
+    """What of an error's message may leave the server: no addresses and file paths, nothing at a client's full length. Routes of this
+    server stay."""
     return _PRIVATE.sub("(hidden)", message[:MAX_MESSAGE_LEN])
 
 

@@ -6,15 +6,17 @@ Limits of that: a special token of one character, and one that a template puts t
 become ids, as do added tokens that are not special. Knows no requests.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actorllm.context import TokenLimit
-from actorllm.errors import InvalidRequest, NoChatTemplate
+from actorllm.errors import BrokenChatTemplate, InvalidRequest, NoChatTemplate
 from actorllm.tokenizer.load import Tokenizer
 from actorllm.tokenizer.template_process import TemplateProcess
-from actorllm.tokenizer.template_worker import Render
+from actorllm.tokenizer.template_worker import Render, find_fault
 
+logger = logging.getLogger(__name__)
 RENDER_TIMEOUT = 2.0
 """Seconds that rendering one conversation may take."""
 
@@ -39,21 +41,31 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 class ChatTemplate:
     """The template(s) of one checkpoint. `source` is the template, or templates by name ("default", and "tool_use" for
-    requests with tools), or None. `variables` are what templates may name: bos_token, eos_token, ... as text.
+    requests with tools), or None. `variables` are what templates may name: bos_token, eos_token, ... as text. `file_name` is where
+    they were read. A template that is none is warned of, and fails the chats that need it.
     """
 
     def __init__(
-        self, source: str | Mapping[str, str] | None, variables: Mapping[str, str], *, timeout: float = RENDER_TIMEOUT
+        self,
+        source: str | Mapping[str, str] | None,
+        variables: Mapping[str, str],
+        *,
+        timeout: float = RENDER_TIMEOUT,
+        file_name: str = "tokenizer_config.json",
     ) -> None:
         self._sources = {"default": source} if isinstance(source, str) else dict(source or {})
         self._variables = dict(variables)
         self._timeout = timeout
         self._process = TemplateProcess()
+        self._file_name = file_name
+        self._faults = {text: fault for text in self._sources.values() if (fault := find_fault(text)) is not None}
+        for fault in self._faults.values():
+            logger.warning("%s", self._broken(fault).message)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
         """The template that came with the tokenizer."""
-        return cls(tokenizer.chat_template, tokenizer.special_tokens)
+        return cls(tokenizer.chat_template, tokenizer.special_tokens, file_name=tokenizer.template_file)
 
     @property
     def process_id(self) -> int | None:
@@ -72,10 +84,12 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text. With `tokenizer`, its special tokens are broken up wherever a client wrote them.
 
-        Raises `NoChatTemplate`, or `InvalidRequest` for malformed messages, reserved `kwargs`, the template's own refusal
+        Raises `NoChatTemplate`, `BrokenChatTemplate`, or `InvalidRequest` for malformed messages, reserved `kwargs`, the template's own refusal
         and a template that takes too long.
         """
         source = self._source_for(has_tools=bool(tools))
+        if source in self._faults:
+            raise self._broken(self._faults[source])
         conversation = check_messages(messages)
         if add_generation_prompt and continue_final_message:
             raise InvalidRequest(
@@ -96,11 +110,20 @@ class ChatTemplate:
             max_len=MAX_RENDERED_LEN,
             timeout=self._timeout,
         )
-        return await self._process.render(request)
+        try:
+            return await self._process.render(request)
+        except BrokenChatTemplate as error:  # what only compiling it finds
+            raise self._broken(error.message) from error
 
     async def close(self) -> None:
         """End the renderer's process. Idempotent."""
         await self._process.close()
+
+    def _broken(self, fault: str) -> BrokenChatTemplate:
+        return BrokenChatTemplate(
+            f"the chat template in {self._file_name} cannot be compiled: {fault}; correct it or download it again and restart, or use "
+            "/v1/completions"
+        )
 
     def _source_for(self, *, has_tools: bool) -> str:
         source = self._sources.get("tool_use") if has_tools else None

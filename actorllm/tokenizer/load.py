@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: text to ids, ids to text, and the checkpoint's defaults for sampling.
+"""The tokenizer of a checkpoint: text to ids, and ids to text.
 
 `Tokenizer.load` reads a Hugging Face directory (`files.py` knows the formats). Whether BOS or EOS is added is what the
 checkpoint says: tokenizer.json's post-processor, unless tokenizer_config.json's add_bos_token / add_eos_token says otherwise.
@@ -16,7 +16,6 @@ from tokenizers import Tokenizer as Library
 
 from actorllm.context import TokenLimit
 from actorllm.errors import InvalidRequest, TokenizerError
-from actorllm.messages import SamplingParams
 from actorllm.tokenizer.files import NAMED_TOKENS, read_library, read_object, token_content
 from actorllm.tokenizer.pieces import Pieces
 
@@ -38,7 +37,9 @@ class Affixes(Struct, frozen=True):
 class Tokenizer:
     """Encodes off the event loop, decodes at once. Immutable after `load`, so it may be shared."""
 
-    def __init__(self, library: Library, config: Mapping[str, Any], *, chat_template: Mapping[str, str]) -> None:
+    def __init__(
+        self, library: Library, config: Mapping[str, Any], *, chat_template: Mapping[str, str], template_file: str = ""
+    ) -> None:
         self._library = library
         self.special_tokens = {
             name: content for name in NAMED_TOKENS if (content := token_content(config.get(name), name=name)) is not None
@@ -46,6 +47,8 @@ class Tokenizer:
         """bos_token, eos_token, ... as text: the variables of a chat template."""
         self.chat_template = dict(chat_template)
         """The chat templates by name; a single one is called "default"; {} without any."""
+        self.template_file = template_file
+        """The name of the file that they were read from."""
         self.bos_id = self._named_id("bos_token")
         self.eos_id = self._named_id("eos_token")
         self._affixes = self._find_affixes(config)
@@ -63,7 +66,8 @@ class Tokenizer:
             name: value for name, value in read_object(directory / "tokenizer_config.json").items() if value is not None
         }
         library, config = read_library(directory, config)
-        return cls(library, config, chat_template=_read_chat_templates(directory, config))
+        templates, template_file = _read_chat_templates(directory, config)
+        return cls(library, config, chat_template=templates, template_file=template_file)
 
     # --- text to ids ---
 
@@ -154,88 +158,6 @@ class Tokenizer:
         return Affixes(tuple(prefix), tuple(suffix))
 
 
-class GenerationDefaults(Struct, frozen=True, kw_only=True):
-    """What the checkpoint recommends; None where it says nothing. `temperature` is 0 where it asks not to sample."""
-
-    eos_ids: tuple[int, ...] = ()
-    bos_id: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
-
-    def params(self) -> SamplingParams:
-        """The same as `SamplingParams`. Raises `TokenizerError` for a value out of its range."""
-        stated = {
-            "usual_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-        }
-        try:
-            return SamplingParams(**{name: value for name, value in stated.items() if value is not None})
-        except InvalidRequest as error:
-            raise TokenizerError(f"generation_config.json: {error.message}") from error
-
-
-def load_generation_config(directory: Path, *, tokenizer: Tokenizer | None = None) -> GenerationDefaults:
-    """generation_config.json's sampling defaults; keys that are not listed above do not matter here.
-
-    EOS ids come from the first of generation_config.json, config.json and `tokenizer` that has some. Raises
-    `TokenizerError` naming the file for a value of the wrong type.
-    """
-    generation = read_object(directory / "generation_config.json")
-    config = read_object(directory / "config.json")
-    reader = _Numbers(generation, "generation_config.json")
-    eos_ids = reader.ids("eos_token_id") or _Numbers(config, "config.json").ids("eos_token_id")
-    bos_ids = reader.ids("bos_token_id") or _Numbers(config, "config.json").ids("bos_token_id")
-    if tokenizer is not None:
-        eos_ids = eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
-        bos_ids = bos_ids or ((tokenizer.bos_id,) if tokenizer.bos_id is not None else ())
-    return GenerationDefaults(
-        eos_ids=eos_ids,
-        bos_id=bos_ids[0] if bos_ids else None,
-        temperature=0.0 if generation.get("do_sample") is False else reader.number("temperature"),
-        top_k=reader.integer("top_k"),
-        top_p=reader.number("top_p"),
-        min_p=reader.number("min_p"),
-        repetition_penalty=reader.number("repetition_penalty"),
-        max_new_tokens=reader.integer("max_new_tokens"),
-    )
-
-
-class _Numbers:
-    """Typed access to a JSON object, with errors that name the file and the key."""
-
-    def __init__(self, values: Mapping[str, Any], file_name: str) -> None:
-        self._values = values
-        self._file_name = file_name
-
-    def number(self, key: str) -> float | None:
-        value = self._values.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise TokenizerError(f"{self._file_name}: {key} must be a number, not {value!r}")
-        return value
-
-    def integer(self, key: str) -> int | None:
-        value = self._values.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TokenizerError(f"{self._file_name}: {key} must be an integer, not {value!r}")
-        return value
-
-    def ids(self, key: str) -> tuple[int, ...]:
-        """A token id or a list of them."""
-        value = self._values.get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in ids):
-            raise TokenizerError(f"{self._file_name}: {key} must be a token id or a list of them, not {value!r}")
-        return tuple(token_id for token_id in ids if token_id >= 0)  # some write -1 for "none"
-
-
 def _drop_when_encoding(library: Library, breaker: str) -> None:
     """Make `breaker` vanish from texts, later than the library looks for special tokens.
 
@@ -263,24 +185,26 @@ def _post_processor_affixes(library: Library) -> Affixes:
     return Affixes(tuple(library.encode("", add_special_tokens=True).ids), ())
 
 
-def _read_chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """By name. A chat_template.jinja file wins over chat_template.json, which wins over tokenizer_config.json."""
+def _read_chat_templates(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+    """By name, and the file that they are in: chat_template.jinja before chat_template.json before tokenizer_config.json."""
     template: Any = config.get("chat_template")
-    template = read_object(directory / "chat_template.json").get("chat_template", template)
+    file_name = "tokenizer_config.json"
+    if (own := read_object(directory / "chat_template.json").get("chat_template")) is not None:
+        template, file_name = own, "chat_template.json"
     path = directory / "chat_template.jinja"
     if path.exists():
         try:
-            template = path.read_text(encoding="utf-8")
+            template, file_name = path.read_text(encoding="utf-8"), path.name
         except (OSError, UnicodeDecodeError) as error:
             raise TokenizerError(f"cannot read {path.name}: {error}") from error
     if template is None:
-        return {}
+        return {}, file_name
     if isinstance(template, str):
-        return {"default": template}
+        return {"default": template}, file_name
     try:
         named = {entry["name"]: entry["template"] for entry in template}
     except (TypeError, KeyError) as error:
-        raise TokenizerError("tokenizer_config.json: chat_template must be a string or a list of named templates") from error
+        raise TokenizerError(f"{file_name}: chat_template must be a string or a list of named templates") from error
     if not all(isinstance(text, str) for pair in named.items() for text in pair):
-        raise TokenizerError("tokenizer_config.json: a chat template's name and text must be strings")
-    return named
+        raise TokenizerError(f"{file_name}: a chat template's name and text must be strings")
+    return named, file_name

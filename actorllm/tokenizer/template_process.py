@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from actorllm.errors import InvalidRequest, RequestFailed
+from actorllm.errors import BrokenChatTemplate, InvalidRequest, RequestFailed
 from actorllm.tokenizer.template_worker import Render, Rendered
 
 WORKER = Path(__file__).with_name("template_worker.py")
@@ -33,7 +33,8 @@ class TemplateProcess:
         return self._process.pid if self._process is not None else None
 
     async def render(self, request: Render) -> str:
-        """The rendered text. Raises `InvalidRequest` with the template's own sentence, or when time is over."""
+        """The rendered text. Raises `InvalidRequest` with the template's own sentence, or when time is over, and
+        `BrokenChatTemplate` with the compiler's."""
         try:
             frame = msgspec.msgpack.encode(request)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -42,6 +43,8 @@ class TemplateProcess:
             if self._is_closed:
                 raise RequestFailed("the chat template's process was closed")
             rendered = await self._exchange(frame, seconds=request.timeout)
+        if rendered.is_broken:
+            raise BrokenChatTemplate(rendered.error or "")
         if rendered.text is None:
             raise InvalidRequest(rendered.error or "the chat template failed", param="messages")
         return rendered.text

@@ -61,10 +61,11 @@ class Render(Struct, frozen=True, kw_only=True):
 
 
 class Rendered(Struct, frozen=True, kw_only=True):
-    """The text, or a sentence that says why there is none."""
+    """The text, or a sentence that says why there is none; `is_broken`: whatever the conversation, the template has a fault."""
 
     text: str | None = None
     error: str | None = None
+    is_broken: bool = False
 
 
 class TemplateFailure(Exception):
@@ -102,15 +103,31 @@ def to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-@lru_cache(maxsize=8)
-def compile_template(source: str) -> jinja2.Template:
+def new_environment() -> ImmutableSandboxedEnvironment:
+    """What templates are written in."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     del environment.globals["lipsum"]
-    return environment.from_string(source)
+    return environment
+
+
+def find_fault(source: str) -> str | None:
+    """Why `source` is no template, as far as can be seen without compiling it, which computes its constants."""
+    try:
+        new_environment().parse(source)
+    except jinja2.TemplateSyntaxError as error:
+        return f"{error} (line {error.lineno})"
+    except RecursionError:
+        return "it is nested too deeply"
+    return None
+
+
+@lru_cache(maxsize=8)
+def compile_template(source: str) -> jinja2.Template:
+    return new_environment().from_string(source)
 
 
 @lru_cache(maxsize=8)
@@ -182,6 +199,8 @@ def answer(frame: bytes) -> Rendered:
             return Rendered(text=render(request))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+    except jinja2.TemplateSyntaxError as error:
+        return Rendered(error=f"{error} (line {error.lineno})"[:MAX_MESSAGE_LEN], is_broken=True)
     except (TemplateFailure, jinja2.TemplateError) as error:
         sentence = str(error)
     except MemoryError:

@@ -7,7 +7,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 from actorllm.execution.sampler import Sampled, Sampler
 from actorllm.execution.upload import Upload
-from actorllm.messages import RowSampling, pack
+from actorllm.messages import MAX_BIASES, MAX_STOP_IDS, RowSampling, pack
 
 CPU = torch.device("cpu")
 
@@ -186,6 +186,14 @@ def test_a_row_starts_without_its_predecessors_bias(sampling) -> None:
     logits = torch.zeros(2, 40)
     logits[:, 30] = 0.5
     assert bench.sample(logits).ids_S.tolist() == [30, 3]
+
+
+def test_the_tables_of_bias_stay_small_whatever_requests_ask_for(sampling) -> None:
+    most = {"logit_bias": dict.fromkeys(range(MAX_BIASES), 1.0), "min_tokens": 1, "banned_ids": tuple(range(5000, 5000 + MAX_STOP_IDS))}
+    bench = Bench(sampling, 6000, [most] * 8)
+    bench.sample(torch.zeros(8, 6000))
+    tables = bench.sampler._adjusted.tables
+    assert sum(table.nbytes for table in (tables.ids_RB, tables.values_RB, tables.until_RB)) <= 8 * 20 * 2048
 
 
 def test_a_greedy_row_starts_without_its_predecessors_temperature(sampling) -> None:

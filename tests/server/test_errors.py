@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+import actorllm_echo
 from tests.server.conftest import post_bytes, serving
 
 ODD_VALUES = [-1, -(2**63), 2**63, 1.5, "1", True, None, [], {}, 10**9, 1e308]
@@ -184,7 +185,17 @@ async def test_no_chat_template_says_so(stories_dir, tmp_path) -> None:
     async with serving(tmp_path) as served:
         status, answer = await served.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]})
         assert status == 400 and answer["error"]["code"] == "NoChatTemplate"
-        assert "chat template" in answer["error"]["message"]
+        assert "chat template" in answer["error"]["message"] and "use /v1/completions" in answer["error"]["message"]
+
+
+async def test_a_broken_chat_template_is_the_servers_fault_and_names_its_file(tmp_path) -> None:
+    shutil.copytree(actorllm_echo.directory(), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text("{% for %}")
+    async with serving(tmp_path) as served:
+        status, answer = await served.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]})
+        assert (status, answer["error"]["code"]) == (500, "BrokenChatTemplate")
+        assert "chat_template.jinja" in answer["error"]["message"] and "/v1/completions" in answer["error"]["message"]
+        assert (await served.post("/v1/completions", {"prompt": "the"}))[0] == 200
 
 
 async def test_a_full_queue_refuses_and_the_rest_finish() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from actorllm.errors import InvalidRequest, NoChatTemplate
+from actorllm.errors import BrokenChatTemplate, InvalidRequest, NoChatTemplate
 from actorllm.tokenizer.chat_template import ChatTemplate, check_messages, encode_chat
 from actorllm.tokenizer.load import Tokenizer
 from actorllm.tokenizer.template_process import TemplateProcess
@@ -42,6 +42,34 @@ async def make() -> AsyncIterator[Callable[..., ChatTemplate]]:
     yield build
     for template in made:
         await template.close()
+
+
+# --- templates that are none ---
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ a", "{% unknown_tag %}", "{% endfor %}", "{{ " + "(" * 5000 + ")" * 5000 + " }}"])
+async def test_a_template_that_is_none_is_told_when_it_is_loaded(source: str, caplog: pytest.LogCaptureFixture) -> None:
+    template = ChatTemplate(source, VARIABLES, file_name="chat_template.jinja")
+    (warning,) = caplog.records
+    assert "chat template in chat_template.jinja cannot be compiled" in warning.getMessage()
+    with pytest.raises(BrokenChatTemplate) as caught:
+        await template.render(USER)
+    assert caught.value.message == warning.getMessage() and caught.value.status == 500
+    assert template.process_id is None
+
+
+async def test_what_only_compiling_finds_is_the_templates_fault_too(make: Callable[..., ChatTemplate], caplog) -> None:
+    template = make("hello {{ messages | no_such_filter }}")
+    assert not caplog.records
+    with pytest.raises(BrokenChatTemplate, match=r"tokenizer_config\.json cannot be compiled: .*no_such_filter.*line 1"):
+        await template.render(USER)
+
+
+async def test_the_template_for_tools_alone_may_be_broken(make: Callable[..., ChatTemplate]) -> None:
+    template = make({"default": ECHO, "tool_use": "{% if %}"})
+    assert "<|bot|>" in await template.render(USER)
+    with pytest.raises(BrokenChatTemplate):
+        await template.render(USER, tools=TOOLS)
 
 
 # --- the same text as transformers ---
@@ -146,7 +174,7 @@ async def test_what_a_template_may_not_do() -> None:
     process = TemplateProcess()
     for source in FORBIDDEN:
         request = Render(source=source, conversation={"messages": USER}, constants={}, max_len=2**24, timeout=2.0)
-        with pytest.raises(InvalidRequest) as caught:
+        with pytest.raises((InvalidRequest, BrokenChatTemplate)) as caught:
             pytest.fail(f"{source} gave {await process.render(request)}")
         assert "0x" not in caught.value.message
         assert "root:" not in caught.value.message

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Library
 
 from actorllm.context import TokenLimit
 from actorllm.errors import InvalidRequest, PromptTooLong, TokenizerError
-from actorllm.tokenizer.load import GenerationDefaults, Tokenizer, load_generation_config
+from actorllm.tokenizer.generation_config import GenerationDefaults, load_generation_config
+from actorllm.tokenizer.load import Tokenizer
 
 TEXTS = [
     "Hello, world! It's 3.14 o'clock\n\n  indented\ttab  ",
