@@ -26,7 +26,7 @@ from actorllm.messages import (
 )
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.ref import ActorCrashed, Ref
-from actorllm.tokenizer.chat_template import ChatTemplate, encode_chat
+from actorllm.tokenizer.chat_template import ChatTemplate
 from actorllm.tokenizer.load import Tokenizer
 
 
@@ -92,15 +92,15 @@ async def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, prompt: Pr
     if isinstance(prompt, TextPrompt):
         return await tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens, limit=limit)
     if isinstance(prompt, ChatPrompt):
-        return await encode_chat(
-            tokenizer,
-            template,
-            messages=prompt.messages,
+        text = await template.render(
+            prompt.messages,
             add_generation_prompt=prompt.add_generation_prompt,
             continue_final_message=prompt.continue_final_message,
             kwargs=prompt.template_kwargs,
-            limit=limit,
+            tokenizer=tokenizer,
         )
+        # BOS stands where the template writes it, and nowhere else
+        return await tokenizer.encode(text, add_special_tokens=False, limit=limit)
     check_len(prompt, limit)
     return unpack(prompt.token_ids)
 

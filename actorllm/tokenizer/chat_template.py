@@ -1,4 +1,4 @@
-"""Conversations to text and ids through the checkpoint's own chat template; none is ever invented.
+"""Conversations to text through the checkpoint's own chat template; none is ever invented.
 
 Rendering happens in a child process (`template_process.py`, `template_worker.py`), bounded in time and size. Special-token text
 in what a client wrote stays text: the worker breaks it up with the tokenizer's `breaker`, which encoding drops again.
@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actorllm.context import TokenLimit
 from actorllm.errors import BrokenChatTemplate, InvalidRequest, NoChatTemplate
 from actorllm.tokenizer.load import Tokenizer
 from actorllm.tokenizer.template_process import TemplateProcess
@@ -137,29 +136,6 @@ class ChatTemplate:
             "this model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
             "use /v1/completions, or add the template that the model was trained with"
         )
-
-
-async def encode_chat(
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    *,
-    messages: object,
-    add_generation_prompt: bool = True,
-    continue_final_message: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    limit: TokenLimit | None = None,
-) -> list[int]:
-    """The ids of a conversation. BOS stands where the template writes it, and nowhere else."""
-    text = await template.render(
-        messages,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=continue_final_message,
-        tools=tools,
-        kwargs=kwargs,
-        tokenizer=tokenizer,
-    )
-    return await tokenizer.encode(text, add_special_tokens=False, limit=limit)
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:

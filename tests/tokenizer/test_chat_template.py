@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Library
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from actorllm.errors import BrokenChatTemplate, InvalidRequest, NoChatTemplate
-from actorllm.tokenizer.chat_template import ChatTemplate, check_messages, encode_chat
+from actorllm.tokenizer.chat_template import ChatTemplate, check_messages
 from actorllm.tokenizer.load import Tokenizer
 from actorllm.tokenizer.template_process import TemplateProcess
 from actorllm.tokenizer.template_worker import Render
@@ -42,6 +42,12 @@ async def make() -> AsyncIterator[Callable[..., ChatTemplate]]:
     yield build
     for template in made:
         await template.close()
+
+
+async def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, *, messages: Any, **options: Any) -> list[int]:
+    """The ids of a conversation, as the tokenize actor makes them."""
+    text = await template.render(messages, tokenizer=tokenizer, **options)
+    return await tokenizer.encode(text, add_special_tokens=False)
 
 
 # --- templates that are none ---
