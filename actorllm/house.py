@@ -138,7 +138,7 @@ class House:
         try:
             most = max(MAX_ENCODED, self._context.length)
             limit = TokenLimit(most, f"at most {most} are told at a time: send the text in parts")
-            return list(await encode_prompt(self.tokenizer, self._template, prompt, limit=limit))
+            return list(await encode_prompt(self.tokenizer, self._template, prompt=prompt, limit=limit))
         finally:
             self._num_encoding -= 1
 

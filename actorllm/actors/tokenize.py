@@ -60,7 +60,7 @@ class TokenizeActor(Actor[Generate]):
         self._schedule = schedule
 
     async def receive(self, message: Generate) -> Accepted:
-        ids = await encode_prompt(self._tokenizer, self._template, message.prompt, limit=self._limits.context.for_prompts)
+        ids = await encode_prompt(self._tokenizer, self._template, prompt=message.prompt, limit=self._limits.context.for_prompts)
         self._limits.check_ids(ids, param="prompt")
         if not ids:
             raise InvalidRequest("the prompt is empty: it must have at least one token", param="prompt")
@@ -87,7 +87,7 @@ class TokenizeActor(Actor[Generate]):
         return msgspec.structs.replace(params, seed=secrets.randbits(62)) if params.seed is None else params
 
 
-async def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, prompt: Prompt, *, limit: TokenLimit) -> Sequence[int]:
+async def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate, *, prompt: Prompt, limit: TokenLimit) -> Sequence[int]:
     """The token ids of a prompt of any kind. Raises `InvalidRequest`, `PromptTooLong` or `NoChatTemplate`."""
     if isinstance(prompt, TextPrompt):
         return await tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens, limit=limit)

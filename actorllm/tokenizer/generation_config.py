@@ -27,7 +27,7 @@ READ_KEYS = frozenset(
 
 NEUTRAL_KEYS = MappingProxyType(
     dict.fromkeys(("_commit_hash", "_from_model_config", "transformers_version", "model_type", "_name_or_path"), "a writer's note")
-    | dict.fromkeys(("unsloth_fixed", "unsloth_version", "trust_remote_code", "auto_map"), "a writer's note")
+    | dict.fromkeys(("unsloth_fixed", "unsloth_version", "auto_map"), "a writer's note")
     | dict.fromkeys(("torch_dtype", "dtype", "attn_implementation"), "read from config.json, or chosen here")
     | dict.fromkeys(("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size"), "one cache for all")
     | dict.fromkeys(("compile_config", "disable_compile", "continuous_batching_config", "low_memory"), "how, not what")
