@@ -7,7 +7,7 @@ PACKAGES := $(addprefix -e ,$(PROJECTS))
 DEMO_FILES := config.json generation_config.json loss.svg model.safetensors tokenizer.json tokenizer_config.json training.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install install-dev serve test test-plain asan portable parity fuzz screenshots bench kernels lint types imports readme clean
+.PHONY: install install-dev serve test test-plain asan portable emulated parity fuzz screenshots bench kernels lint types imports readme clean
 
 install: .venv/installed
 
@@ -54,6 +54,11 @@ asan: install-dev # the C++ kernels' tests under the address and undefined-behav
 
 portable: install-dev # the same tests on the paths for processors without vector instructions
 	XDG_CACHE_HOME=build/portable ACTORLLM_CXXFLAGS=-march=x86-64 $(BIN)/python -m pytest -q $(CPU_KERNEL_TESTS)
+
+emulated: install-dev # the same tests on the paths for AVX-512 and AVX VNNI, their instructions as plain loops
+	for path in "-D__AVX512F__ -D__AVX512VNNI__" -D__AVXVNNI__; do XDG_CACHE_HOME=build/emulated \
+		ACTORLLM_CXXFLAGS="-march=x86-64 -O1 -D__AVX2__ $$path -I$(CURDIR)/tests/kernels/emulated" \
+		$(BIN)/python -m pytest -q --timeout 600 $(CPU_KERNEL_TESTS) || exit 1; done
 
 screenshots: install-dev
 	$(BIN)/python -m tests.server.page.screenshots

@@ -1,0 +1,118 @@
+// Stands in for the compiler's header where the processor lacks AVX-512 or AVX VNNI: the same names as plain loops over lanes, after
+// Intel's Intrinsics Guide. Only what the kernels use is here; a compiler's vector extensions do the rest.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+typedef long long __m128i __attribute__((vector_size(16), may_alias));
+typedef long long __m256i __attribute__((vector_size(32), may_alias));
+typedef long long __m512i __attribute__((vector_size(64), may_alias));
+typedef float __m256 __attribute__((vector_size(32), may_alias));
+typedef float __m512 __attribute__((vector_size(64), may_alias));
+
+namespace emulated {
+
+template <class Lane, class Vector>
+struct Lanes {
+    static constexpr int NUM = sizeof(Vector) / sizeof(Lane);
+    Lane of[NUM];
+    Lanes() = default;
+    Lanes(const Vector& vector) { memcpy(of, &vector, sizeof of); }
+    operator Vector() const {
+        Vector vector;
+        memcpy(&vector, of, sizeof vector);
+        return vector;
+    }
+};
+
+template <class Vector>
+Vector loaded(const void* from) {
+    Vector vector;
+    memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+template <class Lane, class Vector>
+Vector all(Lane value) {
+    Lanes<Lane, Vector> lanes;
+    for (Lane& lane : lanes.of) lane = value;
+    return lanes;
+}
+
+template <class To, class From, class Wide, class Narrow>
+Wide widened(const Narrow& narrow) {
+    const Lanes<From, Narrow> from(narrow);
+    Lanes<To, Wide> to;
+    static_assert(to.NUM == from.NUM, "one lane becomes one lane");
+    for (int i = 0; i < to.NUM; i++) to.of[i] = To(from.of[i]);
+    return to;
+}
+
+template <class Vector>
+Vector shifted_right(const Vector& vector, int count) {
+    Lanes<uint16_t, Vector> lanes(vector);
+    for (uint16_t& lane : lanes.of) lane = uint16_t(lane >> count);
+    return lanes;
+}
+
+template <class Vector>
+Vector added(const Vector& a, const Vector& b) {
+    Lanes<uint32_t, Vector> sums(a);
+    const Lanes<uint32_t, Vector> more(b);
+    for (int i = 0; i < sums.NUM; i++) sums.of[i] += more.of[i];
+    return sums;
+}
+
+// VPDPBUSD: each 32-bit lane of `sums` gains four products of an unsigned byte of `a` by a signed byte of `b`.
+template <class Vector>
+Vector gained(const Vector& sums, const Vector& a, const Vector& b) {
+    Lanes<int32_t, Vector> totals(sums);
+    const Lanes<uint8_t, Vector> unsigned_bytes(a);
+    const Lanes<int8_t, Vector> signed_bytes(b);
+    for (int i = 0; i < unsigned_bytes.NUM; i++) totals.of[i / 4] += int32_t(unsigned_bytes.of[i]) * signed_bytes.of[i];
+    return totals;
+}
+
+}  // namespace emulated
+
+inline __m128i _mm_loadu_si128(const void* p) { return emulated::loaded<__m128i>(p); }
+inline __m128i _mm_loadl_epi64(const void* p) {
+    __m128i low = {};
+    memcpy(&low, p, 8);
+    return low;
+}
+
+inline __m256i _mm256_loadu_si256(const void* p) { return emulated::loaded<__m256i>(p); }
+inline void _mm256_storeu_si256(void* p, __m256i v) { memcpy(p, &v, sizeof v); }
+inline __m256i _mm256_setzero_si256() { return __m256i{}; }
+inline __m256i _mm256_set1_epi8(char x) { return emulated::all<char, __m256i>(x); }
+inline __m256i _mm256_set1_epi32(int x) { return emulated::all<int, __m256i>(x); }
+inline __m256i _mm256_and_si256(__m256i a, __m256i b) { return a & b; }
+inline __m256i _mm256_xor_si256(__m256i a, __m256i b) { return a ^ b; }
+inline __m256i _mm256_srli_epi16(__m256i v, int count) { return emulated::shifted_right(v, count); }
+inline __m256i _mm256_add_epi32(__m256i a, __m256i b) { return emulated::added(a, b); }
+inline __m256i _mm256_dpbusd_avx_epi32(__m256i sums, __m256i a, __m256i b) { return emulated::gained(sums, a, b); }
+inline __m256 _mm256_cvtepi32_ps(__m256i v) { return emulated::widened<float, int32_t, __m256>(v); }
+inline __m256i _mm256_cvtepu16_epi32(__m128i v) { return emulated::widened<int32_t, uint16_t, __m256i>(v); }
+inline __m256i _mm256_cvtepi8_epi32(__m128i v) {
+    int8_t low[8];
+    memcpy(low, &v, sizeof low);
+    emulated::Lanes<int32_t, __m256i> lanes;
+    for (int i = 0; i < 8; i++) lanes.of[i] = low[i];
+    return lanes;
+}
+
+inline __m512i _mm512_loadu_si512(const void* p) { return emulated::loaded<__m512i>(p); }
+inline void _mm512_storeu_si512(void* p, __m512i v) { memcpy(p, &v, sizeof v); }
+inline __m512i _mm512_setzero_si512() { return __m512i{}; }
+inline __m512i _mm512_set1_epi8(char x) { return emulated::all<char, __m512i>(x); }
+inline __m512i _mm512_set1_epi32(int x) { return emulated::all<int, __m512i>(x); }
+inline __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
+inline __m512i _mm512_xor_si512(__m512i a, __m512i b) { return a ^ b; }
+inline __m512i _mm512_srli_epi16(__m512i v, unsigned count) { return emulated::shifted_right(v, int(count)); }
+inline __m512i _mm512_add_epi32(__m512i a, __m512i b) { return emulated::added(a, b); }
+inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) { return emulated::gained(sums, a, b); }
+inline __m512 _mm512_cvtepi32_ps(__m512i v) { return emulated::widened<float, int32_t, __m512>(v); }
+inline __m512i _mm512_cvtepu16_epi32(__m256i v) { return emulated::widened<int32_t, uint16_t, __m512i>(v); }
+inline __m512i _mm512_cvtepi8_epi32(__m128i v) { return emulated::widened<int32_t, int8_t, __m512i>(v); }

@@ -1,0 +1,76 @@
+"""The kernels' paths for processors that this one may not be: those with AVX-512 or AVX VNNI compute what the references say, their
+instructions replaced by plain loops (emulated/immintrin.h), and all sources compile for them as they are."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from actorllm_kernels import native
+from actorllm_kernels.linear import cpu, reference
+
+EMULATED = Path(__file__).parent / "emulated"
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+PATHS = {"AVX-512 VNNI": "-D__AVX2__ -D__AVX512F__ -D__AVX512VNNI__", "AVX VNNI": "-D__AVX2__ -D__AVXVNNI__"}
+SHAPES = [(1, 1, 1), (1, 130, 64), (2, 16, 31), (3, 17, 33), (5, 100, 257), (6, 64, 128), (7, 15, 96), (13, 49, 600), (32, 81, 160)]
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def linears(request, tmp_path_factory):
+    """The linears' kernels, compiled for a processor that has the instructions."""
+    if native.library() is None:
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.mktemp("kernels")
+    for source in (*native.SOURCES.glob("*.h"), *native.SOURCES.glob("linear_*.cpp")):
+        shutil.copy(source, folder)
+    plain = "-march=x86-64 " if IS_X86 else ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "SOURCES", folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("ACTORLLM_CXXFLAGS", f"{plain}{PATHS[request.param]} -O1 -I{EMULATED}")
+        native.library.cache_clear()
+        native.function.cache_clear()
+        assert native.library() is not None
+        yield cpu
+    native.library.cache_clear()
+    native.function.cache_clear()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_of_codes_and_of_halves(linears, shape):
+    num_rows, num_outputs, num_inputs = shape
+    generator = torch.Generator().manual_seed(num_inputs)
+    x_TI, w_OI = torch.randn(num_rows, num_inputs, generator=generator), torch.randn(num_outputs, num_inputs, generator=generator)
+    packed = reference.pack_int8(*reference.int8_codes(w_OI))
+    assert torch.equal(linears.linear_int8(x_TI, *packed, num_outputs), reference.linear_int8(x_TI, *packed, num_outputs))
+    for group_len in (32, 128):
+        packed = reference.pack_int4(*reference.int4_codes(w_OI, group_len), group_len)
+        got = linears.linear_int4(x_TI, *packed, num_outputs)
+        torch.testing.assert_close(got, reference.linear_int4(x_TI, *packed, num_outputs), atol=1e-4, rtol=1e-4)
+    halves = reference.pack_bf16(reference.bf16_codes(w_OI))
+    got = linears.linear_bf16(x_TI, halves, num_outputs)
+    torch.testing.assert_close(got, reference.linear_bf16(x_TI, halves, num_outputs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("code", [-127, 127])
+def test_the_largest_codes(linears, code):
+    x_TI, codes_OI = torch.tensor([[1.0], [-1.0]]).repeat(4, 512), torch.full((17, 512), code, dtype=torch.int8)
+    packed = reference.pack_int8(codes_OI, torch.ones(17))
+    assert torch.equal(linears.linear_int8(x_TI, *packed, 17), reference.linear_int8(x_TI, *packed, 17))
+    packed = reference.pack_int4(codes_OI.clamp(-8, 7), torch.ones(17, 4).bfloat16(), 128)
+    torch.testing.assert_close(linears.linear_int4(x_TI, *packed, 17), reference.linear_int4(x_TI, *packed, 17))
+
+
+@pytest.mark.skipif(not IS_X86, reason="needs a compiler for x86")
+@pytest.mark.parametrize("processor", ["skylake-avx512", "icelake-server", "alderlake"])  # AVX-512 without and with VNNI, AVX VNNI
+def test_sources_compile(processor):
+    compiler = next(filter(None, map(shutil.which, native.COMPILERS)), None)
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    sources = map(str, sorted(native.SOURCES.glob("*.cpp")))
+    command = [compiler, *native.FLAGS, f"-march={processor}", "-O0", "-fsyntax-only", *sources]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=native.COMPILE_SECONDS)
+    assert made.returncode == 0, made.stderr[-2000:]
