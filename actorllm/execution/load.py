@@ -18,7 +18,7 @@ from actorllm.errors import SettingsError
 from actorllm.execution.device_choice import chosen_device
 from actorllm.execution.device_thread import DeviceThread
 from actorllm.execution.devices import Devices
-from actorllm.execution.machine import KV_SHARE, Machine
+from actorllm.execution.machine import KV_SHARE, Machine, give_back_freed_memory
 from actorllm.execution.model_plan import ModelPlan, has_weights, plan_model, plan_slots
 from actorllm.execution.runner import ResidentRunner, RunnerSizes
 from actorllm.layers.collectives import ThreadRanks
@@ -95,6 +95,7 @@ async def load_model(
 
             self_check.failing(device)  # warns, and settles which kernels run
         loader.load(model)
+        give_back_freed_memory()  # of values that became codes, before the cache takes its own
         return ResidentRunner(model, sizes, dtype=plan.precision.dtype, kv_dtype=plan.kv_dtype, device=device, invalid_ids=invalid)
 
     with ExitStack() as undo:

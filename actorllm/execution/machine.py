@@ -4,7 +4,9 @@ Reads cgroup v2 and v1, the scheduler's affinity and /proc; where these are abse
 Knows nothing of models and of torch.
 """
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,12 @@ def default_kv_bytes(available: int, *, wanted: int, share: float = KV_SHARE) ->
     more than `share` of the memory that is `available` once the weights are loaded.
     """
     return max(0, min(wanted, int(available * share)))
+
+
+def give_back_freed_memory() -> None:
+    """What was freed but is kept for later allocations goes back to the system, where the C library can do that (glibc)."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ The device decides how they are packed, and in which precision activations are (
 holds are kept where the form has the same ones, so that nothing is rounded twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import prod
 
 import torch
@@ -16,6 +17,9 @@ from actorllm.weights.int_codes import IntCodes
 from actorllm.weights.linear_weight import DenseWeight, LinearWeight
 from actorllm.weights.source import Part
 from actorllm_kernels.linear import Form
+
+PIECE_VALUES = 2**22
+"""Of a linear that are read at once to become codes: memory for their values is needed meanwhile."""
 
 
 class CompactWeight(LinearWeight):
@@ -52,8 +56,15 @@ class CompactWeight(LinearWeight):
         compact = [part for part in parts if isinstance(part, CompactWeight)]
         if len({(part.form.name, *(codes.shape[1:] for codes in part.codes)) for part in compact}) > 1:  # other forms, or groups
             return None
-        codes = tuple(map(torch.cat, zip(*(part.codes for part in compact), strict=True)))
-        return cls(compact[0].form, codes, dtype=compact[0].dtype)
+        return join_codes(compact)
+
+
+def join_codes(parts: Sequence[CompactWeight]) -> CompactWeight:
+    """All outputs of `parts`, which have one form and the same groups."""
+    if len(parts) == 1:
+        return parts[0]
+    codes = tuple(map(torch.cat, zip(*(part.codes for part in parts), strict=True)))
+    return CompactWeight(parts[0].form, codes, dtype=parts[0].dtype)
 
 
 class PackedWeight(LinearWeight):
@@ -91,14 +102,14 @@ class CompactFormat:
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
         stored = self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
         if stored is None:
-            return self._compact(self._stored.linear(reader, name, shape=shape, rows=rows, cols=cols), self._form)
+            return self._by_pieces(partial(self._stored.linear, reader, name, shape=shape, cols=cols), shape, rows, self._form)
         return kept(stored, self._form, dtype=self._dtype) or self._compact(DenseWeight(stored.dense(self._dtype)), self._form)
 
     def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
         return self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
 
     def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> LinearWeight:
-        return self._compact(self._stored.table(reader, name, shape=shape, rows=rows), self._table_form)
+        return self._by_pieces(partial(self._stored.table, reader, name, shape=shape), shape, rows, self._table_form)
 
     def stack(
         self, reader: TensorReader, name: str, *, shape: tuple[int, int, int], rows: Part, cols: Part
@@ -111,7 +122,14 @@ class CompactFormat:
         whole = self._stored.num_values(name, shape, is_scaled=is_scaled)
         return whole if len(shape) < 2 else int(whole * self._form.bits_per_value / (8 * self._dtype.itemsize))
 
-    def _compact(self, weight: LinearWeight, form: Form) -> LinearWeight:
+    def _by_pieces(self, read: Callable[..., LinearWeight], shape: tuple[int, int], rows: Part, form: Form) -> LinearWeight:
+        """A linear's codes, of some rows after another: a vocabulary's values take several times what its codes take."""
+        begin, end = rows or (0, shape[0])
+        step = max(1, PIECE_VALUES // max(1, shape[1]))
+        pieces = [self._compact(read(rows=(first, min(first + step, end))), form) for first in range(begin, end, step)]
+        return join_codes(pieces) if pieces else self._compact(read(rows=rows), form)
+
+    def _compact(self, weight: LinearWeight, form: Form) -> CompactWeight:
         return CompactWeight(form, form.codes(weight.dense()), dtype=self._dtype)
 
 

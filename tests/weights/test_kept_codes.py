@@ -13,6 +13,7 @@ from actorllm.weights.checkpoint import Checkpoint, num_values
 from actorllm.weights.compact import CodesFormat, CompactFormat, CompactWeight
 from actorllm.weights.compress import CodeScheme, write_tensors
 from actorllm.weights.compressed import CompressedFormat, read_compressed
+from actorllm.weights.formats import PlainFormat
 from actorllm.weights.int_codes import IntCodes
 from actorllm.weights.linear_weight import DenseWeight
 from actorllm_kernels.linear import Bf16, Form, Int4, Int8, WeightOnly
@@ -73,6 +74,24 @@ def test_a_stored_linear_is_the_one_rounded_while_loading(tmp_path, num_bits, gr
     got = read(tmp_path, CompactFormat(stored, form))
     assert all(torch.equal(one, other) for one, other in zip(got.codes, again.codes, strict=True))
     assert torch.equal(got(x), again(x))
+
+
+@pytest.mark.parametrize("form", [Int8(), Int4(), WeightOnly(4), Bf16()])
+@pytest.mark.parametrize("rows", [None, (3, 20)])
+def test_linears_become_codes_some_rows_after_another(tmp_path, monkeypatch, form, rows):
+    write(tmp_path, 8, None)
+
+    def pull(name: str) -> tuple[torch.Tensor, int]:
+        read: list[int] = []
+        with Checkpoint.open(tmp_path / "plain", storage=CompactFormat(PlainFormat(), form), on_progress=read.append) as checkpoint:
+            weight = getattr(checkpoint, name)(NAME, SHAPE, rows=rows)
+        return weight.dense(), max(read)
+
+    expected, whole = pull("linear")
+    monkeypatch.setattr("actorllm.weights.compact.PIECE_VALUES", 5 * SHAPE[1])
+    for name in ("linear", "table"):
+        got, most = pull(name)
+        assert torch.equal(got, expected) and most == 5 * SHAPE[1] * 2 < whole
 
 
 @pytest.mark.parametrize("form", [Int4(), WeightOnly(4)])
