@@ -3,51 +3,24 @@
 What is true stands in `text/facts.toml`, the frames in `text/questions.toml`.
 """
 
-from collections.abc import Mapping
 from random import Random
 
 from msgspec import Struct
 
-from examples.train_demo.phrases import asked
-from examples.train_demo.syntax import gerund
-from examples.train_demo.templates import Texts, Turn, expand, one, read, sentence
+from examples.train_demo.phrases import Texts, Turn, asked, expand, one, read, sentence
 
 
 class Frames(Struct, frozen=True, forbid_unknown_fields=True):
-    """questions.toml. `it` names the server; `act` and `acting` ask of something done, `thing` of something, `flag` of a setting."""
+    """questions.toml. `it` names the server; `act` is asked of something done, `thing` of something, `flag` of a setting."""
 
     it: str
     act: Texts
-    acting: Texts
     thing: Texts
     flag: Texts
     repeat: Texts
-    doubt: Texts
-    change: Texts
 
 
 FRAMES = read("questions.toml", Frames)
-
-
-def framed(
-    words: Mapping[str, str], rng: Random, *, acts: Texts = (), things: Texts = (), flags: Texts = (), asks: Texts = ()
-) -> str:
-    """A question that is asked as it stands, or one built around something done, a thing, or a setting; of whatever subject.
-    `words` fill what the templates name."""
-    kinds = [("act", acts)] * 2 + [("acting", acts), ("thing", things), ("thing", things), ("flag", flags), ("flag", flags)]
-    kind, values = rng.choice([kind for kind in [*kinds, *[("", asks)] * 3] if kind[1]])
-    it = expand(FRAMES.it, rng)
-    text = expand(rng.choice(values), rng, it=it, **words)
-    if not kind:
-        return text
-    return one(getattr(FRAMES, kind), rng, it=it, what=gerund(text) if kind == "acting" else text)
-
-
-class Follow(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is asked after a topic's answer and makes sense only there."""
-
-    asks: Texts
-    answers: Texts
 
 
 class Topic(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,11 +31,14 @@ class Topic(Struct, frozen=True, forbid_unknown_fields=True):
     things: Texts = ()
     flags: Texts = ()
     asks: Texts = ()
-    follow: tuple[Follow, ...] = ()
 
     def question(self, rng: Random) -> str:
         """One way to ask."""
-        return asked(framed({}, rng, acts=self.acts, things=self.things, flags=self.flags, asks=self.asks), rng)
+        kinds = [(FRAMES.act, "act", self.acts)] * 2 + [(FRAMES.thing, "thing", self.things)] * 2
+        kinds += [(FRAMES.flag, "what", self.flags)] * 2 + [(self.asks, "", self.asks)] * 3
+        frames, field, values = rng.choice([kind for kind in kinds if kind[2]])
+        fields = {field: expand(rng.choice(values), rng, it=expand(FRAMES.it, rng))} if field else {}
+        return asked(one(frames, rng, it=expand(FRAMES.it, rng), **fields), rng)
 
     def answer(self, rng: Random) -> str:
         return sentence(one(self.answers, rng))
@@ -78,20 +54,11 @@ FACTS = read("facts.toml", Facts)
 
 
 def episode(rng: Random) -> list[Turn]:
-    """Some questions about ActorLLM in a row, a few of which take up the last answer."""
-    topic = rng.choice(FACTS.topics)
-    turns = [(topic.question(rng), topic.answer(rng))]
-    while len(turns) < 4 and rng.random() < 0.4:
-        roll = rng.random()
-        if roll < 0.07:
+    """Some questions about ActorLLM in a row."""
+    turns: list[Turn] = []
+    while not turns or (len(turns) < 4 and rng.random() < 0.4):
+        if turns and rng.random() < 0.07:
             turns.append((asked(one(FRAMES.repeat, rng), rng), turns[-1][1]))
-        elif roll < 0.13:
-            turns.append((asked(one(FRAMES.doubt, rng), rng), turns[-1][1]))
-        elif roll < 0.23 and topic.flags:
-            turns.append((asked(one(FRAMES.change, rng), rng), topic.answer(rng)))
-        elif roll < 0.45 and topic.follow:
-            follow = rng.choice(topic.follow)
-            turns.append((asked(one(follow.asks, rng), rng), one(follow.answers, rng)))
         else:
             topic = rng.choice(FACTS.topics)
             turns.append((topic.question(rng), topic.answer(rng)))

@@ -7,8 +7,7 @@ from random import Random
 
 from msgspec import Struct
 
-from examples.train_demo.phrases import asked
-from examples.train_demo.templates import Texts, Turn, one, read
+from examples.train_demo.phrases import Texts, Turn, asked, one, read
 
 LIMIT, TABLE = 100, 10
 SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -87,22 +86,13 @@ def operand(rng: Random) -> int:
     return rng.randint(0, 20) if rng.random() < 0.3 else rng.randint(0, LIMIT)
 
 
-def operands(rng: Random) -> tuple[int, int]:
-    """Two of them, often a pair that is easily mistaken for another, such as 100 and 1 beside 100 and 10."""
-    if rng.random() < 0.7:
-        return operand(rng), operand(rng)
-    pair = [10 * rng.randint(1, 10), rng.choice([rng.randint(0, 9), 10 * rng.randint(1, 10), 11 * rng.randint(1, 9)])]
-    rng.shuffle(pair)
-    return pair[0], pair[1]
-
-
 def first_sum(rng: Random) -> Sum:
     """A calculation that stands on its own."""
     kind = rng.choices(("+", "-", "x", "/", "x2", "/2", "beyond"), (30, 26, 22, 7, 7, 8, 8))[0]
     things = rng.choice(TEXT.things)
     if kind == "beyond":
         return beyond(rng)
-    a, b = operands(rng)
+    a, b = operand(rng), operand(rng)
     if kind == "+":
         inline, own, answer, result = TEXT.plus, TEXT.ask_plus, answer_plus(a, b), a + b
     elif kind == "-":

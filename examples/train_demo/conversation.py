@@ -4,7 +4,7 @@ user's name told at one turn and asked for at a later one. `python -m examples.t
 from random import Random
 
 from examples.train_demo import about, arithmetic, echo, smalltalk, stories, unknown
-from examples.train_demo.templates import Turn, expand
+from examples.train_demo.phrases import Turn, expand
 
 Message = dict[str, str]
 
@@ -16,14 +16,9 @@ SYSTEM = (
     "[Be|Please be] [nice|helpful|brief|polite] [to the user|in your answers].",
 )
 TOPICS = ("about", "arithmetic", "smalltalk", "stories", "unknown", "echo")
-WEIGHTS = (34, 25, 24, 15, 17, 8)
+WEIGHTS = (30, 25, 24, 14, 19, 12)
 LONG_SHARE = 0.015
 """So many conversations are long, so that positions far into the context are learned too."""
-
-
-def meanwhile(rng: Random) -> list[Turn]:
-    """Something short that is no story."""
-    return rng.choice([about, arithmetic, unknown]).episode(rng)[:1]
 
 
 def episode(rng: Random) -> list[Turn]:
@@ -36,7 +31,7 @@ def episode(rng: Random) -> list[Turn]:
     if topic == "smalltalk":
         return smalltalk.episode(rng)
     if topic == "stories":
-        return stories.episode(rng) if rng.random() < 0.8 else stories.interrupted(rng, meanwhile(rng))
+        return stories.episode(rng)
     return unknown.episode(rng) if topic == "unknown" else echo.episode(rng)
 
 
@@ -52,7 +47,7 @@ def turns(rng: Random) -> list[Turn]:
             said += episode(rng)
         if rng.random() < (0.45 if name else 0.015):
             said.append(smalltalk.recall(name, rng))
-        if rng.random() < (0.05 if is_long else 0.6):
+        if rng.random() < (0.05 if is_long else 0.7):
             return said
 
 

@@ -5,8 +5,8 @@ from random import Random
 from msgspec import Struct
 
 from examples.train_demo import stories
+from examples.train_demo.phrases import Texts, Turn, made_up, one, read, sentence
 from examples.train_demo.stories import TEXT as STORY
-from examples.train_demo.templates import Texts, Turn, made_up, one, read, sentence
 
 
 class EchoTexts(Struct, frozen=True, forbid_unknown_fields=True):

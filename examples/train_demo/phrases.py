@@ -1,53 +1,82 @@
-"""The ways in which people type: other grammar, other words, casing, missing marks, slips of the fingers. Knows no topic."""
+"""Templates with alternatives, and the ways in which people type: casing, missing marks, slips of the fingers.
+
+`expand("[hi|hello] {name}", rng, name="Ada")` chooses one alternative of every bracket, inner ones first. Knows no topic.
+The templates themselves stand in `text/`.
+"""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from random import Random
+from typing import TypeVar
 
+import msgspec
 from msgspec import Struct
 
-from examples.train_demo.syntax import TEXT as CARRIERS
-from examples.train_demo.syntax import carried, is_question
-from examples.train_demo.templates import Texts, one, read, sentence
+Turn = tuple[str, str]
+"""What the user says, and the answer."""
 
+INNERMOST = re.compile(r"\[([^\[\]]*)\]")
+FIELD = re.compile(r"\{(\w+)\}")
 NEIGHBOURS = "qwertyuiop asdfghjkl zxcvbnm"
+ONSETS = (*"bdfgklmnprstvz", "br", "dr", "gr", "kl", "pl", "st", "tr", "th", "sh")
+VOWELS = (*"aeiouaeio", "ai", "ea", "ou")
+CODAS = ("", "n", "r", "s", "l", "nd", "m", "t")
+
+Texts = tuple[str, ...]
+FOLDER = Path(__file__).parent / "text"
+
+T = TypeVar("T", bound=Struct)
+
+
+def read(name: str, kind: type[T]) -> T:
+    """A file of `text/`, each of its keys a field of `kind`."""
+    return msgspec.toml.decode((FOLDER / name).read_bytes(), type=kind)
 
 
 class Typing(Struct, frozen=True, forbid_unknown_fields=True):
-    """typing.toml. `fillers` are words that people strew in, `dropped` are those that they leave out in a hurry, `synonyms` are
-    what they say instead."""
+    """typing.toml. `fillers` are words that people strew in, `dropped` are those that they leave out in a hurry."""
 
+    openings: str
+    closings: str
     fillers: Texts
     dropped: frozenset[str]
-    synonyms: dict[str, Texts]
 
 
 TYPING = read("typing.toml", Typing)
-SAID_OTHERWISE = re.compile(rf"\b(?:{'|'.join(sorted(TYPING.synonyms, key=len, reverse=True))})\b")
+
+
+def expand(template: str, rng: Random, **fields: object) -> str:
+    """One of the texts that `template` stands for."""
+    text = template
+    while "[" in text:
+        text = INNERMOST.sub(lambda found: rng.choice(found[1].split("|")), text)
+    return FIELD.sub(lambda found: str(fields[found[1]]), text) if fields else text
+
+
+def one(templates: Sequence[str], rng: Random, **fields: object) -> str:
+    """`expand` for one of several templates."""
+    return expand(rng.choice(templates), rng, **fields)
+
+
+def sentence(text: str) -> str:
+    """With a capital at its start."""
+    return text[:1].upper() + text[1:]
 
 
 def asked(text: str, rng: Random, *, has_slips: bool = True) -> str:
-    """What somebody says, as they type it: perhaps inside of a carrier, in other words, with some strewn in or left out, in some
-    casing, with some slip. It is the same for all that is said, so that it tells nothing about the answer."""
-    text = text.replace(" 's ", "'s ")
-    asks = is_question(text)
-    text = SAID_OTHERWISE.sub(lambda found: _synonym(found[0], rng), text)
+    """A question as somebody types it: perhaps with words strewn in or left out, in some casing, with some slip."""
     roll = rng.random()
-    if roll < 0.3:
-        text = carried(text, rng) if asks else text
-    elif roll < 0.38:
+    if roll < 0.16:
         text = _strewn(text, rng)
-    elif roll < 0.43:
+    elif roll < 0.24:
         text = _hurried(text, rng)
     if rng.random() < 0.22:
-        text = one(CARRIERS.before, rng) + text
+        text = expand(TYPING.openings, rng) + text
     if rng.random() < 0.14:
         mark = text[-1] if text[-1] in "?!." else ""
-        text = text.rstrip("?!.") + one(CARRIERS.behind if asks and rng.random() < 0.8 else CARRIERS.calls, rng) + mark
+        text = text.rstrip("?!.") + expand(TYPING.closings, rng) + mark
     return typed(text, rng, has_slips=has_slips)
-
-
-def _synonym(word: str, rng: Random) -> str:
-    return rng.choice(TYPING.synonyms[word]) if rng.random() < 0.15 else word
 
 
 def typed(text: str, rng: Random, *, has_slips: bool = True) -> str:
@@ -70,9 +99,9 @@ def typed(text: str, rng: Random, *, has_slips: bool = True) -> str:
 
 
 def _strewn(text: str, rng: Random) -> str:
-    """One or two fillers between words; not beside a number or a sign, where they would be read as a part of it."""
+    """Up to three fillers between words; not beside a number or a sign, where they would be read as a part of it."""
     words = text.split(" ")
-    for _ in range(rng.randint(1, 2)):
+    for _ in range(rng.randint(1, 3)):
         gaps = [at for at in range(1, len(words)) if words[at - 1].isalpha() and words[at][:1].isalpha()]
         if gaps:
             words.insert(rng.choice(gaps), rng.choice(TYPING.fillers))
@@ -84,6 +113,12 @@ def _hurried(text: str, rng: Random) -> str:
     words = text.split(" ")
     kept = [word for word in words if word not in TYPING.dropped or rng.random() < 0.4]
     return " ".join(kept if len(kept) >= 3 else words)
+
+
+def made_up(rng: Random) -> str:
+    """A word that nobody has heard before, such as Torvane."""
+    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.randint(2, 3))]
+    return ("".join(syllables) + rng.choice(CODAS)).capitalize()
 
 
 def _slip(text: str, rng: Random) -> str:

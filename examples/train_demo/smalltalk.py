@@ -5,8 +5,7 @@ from random import Random
 from msgspec import Struct
 
 from examples.train_demo import stories
-from examples.train_demo.phrases import asked
-from examples.train_demo.templates import Texts, Turn, one, read
+from examples.train_demo.phrases import Texts, Turn, asked, one, read
 
 
 class Intent(Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,14 +7,11 @@ from random import Random
 
 from msgspec import Struct
 
-from examples.train_demo import about
-from examples.train_demo.phrases import asked
-from examples.train_demo.templates import Texts, Turn, made_up, one, read
+from examples.train_demo.phrases import Texts, Turn, asked, made_up, one, read
 
 
 class UnknownTexts(Struct, frozen=True, forbid_unknown_fields=True):
-    """unknown.toml: nouns of many sorts, the questions around them, and what stands in the frames of questions.toml: something
-    done (`acts`), something explained (`nouns`), a setting (`settings`)."""
+    """unknown.toml: nouns of many sorts, and the questions around them."""
 
     countries: Texts
     cities: Texts
@@ -27,9 +24,6 @@ class UnknownTexts(Struct, frozen=True, forbid_unknown_fields=True):
     foods: Texts
     phrases: Texts
     dates: Texts
-    acts: Texts
-    nouns: Texts
-    settings: Texts
     asks: Texts
     answers: Texts
     ask_again: Texts
@@ -60,19 +54,12 @@ def fields(rng: Random) -> dict[str, str]:
     return {sort: made_up(rng) if rng.random() < 0.2 else noun for sort, noun in nouns.items()}
 
 
-def question(rng: Random) -> str:
-    """Mostly in the frames in which people also ask about ActorLLM, so that the refusal hangs on what they ask for."""
-    if rng.random() < 0.45:
-        return one(TEXT.asks, rng, **fields(rng))
-    return about.framed(fields(rng), rng, acts=TEXT.acts, things=TEXT.nouns, flags=TEXT.settings)
-
-
 def episode(rng: Random) -> list[Turn]:
     """A question that has to be declined, perhaps asked again."""
     if rng.random() < 0.06:
         text = " ".join(rng.choices(TEXT.gibberish, k=rng.randint(1, 4)))
         return [(asked(text, rng), rng.choice(TEXT.unclear))]
-    turns = [(asked(question(rng), rng), rng.choice(TEXT.answers))]
+    turns = [(asked(one(TEXT.asks, rng, **fields(rng)), rng), rng.choice(TEXT.answers))]
     if rng.random() < 0.2:
         turns.append((asked(one(TEXT.ask_again, rng, **fields(rng)), rng), rng.choice(TEXT.again)))
     return turns
