@@ -79,11 +79,9 @@ async def load_model(
     ranks = ThreadRanks.group(num_ranks, timeout=settings.execution.step_timeout) if num_ranks > 1 else []
     shards = [Shard(rank, num_ranks, collectives) for rank, collectives in enumerate(ranks)] or [Shard()]
     models = [plan.build(shard) for shard in shards]
-    free, share = free_memory(device)
-    groups = plan_slots(models[0].cache_groups, plan, settings=settings, free_bytes=free // num_ranks, share=share)
-    sizes = RunnerSizes(
-        num_slots=tuple(group.num_slots for group in groups if not group.is_state), max_running=settings.scheduling.max_running, context=plan.context
-    )
+    groups = _plan_groups(models[0], plan, settings=settings, device=device)
+    num_slots = tuple(group.num_slots for group in groups if not group.is_state)
+    sizes = RunnerSizes(num_slots=num_slots, max_running=settings.scheduling.max_running, context=plan.context)
     loader = _Loader(plan, device, new_source=new_source, on_progress=on_progress)
     invalid = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
 
@@ -117,6 +115,13 @@ async def load_model(
         num_weight_bytes=plan.num_weight_bytes,
         groups=groups,
     )
+
+
+def _plan_groups(model: CausalLM, plan: ModelPlan, *, settings: EngineSettings, device: torch.device) -> tuple[GroupSize, ...]:
+    """One rank's cache sizes."""
+    free, share = free_memory(device)
+    free_bytes = free // settings.execution.tensor_parallel
+    return plan_slots(model.cache_groups, plan, settings=settings, free_bytes=free_bytes, share=share)
 
 
 def free_memory(device: torch.device) -> tuple[int, float]:

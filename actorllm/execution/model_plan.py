@@ -13,7 +13,7 @@ import torch
 
 from actorllm.cache.sizing import GroupSize, slots_for_budget, slots_needed
 from actorllm.errors import CheckpointError, NotEnoughMemory, SettingsError, UnsupportedConfig
-from actorllm.execution.device_choice import chosen_device
+from actorllm.execution.device_choice import named_device
 from actorllm.execution.machine import default_kv_bytes
 from actorllm.execution.precision import DTYPES, Precision, resolve_kv_dtype, resolve_precision
 from actorllm.layers.shard import Shard
@@ -69,7 +69,7 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
     architecture = read_architecture(config)
     model_class = find_model(architecture)
     parsed: ModelConfig = model_class.config_class.from_hf(config)
-    model, device = settings.model, chosen_device(settings.execution)
+    model, device = settings.model, named_device(settings.execution)
     precision = resolve_precision(model.dtype, stored_dtype(config), device=device, quantize=model.quantize)
     context = settings.model.context or parsed.context_len
     if not 1 <= context <= parsed.context_len:

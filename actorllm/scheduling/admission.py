@@ -112,6 +112,15 @@ def check_context(request: Request, context: Context) -> None:
         )
 
 
+def check_choices(request: Request, max_running: int) -> None:
+    """Raises `InvalidRequest` for more choices than there are rows."""
+    if request.params.n > max_running:
+        raise InvalidRequest(
+            f"n is {request.params.n}, but at most {max_running} choices can run at once: lower n, or serve with a larger max_running",
+            param="n",
+        )
+
+
 def _check_need(request: Request, need: int, group: GroupSize) -> None:
     if need > group.num_slots:
         raise InvalidRequest(

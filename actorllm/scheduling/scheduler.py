@@ -15,33 +15,28 @@ from actorllm.errors import (
     ActorLLMError,
     InvalidRequest,
     QueueFull,
-    QueueTimeout,
     RequestAborted,
     RequestFailed,
-    RequestTimeout,
 )
 from actorllm.messages import Admit, Failure, FinishReason, Outputs, Step, StepDone, StopFound, unpack
-from actorllm.scheduling.admission import ADMISSIONS, check_context
+from actorllm.scheduling.admission import ADMISSIONS, check_choices, check_context
 from actorllm.scheduling.outputs import Outbox
 from actorllm.scheduling.planner import Planner
 from actorllm.scheduling.policy import POLICIES
 from actorllm.scheduling.request import FinishedRequest, Request, RequestTable, Sequence
 from actorllm.scheduling.residency import Residents
 from actorllm.scheduling.step_builder import Launched
-from actorllm.scheduling.waiting import Deadlines, WaitingQueue
+from actorllm.scheduling.suspects import CRASHED_ALONE, guilty
+from actorllm.scheduling.waiting import Deadlines, WaitingQueue, too_late
 from actorllm.settings import SchedulingSettings
-
-PROOF_TOKENS = 2
-"""One is sampled after a prefill, one by decoding."""
-CRASHED_ALONE = "the device failed twice in steps that computed this request alone at last; the server's log has the cause"
 
 
 class Scheduler:
     """One epoch's scheduling over a table of requests.
 
-    The table is the truth and survives; rows, slots and steps under way belong to the epoch. A new scheduler over
-    a table with live requests recovers them: all wait in the policy's order and are recomputed from their ids,
-    and outputs that were not taken yet can be taken. `blamed` are those whom the last epoch's steps under way computed. One plans, launches, completes:
+    The table is the truth and survives; rows, slots and steps under way belong to the epoch. A new scheduler recovers the
+    live requests of a table: all wait and are recomputed, and their outputs can be taken. `blamed` are those whom the last
+    epoch's steps under way computed. One plans, launches, completes:
 
         while (step := scheduler.plan(now)) is not None: launch(step)
         scheduler.complete(done)                        # in the order of the steps
@@ -58,11 +53,8 @@ class Scheduler:
         epoch: int,
         blamed: frozenset[Request] = frozenset(),
     ) -> None:
-        self._table = table
-        self._settings = settings
+        self._table, self._settings, self._context, self._epoch = table, settings, context, epoch
         self._depth = settings.depth or 1
-        self._context = context
-        self._epoch = epoch
         self._policy = POLICIES[settings.policy]
         self._residents = Residents(tuple(groups), settings.max_running)
         self._admission = ADMISSIONS[settings.admission](self._residents, settings.max_step_tokens)
@@ -74,7 +66,8 @@ class Scheduler:
         self._num_steps = 0
         for request in table:
             self._recover(request)
-        self._doubt(blamed)
+        for request in guilty(blamed, table):
+            self._finish_all(request, "error", error=RequestFailed(CRASHED_ALONE))
 
     # --- what comes in ---
 
@@ -84,12 +77,7 @@ class Scheduler:
             raise InvalidRequest(f"a request with id {admit.request_id!r} is running already", param="request_id")
         request = self._table.create(admit, context=self._context.length)
         check_context(request, self._context)
-        if admit.params.n > self._settings.max_running:
-            raise InvalidRequest(
-                f"n is {admit.params.n}, but at most {self._settings.max_running} choices can run at once: lower n, or "
-                "serve with a larger max_running",
-                param="n",
-            )
+        check_choices(request, self._settings.max_running)
         self._admission.check(request)
         if self._waiting.num_new >= self._settings.max_waiting:
             self._planner.admit(now)  # those that came since the last plan and fit the device do not wait
@@ -126,12 +114,7 @@ class Scheduler:
     def expire(self, now: float) -> None:
         """Fail the requests whose deadline has passed."""
         for request in self._deadlines.take_expired(now):
-            waited = now - request.arrived
-            if request.scheduled is None:
-                error = QueueTimeout(f"the request waited {waited:.1f} s without running; try again later")
-            else:
-                error = RequestTimeout(f"the request did not finish within its deadline, {waited:.1f} s after it arrived")
-            self._finish_all(request, "error", error=error)
+            self._finish_all(request, "error", error=too_late(request, now))
 
     def complete(self, done: StepDone) -> None:
         """Take the results of the oldest step under way; those of an older epoch are dropped."""
@@ -230,16 +213,6 @@ class Scheduler:
         for sequence in request.entrances():
             self._waiting.push(sequence)
         self._retire(request)
-
-    def _doubt(self, blamed: frozenset[Request]) -> None:
-        """A step crashed that computed these, and nobody knows for whose sake. Each must now sample a few tokens alone, which
-        repeats the crash if it was the one; whoever crashes alone a second time is failed, so that the others live."""
-        for request in blamed:
-            if self._table.get(request.request_id) is not request or request.is_finished:
-                continue
-            if request.num_unproved and len(blamed) == 1:
-                self._finish_all(request, "error", error=RequestFailed(CRASHED_ALONE))
-            request.num_unproved = PROOF_TOKENS
 
     def _accept_scores(self, launched: Launched, done: StepDone) -> None:
         entries = iter(done.prompt_logprobs)

@@ -6,6 +6,7 @@ Knows no slots and no steps.
 import heapq
 from bisect import bisect_left
 
+from actorllm.errors import QueueTimeout, RequestTimeout
 from actorllm.scheduling.request import Request, RequestTable, Sequence
 
 
@@ -91,6 +92,14 @@ class Deadlines:
         if request is None or request.number != number or request.is_finished:
             return None
         return None if is_waiting and request.scheduled is not None else request
+
+
+def too_late(request: Request, now: float) -> QueueTimeout | RequestTimeout:
+    """The error of a request whose deadline has passed."""
+    waited = now - request.arrived
+    if request.scheduled is None:
+        return QueueTimeout(f"the request waited {waited:.1f} s without running; try again later")
+    return RequestTimeout(f"the request did not finish within its deadline, {waited:.1f} s after it arrived")
 
 
 def _order(sequence: Sequence) -> tuple:

@@ -102,14 +102,14 @@ class CompactFormat:
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
         stored = self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
         if stored is None:
-            return self._by_pieces(partial(self._stored.linear, reader, name, shape=shape, cols=cols), shape, rows, self._form)
+            return self._by_pieces(partial(self._stored.linear, reader, name, shape=shape, cols=cols), shape, rows=rows, form=self._form)
         return kept(stored, self._form, dtype=self._dtype) or self._compact(DenseWeight(stored.dense(self._dtype)), self._form)
 
     def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
         return self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
 
     def table(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> LinearWeight:
-        return self._by_pieces(partial(self._stored.table, reader, name, shape=shape), shape, rows, self._table_form)
+        return self._by_pieces(partial(self._stored.table, reader, name, shape=shape), shape, rows=rows, form=self._table_form)
 
     def stack(
         self, reader: TensorReader, name: str, *, shape: tuple[int, int, int], rows: Part, cols: Part
@@ -122,7 +122,7 @@ class CompactFormat:
         whole = self._stored.num_values(name, shape, is_scaled=is_scaled)
         return whole if len(shape) < 2 else int(whole * self._form.bits_per_value / (8 * self._dtype.itemsize))
 
-    def _by_pieces(self, read: Callable[..., LinearWeight], shape: tuple[int, int], rows: Part, form: Form) -> LinearWeight:
+    def _by_pieces(self, read: Callable[..., LinearWeight], shape: tuple[int, int], *, rows: Part, form: Form) -> LinearWeight:
         """A linear's codes, of some rows after another: a vocabulary's values take several times what its codes take."""
         begin, end = rows or (0, shape[0])
         step = max(1, PIECE_VALUES // max(1, shape[1]))

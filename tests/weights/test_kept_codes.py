@@ -131,8 +131,8 @@ def test_what_a_form_does_not_have_is_rounded_again(tmp_path, num_bits, group_le
 def test_memory_is_that_of_the_codes(tmp_path, num_bits, group_len, is_packed):
     stored, weight = write(tmp_path, num_bits, group_len)
     if not is_packed:  # one code a byte, under the name of a plain weight
-        codes = IntCodes.quantized(weight, num_bits=num_bits, group_len=group_len, scale_dtype=weight.dtype)
-        tensors = {f"{NAME}.weight": codes.codes_OI, f"{NAME}.weight_scale": codes.scale_OG, "norm.weight": torch.ones(8)}
+        codes = IntCodes.quantized(weight, num_bits=num_bits, group_len=group_len)
+        tensors = {f"{NAME}.weight": codes.codes_OI, f"{NAME}.weight_scale": codes.scale_OG.to(weight.dtype), "norm.weight": torch.ones(8)}
         save_file(tensors, tmp_path / "codes" / "model.safetensors")
         stored = replace(stored, is_packed=False)
     kept = CodesFormat(stored, WeightOnly(num_bits), dtype=torch.bfloat16)
