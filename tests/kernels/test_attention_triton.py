@@ -216,3 +216,15 @@ SPLITS = {8: (16, 0), 20: (32, 0), 64: (64, 0), 80: (64, 16), 96: (64, 32), 112:
 @pytest.mark.parametrize("head_dim", SPLITS)
 def test_head_dims_in_powers_of_two(head_dim):
     assert triton.split_size(head_dim) == SPLITS[head_dim]
+
+
+@pytest.mark.parametrize("form", [torch.int8, torch.float8_e4m3fn])
+def test_small_quantized_values_keep_their_digits_in_float16(form, monkeypatch):
+    """Shares times factors are rounded to float16, whose smallest numbers have few bits."""
+    monkeypatch.setitem(triton.LANGUAGE_TYPES, torch.float32, triton.LANGUAGE_TYPES[torch.float16])
+    pool = Pool([(1, 600)] * 4, 8, 1, head_dim=64)
+    pool.v *= 0.005
+    for index, (q, k, v) in enumerate(pool.rows):
+        pool.rows[index] = (q * 2, k, v)
+    got, expected = Case(pool, torch.float16, form, options={"scale": 0.3}).results()
+    assert (got - expected).norm() < 4e-4 * expected.norm()

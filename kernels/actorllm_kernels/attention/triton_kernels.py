@@ -13,9 +13,11 @@ two parts (D1 + D2, each a power of two), E head_dim of values.
 import triton
 import triton.language as tl
 
-from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, PLAIN, decoded
+from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, INT8, PLAIN, decoded
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+INT8_LIFT: tl.constexpr = tl.constexpr(64.0)
+"""What sums of int8 values are too large by: their shares times factors, a 127th of the values' size, would lose digits in float16."""
 
 
 @triton.jit
@@ -90,13 +92,14 @@ def attend_keys(
         max_M = new_max_M
         v = k1 if V_IN_K else decoded(load_part(v_ptr, row_N * v_stride, is_key_N, E, 0, E_BLOCK), FORM, DTYPE)
         if FORM != PLAIN:
-            share_MN *= load_scales(v_scale_ptr, row_N, is_key_N, scale_stride, kv_head, FORM)[None, :]
+            factor_N = load_scales(v_scale_ptr, row_N, is_key_N, scale_stride, kv_head, FORM)
+            share_MN *= (factor_N * INT8_LIFT if FORM == INT8 else factor_N)[None, :]
         acc_ME = tl.dot(share_MN.to(DTYPE), v, acc_ME * shrink_M[:, None], input_precision="ieee")
     return acc_ME, max_M, sum_M
 
 
 @triton.jit
-def with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS: tl.constexpr):
+def with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS: tl.constexpr, FORM: tl.constexpr):
     """[M, E] the finished mixture: the head's sink takes its share of the sum; a query without keys gives zeros."""
     if HAS_SINKS:
         sink_M = tl.load(sink_ptr + head_M, mask=is_row_M, other=0).to(tl.float32) * LOG2_E
@@ -104,6 +107,8 @@ def with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS: tl.co
         shrink_M = tl.exp2(max_M - new_max_M)
         acc_ME = acc_ME * shrink_M[:, None]
         sum_M = sum_M * shrink_M + tl.exp2(sink_M - new_max_M)
+    if FORM == INT8:
+        sum_M *= INT8_LIFT
     return acc_ME / tl.where(sum_M == 0, 1.0, sum_M)[:, None]
 
 
@@ -157,11 +162,11 @@ def decode_kernel(
     column = tl.arange(0, E_BLOCK)
     mask_ME = is_row_M[:, None] & (column < E)[None, :]
     if PARTS == 1:
-        acc_ME = with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS)
+        acc_ME = with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS, FORM)
         tl.store(out_ptr + token * out_stride_t + head_M[:, None] * E + column[None, :], acc_ME, mask=mask_ME)
     else:
         index_M = (tl.program_id(0).to(tl.int64) * num_heads + head_M) * PARTS + part
-        tl.store(part_ptr + index_M[:, None] * E + column[None, :], with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, False), mask=mask_ME)
+        tl.store(part_ptr + index_M[:, None] * E + column[None, :], with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, False, FORM), mask=mask_ME)
         tl.store(log_ptr + index_M, max_M + tl.log2(sum_M), mask=is_row_M)
 
 
@@ -258,6 +263,6 @@ def prefill_kernel(
         k_stride, v_stride, scale_stride, kv_head, scale, cap, window,
         HAS_CAP, HAS_SLOPES, HAS_WINDOW, True, FORM, V_IN_K, D, D1, D2, E, E_BLOCK, BLOCK_N, DTYPE,
     )  # fmt: skip
-    acc_ME = with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS)
+    acc_ME = with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS, FORM)
     column = tl.arange(0, E_BLOCK)
     tl.store(out_ptr + token_M[:, None] * out_stride_t + head_M[:, None] * E + column[None, :], acc_ME, mask=is_row_M[:, None] & (column < E)[None, :])
