@@ -135,6 +135,12 @@ def same_quantized(got: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch
     assert (got[0].view(torch.uint8) == expected[0].view(torch.uint8)).float().mean() > 0.97
 
 
+def test_slots_with_gaps_are_refused():
+    x, ones, pools = random(2, 1, 8, seed=1), torch.ones(2, 1, 8, device=DEVICE), tuple(torch.zeros(2, 4, 1, 8, device=DEVICE))
+    with pytest.raises(ValueError, match="slots_T has strides"):
+        store_triton.rotate_and_store(x, x, x, Angles(ones, ones), torch.arange(4, device=DEVICE)[::2], pools)
+
+
 def test_pools_without_their_factors_are_refused():
     x = random(1, 1, 64, seed=1)
     pools, _ = empty_pools(1, (64, 64), torch.int8)

@@ -39,6 +39,15 @@ def test_a_failing_kernel_does_not_stop_the_rest(repository: Path) -> None:
     assert norm["row"]["failure"] == "" and norm["row"]["taken"] > 0
 
 
+def test_tuning_ends_in_time(repository: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['gpu.py', '--rehearse']; sys.path.insert(0, 'tests/benchmarks'); import gpu\n"
+        "gpu.look_for_faster([sys.executable, '-c', 'import time; time.sleep(600)'], minutes=0.001)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "tuning was ended after 0.001 minutes" in run.stdout, run.stderr[-2000:]
+
+
 def test_a_neighbour_of_the_right_token_is_a_failure(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(repository / "tests" / "benchmarks"))
     problem = importlib.import_module("gpu_kernels.problem").Problem
