@@ -5,6 +5,11 @@ import { icon } from "./dom.js";
 /** On a touch keyboard Enter is a new line: there is no Shift+Enter. */
 const isTouch = matchMedia("(pointer: coarse)");
 
+/** Whether a key that was pressed in a text is to send it. */
+export function isSendKey(event) {
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && !isTouch.matches;
+}
+
 export class Composer {
   /** `onSend(text)` returns whether the text was taken; `onStop()`. */
   constructor(form, { onSend, onStop, onEditLast }) {
@@ -20,7 +25,7 @@ export class Composer {
     });
     this.area.addEventListener("input", () => this.#update());
     this.area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !isTouch.matches) {
+      if (isSendKey(event)) {
         event.preventDefault();
         if (!this.isAnswering) this.#send();
       } else if (event.key === "ArrowUp" && !this.area.value) {

@@ -11,6 +11,9 @@ const LONGEST_DELAY = 10_000;
 /** Milliseconds after which an attempt that nobody answers is given up. */
 const ATTEMPT = 10_000;
 
+/** Half of a surrogate pair, which a cut text may end with, is no Unicode, and no server takes it. */
+const wellFormed = (text) => (text.toWellFormed ? text.toWellFormed() : text.replace(/\p{Surrogate}/gu, "\ufffd"));
+
 export class Connection {
   #socket = null;
   #timer = null;
@@ -54,7 +57,7 @@ export class Connection {
 
   /** Sends a message; false if it cannot be sent: no connection, or longer than the server takes. */
   send(message) {
-    const frame = JSON.stringify(message);
+    const frame = JSON.stringify(message, (_, value) => (typeof value === "string" ? wellFormed(value) : value));
     if (!this.isOpen || new TextEncoder().encode(frame).length > this.#maxFrame) return false;
     this.#socket.send(frame);
     return true;

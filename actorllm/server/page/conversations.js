@@ -7,6 +7,7 @@
 import { forget, keysOf, readJson, writeJson } from "./storage.js";
 
 const PREFIX = "actorllm.conversation.";
+const ENDS = ["stop", "length", "cancel", "error"];
 const LOST = { code: "ConnectionLost", message: "the connection ended before the answer did" };
 
 export class Conversation {
@@ -69,6 +70,36 @@ function newName() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** {system, sampling} as far as a stored value has them. */
+export function settingsIn(stored) {
+  const { system, sampling } = isObject(stored) ? stored : {};
+  return { system: typeof system === "string" ? system : null, sampling: isObject(sampling) ? sampling : {} };
+}
+
+/** The stored turns that make a tree as the protocol has it; whatever was stored besides, by an older page or by hand, is left out. */
+function turnsIn(stored) {
+  const kept = new Map();
+  let last = 0;
+  for (const turn of stored) {
+    const before = (turn?.parent ?? null) === null ? { role: "assistant" } : kept.get(turn.parent);
+    const isNext = isObject(turn) && Number.isInteger(turn.id) && turn.id > last && typeof turn.text === "string";
+    if (!isNext || !before || turn.role !== (before.role === "user" ? "assistant" : "user")) continue;
+    kept.set((last = turn.id), turn.role === "user" ? { id: turn.id, parent: turn.parent ?? null, role: "user", text: turn.text } : answerIn(turn));
+  }
+  return [...kept.values()];
+}
+
+/** One without an end that the protocol has was cut short. */
+function answerIn({ id, parent, role, text, finish, usage, timings, error }) {
+  const answer = { id, parent, role, text, ...(ENDS.includes(finish) ? { finish } : {}) };
+  const isFigure = (value) => value === null || Number.isFinite(value);
+  if ([usage, timings].every((figures) => isObject(figures) && Object.values(figures).every(isFigure))) Object.assign(answer, { usage, timings });
+  if (typeof error?.code === "string") answer.error = error;
+  return answer;
+}
+
 /** All conversations of this browser. */
 export class Library {
   constructor() {
@@ -92,7 +123,10 @@ export class Library {
     this.conversations.delete(name);
     const stored = readJson(PREFIX + name);
     if (!Array.isArray(stored?.turns)) return;
-    const conversation = new Conversation(stored);
+    const turns = turnsIn(stored.turns);
+    const leaf = turns.some((turn) => turn.id === stored.leaf) ? stored.leaf : (turns.at(-1)?.id ?? null);
+    const changed = Number.isFinite(stored.changed) ? stored.changed : 0;
+    const conversation = new Conversation({ ...settingsIn(stored), name, turns, leaf, changed });
     conversation.interrupt();
     this.conversations.set(name, conversation);
   }

@@ -2,7 +2,7 @@
 
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
-import { Conversation, Library } from "./conversations.js";
+import { Conversation, Library, settingsIn } from "./conversations.js";
 import { element, tell } from "./dom.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -14,12 +14,14 @@ const PROTOCOL = 1;
 const CURRENT = "actorllm.current";
 const LAST_SETTINGS = "actorllm.settings";
 const SUGGESTIONS = ["What is ActorLLM?", "What is 17 plus 25?", "Tell me a short story."];
+const TOO_LONG = "This is longer than the server takes at once. Start a new chat, or shorten the message.";
+const NO_CONNECTION = "There is no connection to the server now. Save again once it is back.";
 const byId = (id) => document.getElementById(id);
 
 class Chat {
   #library = new Library();
   #opened = new Set(); // names that this socket has
-  #pending = new Map(); // ref -> what to do if the message is refused
+  #pending = new Map(); // ref -> what to do if the message is refused, and when it is done
   #numSent = 0;
   #hello = null;
   #selecting = null; // the version that was asked for, whose button keeps the focus
@@ -50,7 +52,7 @@ class Chat {
   }
 
   #listen() {
-    byId("open-settings").addEventListener("click", () => this.settings.open(this.current, this.#hello?.defaults ?? {}));
+    byId("open-settings").addEventListener("click", () => this.settings.open(this.current, this.#hello));
     byId("try-now").addEventListener("click", () => this.connection.retryNow());
     byId("close-notice").addEventListener("click", () => this.#notice(""));
     byId("suggestions").append(
@@ -102,14 +104,25 @@ class Chat {
     if (this.current.answering !== null) this.#send({ type: "cancel" });
   }
 
-  #configure({ system, sampling }) {
-    const before = { system: this.current.system, sampling: this.current.sampling };
-    Object.assign(this.current, { system, sampling });
-    if (this.#opened.has(this.current.name)) {
-      this.#send({ type: "configure", system, sampling }, (conversation) => Object.assign(conversation, before));
-    }
-    writeJson(LAST_SETTINGS, { system, sampling });
-    this.#save(this.current);
+  /** Settings hold, and are kept, once the server has taken them. */
+  #configure(settings) {
+    const { name } = this.current;
+    const isNew = !this.#opened.has(name);
+    const onRefused = (_, error) => {
+      if (isNew) this.#opened.delete(name);
+      this.settings.refuse(error ? wordsFor(error) : NO_CONNECTION);
+      return true;
+    };
+    const onDone = (conversation) => {
+      Object.assign(conversation, settings);
+      writeJson(LAST_SETTINGS, settings);
+      this.#save(conversation);
+      this.settings.close();
+    };
+    const message = isNew ? { ...this.current.asOpen(), ...settings } : { type: "configure", ...settings };
+    if (!this.#send(message, onRefused, onDone)) return this.settings.refuse(this.connection.isOpen ? TOO_LONG : NO_CONNECTION);
+    this.#opened.add(name);
+    this.#library.save(this.current);
   }
 
   #pick(name) {
@@ -164,18 +177,21 @@ class Chat {
     const { name } = this.current;
     if (this.#opened.has(name)) return true;
     this.#library.save(this.current);
-    if (!this.#send(this.current.asOpen(), () => this.#opened.delete(name))) return false;
+    if (!this.#send(this.current.asOpen(), () => void this.#opened.delete(name))) return false;
     this.#opened.add(name);
     return true;
   }
 
-  /** Sends about the conversation in front; `onRefused(conversation)` is called if the server does not do it. */
-  #send(message, onRefused = () => {}) {
+  /**
+   * Sends about the conversation in front; `onRefused(conversation, error)` is called if the server does not do it, and returns true
+   * if it has told why; else `onDone(conversation)` is called.
+   */
+  #send(message, onRefused = () => {}, onDone = () => {}) {
     const ref = String((this.#numSent += 1));
     const conversation = this.current;
     const isSent = this.connection.send({ ...message, conversation: conversation.name, ref });
-    if (isSent) this.#pending.set(ref, () => onRefused(conversation));
-    else if (this.connection.isOpen) this.#notice("This is longer than the server takes at once. Start a new chat, or shorten the message.");
+    if (isSent) this.#pending.set(ref, { onRefused: (error) => onRefused(conversation, error), onDone: () => onDone(conversation) });
+    else if (this.connection.isOpen) this.#notice(TOO_LONG);
     return isSent;
   }
 
@@ -187,13 +203,13 @@ class Chat {
   // --- from the server ---
 
   #receive(message) {
-    const onRefused = this.#pending.get(message.ref);
-    this.#pending.delete(message.ref);
+    const waiting = this.#answered(message);
     if (message.type === "hello") return this.#greet(message);
     if (message.type === "error") {
-      this.#notice(wordsFor(message.error));
-      onRefused?.();
-    }
+      const isTold = waiting?.onRefused(message.error) === true;
+      // an unknown conversation is one whose `open` was refused just before, and the reason for that is to be read
+      if (!isTold && message.error.code !== "UnknownConversation") this.#notice(wordsFor(message.error));
+    } else waiting?.onDone();
     const conversation = this.#library.conversations.get(message.conversation);
     if (conversation) this.#apply(message, conversation);
     if (message.type === "finished" && conversation !== this.current) {
@@ -202,6 +218,14 @@ class Chat {
     }
     if (message.type !== "delta") this.#show();
     if (message.type === "selected") this.#restoreFocus();
+  }
+
+  /** What waited for this reply. The server answers in order: an error that names no message is about the oldest. */
+  #answered(message) {
+    const ref = message.type === "error" && message.ref === undefined ? this.#pending.keys().next().value : message.ref;
+    const waiting = this.#pending.get(ref);
+    this.#pending.delete(ref);
+    return waiting;
   }
 
   #apply(message, conversation) {
@@ -256,7 +280,7 @@ class Chat {
   // --- what is seen ---
 
   #fresh() {
-    return new Conversation(readJson(LAST_SETTINGS) ?? {});
+    return new Conversation(settingsIn(readJson(LAST_SETTINGS)));
   }
 
   #save(conversation) {
@@ -296,7 +320,7 @@ class Chat {
         conversation.interrupt();
         this.#save(conversation);
       }
-      this.#pending.forEach((onRefused) => onRefused());
+      this.#pending.forEach(({ onRefused }) => onRefused());
       this.#pending.clear();
     }
     this.#show();

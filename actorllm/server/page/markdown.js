@@ -174,9 +174,10 @@ function paragraph(lines, start) {
 
 /** Appends text with its emphasis, code and links to `parent`. */
 function inlineIn(parent, text, depth = 0) {
+  const searched = new Map();
   let plain = "";
   for (let at = 0; at < text.length; ) {
-    const span = depth < MAX_DEPTH ? spanAt(text, at, depth) : null;
+    const span = depth < MAX_DEPTH ? spanAt(text, at, depth, searched) : null;
     if (span) {
       parent.append(plain, span.node);
       plain = "";
@@ -191,19 +192,19 @@ function inlineIn(parent, text, depth = 0) {
   return parent;
 }
 
-/** What begins at `at` as {node, end}, or null. */
-function spanAt(text, at, depth) {
+/** What begins at `at` as {node, end}, or null. `searched` is `closer`'s, one for a text. */
+function spanAt(text, at, depth, searched) {
   switch (text[at]) {
     case "\\":
       return /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "") ? { node: text[at + 1], end: at + 2 } : null;
     case "\n":
       return { node: element("br"), end: at + 1 };
     case "`":
-      return codeSpan(text, at);
+      return codeSpan(text, at, searched);
     case "*":
     case "_":
     case "~":
-      return emphasis(text, at, depth);
+      return emphasis(text, at, depth, searched);
     case "!":
       return text[at + 1] === "[" ? link(text, at + 1, depth) : null;
     case "[":
@@ -221,35 +222,41 @@ function runLength(text, at) {
   return end - at;
 }
 
-/** Where the next run of exactly `length` of `marker` begins; -1 without one. */
-function nextRun(text, from, marker, length) {
+/**
+ * Where the next run of exactly `length` of `marker` begins that `closes(at)`; -1 without one.
+ *
+ * `searched` keeps for each kind of run up to where there is none: what one opener has looked through in vain, the next one skips.
+ */
+function closer(text, from, { marker, length, searched, closes = () => true }) {
+  const kind = marker + length;
   const limit = Math.min(text.length, from + MAX_SPAN);
-  for (let at = text.indexOf(marker, from); at >= 0 && at < limit; ) {
+  const nextRun = (start) => (start < limit ? text.indexOf(marker, start) : start);
+  let at = nextRun(Math.max(from, searched.get(kind) ?? 0));
+  while (at >= 0 && at < limit) {
     const found = runLength(text, at);
-    if (found === length) return at;
-    at = text.indexOf(marker, at + found);
+    if (found === length && closes(at)) return at;
+    at = nextRun(at + found);
   }
+  searched.set(kind, at < 0 ? text.length : at);
   return -1;
 }
 
-function codeSpan(text, at) {
+function codeSpan(text, at, searched) {
   const length = runLength(text, at);
-  const end = nextRun(text, at + length, "`", length);
+  const end = closer(text, at + length, { marker: "`", length, searched });
   if (end < 0) return { node: "`".repeat(length), end: at + length };
   const code = text.slice(at + length, end).replaceAll("\n", " ");
   return { node: element("code", {}, code.trim() || code), end: end + length };
 }
 
-function emphasis(text, at, depth) {
+function emphasis(text, at, depth, searched) {
   const [marker, length] = [text[at], runLength(text, at)];
   const isWord = (character) => /[\p{L}\p{N}]/u.test(character ?? "");
   const asIs = { node: marker.repeat(length), end: at + length };
   if (length > 3 || (marker === "~" && length !== 2) || /\s|^$/.test(text[at + length] ?? "")) return asIs;
   if (marker === "_" && isWord(text[at - 1])) return asIs;
-  let end = nextRun(text, at + length, marker, length);
-  while (end >= 0 && (/\s/.test(text[end - 1]) || (marker === "_" && isWord(text[end + length])))) {
-    end = nextRun(text, end + length, marker, length);
-  }
+  const closes = (end) => !/\s/.test(text[end - 1]) && !(marker === "_" && isWord(text[end + length]));
+  const end = closer(text, at + length, { marker, length, searched, closes });
   if (end < 0) return asIs;
   const tags = marker === "~" ? ["del"] : [["em"], ["strong"], ["em", "strong"]][length - 1];
   const inner = inlineIn(element(tags.at(-1)), text.slice(at + length, end), depth + 1);

@@ -4,6 +4,7 @@ import { element } from "./dom.js";
 import { readJson, writeJson } from "./storage.js";
 
 const THEME = "actorllm.theme";
+const MAX_STOPS = 16;
 const NUMBER = { kind: "number", step: 1 };
 const RANGE = { kind: "range", step: 0.01, min: 0, max: 1 };
 
@@ -12,39 +13,52 @@ const FIELDS = [
   { ...RANGE, name: "temperature", label: "Temperature", max: 2, text: "How freely words are chosen: 0 always takes the likeliest one, above 1 it gets wild." },
   { ...NUMBER, name: "max_tokens", label: "Longest answer", min: 1, unset: "as much as fits", text: "In tokens, which are words or parts of words." },
   { ...RANGE, name: "top_p", label: "Top p", min: 0.01, text: "Choose among the likeliest tokens that have this probability together. 1 is off." },
-  { ...NUMBER, name: "top_k", label: "Top k", min: 0, text: "Choose among this many of the likeliest tokens. 0 is off." },
+  { ...NUMBER, name: "top_k", label: "Top k", min: 0, max: 2 ** 31 - 1, text: "Choose among this many of the likeliest tokens. 0 is off." },
   { ...RANGE, name: "min_p", label: "Min p", text: "Leave out tokens that are less likely than this part of the likeliest one. 0 is off." },
   { ...RANGE, name: "repetition_penalty", label: "Repetition penalty", min: 0.5, max: 2, text: "Above 1, tokens that came before become less likely. 1 is off." },
   { ...RANGE, name: "presence_penalty", label: "Presence penalty", min: -2, max: 2, text: "Above 0, tokens of the answer so far become less likely. 0 is off." },
   { ...RANGE, name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, text: "The same, more strongly the more often a token came. 0 is off." },
-  { ...NUMBER, name: "seed", label: "Seed", unset: "another one each time", text: "The same seed and the same settings repeat an answer." },
+  { ...NUMBER, name: "seed", label: "Seed", min: -(2 ** 52), max: 2 ** 52, unset: "another one each time", text: "The same seed and the same settings repeat an answer." },
   { kind: "lines", name: "stop", label: "Stop at", unset: "none", text: "The answer ends before the first of these, one a line." },
 ];
 
 export class Settings {
   #controls;
 
-  /** `onSave({system, sampling})` is called with what a conversation is to have from now on. */
+  /** `onSave({system, sampling})` is called with what a conversation is to have; it calls `close`, or `refuse` with the reason. */
   constructor(dialog, { onSave }) {
     this.dialog = dialog;
     this.form = dialog.querySelector("form");
     this.onSave = onSave;
     this.system = this.form.elements.system;
+    this.trouble = dialog.querySelector("#settings-trouble");
     this.#controls = FIELDS.map((field) => new Control(field));
     this.form.querySelector("#sampling").append(...this.#controls.map((control) => control.root));
     this.form.addEventListener("submit", (event) => this.#save(event));
     dialog.querySelector("#to-defaults").addEventListener("click", () => this.#show({ system: null, sampling: {} }));
-    dialog.querySelector("#cancel-settings").addEventListener("click", () => dialog.close());
+    dialog.querySelector("#cancel-settings").addEventListener("click", () => this.close());
     for (const choice of this.form.elements.theme) choice.addEventListener("change", () => setTheme(choice.value));
     setTheme(readJson(THEME) ?? "system");
     this.form.elements.theme.value = readJson(THEME) ?? "system";
   }
 
-  /** Opens with a conversation's settings; `defaults` are the model's. */
-  open(conversation, defaults) {
+  /** Opens with a conversation's settings; `hello` has the model's defaults and limits. */
+  open(conversation, { defaults, context_len: contextLen }) {
     for (const control of this.#controls) control.setDefault(defaults[control.field.name] ?? null);
+    this.form.elements.max_tokens.max = contextLen;
     this.#show(conversation);
+    this.refuse("");
     this.dialog.showModal();
+  }
+
+  close() {
+    this.dialog.close();
+  }
+
+  /** Stays open, and says why. */
+  refuse(reason) {
+    this.trouble.textContent = reason;
+    this.trouble.hidden = !reason;
   }
 
   #show({ system, sampling }) {
@@ -58,7 +72,6 @@ export class Settings {
     for (const control of this.#controls) {
       if (control.value !== null) sampling[control.field.name] = control.value;
     }
-    this.dialog.close();
     this.onSave({ system: this.system.value.trim() ? this.system.value : null, sampling });
   }
 }
@@ -87,8 +100,12 @@ class Control {
   /** As the protocol has it. */
   get value() {
     if (!this.#isSet) return null;
-    if (this.field.kind === "lines") return this.input.value.split("\n").filter((line) => line !== "");
+    if (this.field.kind === "lines") return this.#lines;
     return Number(this.input.value);
+  }
+
+  get #lines() {
+    return this.input.value.split("\n").filter((line) => line !== "");
   }
 
   setDefault(value) {
@@ -110,6 +127,7 @@ class Control {
     const isRange = this.field.kind === "range";
     this.shown.textContent = isRange ? `${this.#isSet ? this.input.value : this.#default}` : "";
     this.root.classList.toggle("set", this.#isSet);
+    if (this.field.kind === "lines") this.input.setCustomValidity(this.#lines.length > MAX_STOPS ? `At most ${MAX_STOPS} lines.` : "");
   }
 }
 

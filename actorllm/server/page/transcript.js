@@ -4,6 +4,7 @@
  * `actions` are {edit(turn, text), regenerate(turn), select(turn)}. Knows no connection: whoever owns it says what is allowed.
  */
 
+import { isSendKey } from "./composer.js";
 import { copyFrom, element, iconButton } from "./dom.js";
 import { renderMarkdown } from "./markdown.js";
 import { endOf, figuresOf } from "./words.js";
@@ -156,13 +157,14 @@ class TurnView {
     area.value = text;
     this.#editor.addEventListener("submit", (event) => {
       event.preventDefault();
-      if (area.value.trim() && this.actions.edit(this.turn, area.value)) this.#closeEditor();
+      if (area.value === this.turn.text) this.#leaveEditor(); // nothing to ask again: that is "Answer again"
+      else if (area.value.trim() && this.actions.edit(this.turn, area.value)) this.#closeEditor();
     });
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
         event.stopPropagation();
         this.#leaveEditor();
-      } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      } else if (isSendKey(event)) {
         event.preventDefault();
         this.#editor.requestSubmit();
       }

@@ -161,12 +161,105 @@ async def test_errors_are_told_in_words_with_what_to_do(chat: ChatPage) -> None:
     chat.engine.fail(DeviceLost("the device is gone"))
     await expect(chat.answer.locator(".note")).to_contain_text("Once it is restarted, this page goes on by itself.")
     await expect(chat.answer.locator(".text")).to_have_text("half")
+
+
+@pytest.mark.parametrize(
+    ("label", "wrong", "right"),
+    [("Seed", "99999999999999999999", "7"), ("Longest answer", "1e25", "20"), ("Stop at", "\n".join("abcdefghijklmnopqr"), "a\nb")],
+)
+async def test_settings_that_cannot_be_stay_in_the_dialog(chat: ChatPage, label: str, wrong: str, right: str) -> None:
     await chat.page.get_by_role("button", name="Settings").click()
-    await chat.page.get_by_label("Seed").fill("99999999999999999999")
+    await chat.page.get_by_label(label).fill(wrong)
     await chat.button("Save").click()
-    await expect(chat.notice).to_contain_text("seed must be between")
-    await chat.button("Close").click()
-    await expect(chat.notice).to_be_hidden()
+    assert await chat.page.get_by_label(label).evaluate("(field) => !field.validity.valid")
+    await expect(chat.page.locator("#settings")).to_be_visible()
+    await chat.page.get_by_label(label).fill(right)
+    await chat.button("Save").click()
+    await expect(chat.page.locator("#settings")).to_be_hidden()
+    await chat.ask("hello", "Hi!")
+
+
+async def test_settings_that_the_server_refuses_are_told_in_the_dialog_and_not_kept(chat: ChatPage) -> None:
+    await chat.ask("hello", "Hi!")
+    for _ in range(2):  # in a conversation that the server knows, and in a new one
+        await chat.page.get_by_role("button", name="Settings").click()
+        await chat.page.locator("#set-seed").evaluate("(field) => field.removeAttribute('max')")
+        await chat.page.get_by_label("Seed").fill("9223372036854775808")
+        await chat.button("Save").click()
+        await expect(chat.page.locator("#settings-trouble")).not_to_be_empty()
+        await expect(chat.page.locator("#settings")).to_be_visible()
+        await chat.button("Cancel").click()
+        await expect(chat.page.locator("#settings")).to_be_hidden()
+        assert await chat.page.evaluate("localStorage['actorllm.settings']") is None
+        await chat.ask("go on", "Yes.")
+        assert chat.engine.submitted[-1][1].seed is None
+        await chat.button("New chat").click()
+
+
+async def test_half_a_character_is_sent_as_a_mark(chat: ChatPage) -> None:
+    await chat.message.evaluate("(area) => { area.value = 'hi \\ud83d'; area.dispatchEvent(new Event('input')); }")
+    await chat.button("Send").click()
+    await until(lambda: chat.engine.streams)
+    assert chat.asked()[-1]["content"] == "hi \ufffd"
+
+
+async def test_an_error_without_a_ref_is_about_the_oldest_message(chat: ChatPage) -> None:
+    spoiling = "const send = WebSocket.prototype.send; WebSocket.prototype.send = function (frame) { send.call(this, window.spoil ? '{' : frame); };"
+    await chat.ask("hello", "Hi!")
+    await chat.page.evaluate(spoiling + " window.spoil = true;")
+    await chat.message.fill("lost")
+    await chat.button("Send").click()
+    await expect(chat.notice).to_contain_text("do not understand each other")
+    await expect(chat.message).to_have_value("lost")
+    await chat.page.evaluate("window.spoil = false")
+    await chat.ask("again", "Yes.")
+
+
+SPOIL = """() => {
+    const key = Object.keys(localStorage).find((each) => each.startsWith("actorllm.conversation."));
+    const stored = JSON.parse(localStorage[key]);
+    localStorage["actorllm.conversation.leaf"] = JSON.stringify({ ...stored, leaf: 999 });
+    localStorage["actorllm.conversation.turns"] = JSON.stringify({ ...stored, system: 7, sampling: "x", changed: "now", turns: [
+        null, { id: 3, parent: 4, role: "user", text: "x" }, ...stored.turns.slice(0, 1), { ...stored.turns[1], timings: 5, finish: "odd" },
+        { id: 2, parent: 1, role: "assistant", text: "twice" }, { id: 9, parent: 1, role: "user", text: "no answer" }] });
+    localStorage["actorllm.conversation.none"] = JSON.stringify({ ...stored, turns: ["x"] });
+    localStorage["actorllm.settings"] = '{"sampling": null}';
+    localStorage["actorllm.current"] = '"turns"';
+}"""
+
+
+async def test_stored_chats_that_are_broken_are_mended(chat: ChatPage) -> None:
+    await chat.ask("hello", "Hi!")
+    await chat.page.evaluate(SPOIL)
+    await chat.page.reload()
+    await chat.ready()
+    assert await chat.texts() == ["hello", "Hi!"]
+    await expect(chat.page.locator("#sidebar .pick")).to_have_count(3)
+    await chat.ask("again", "Yes.")
+    assert [message["content"] for message in chat.asked()] == ["hello", "Hi!", "again"]
+    await chat.button("New chat").click()
+    await chat.ask("fresh", "Yes.")
+
+
+async def test_enter_in_an_editor_on_a_touch_screen_is_a_new_line(open_chat: Opener) -> None:
+    chat = await open_chat(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800})
+    await chat.ask("hello", "Hi!")
+    await chat.button("Edit", chat.turns.first).click()
+    editor = chat.page.get_by_label("Edit your message")
+    await editor.press("End")
+    await editor.press("Enter")
+    await expect(editor).to_have_value("hello\n")
+    assert len(chat.engine.submitted) == 1
+
+
+async def test_a_text_that_is_not_changed_makes_no_branch(chat: ChatPage) -> None:
+    await chat.ask("hello", "Hi!")
+    await chat.page.locator(".turn.user").first.hover()
+    await chat.button("Edit", chat.turns.first).click()
+    await chat.page.get_by_label("Edit your message").press("Enter")
+    await expect(chat.page.get_by_label("Edit your message")).to_have_count(0)
+    await chat.ask("more", "Yes.")
+    assert [message["content"] for message in chat.asked()] == ["hello", "Hi!", "more"]
 
 
 async def test_settings_go_to_the_engine(chat: ChatPage) -> None:
