@@ -50,7 +50,7 @@ class TerminalProcess:
     async def shows(self, pattern: str, *, after: int = 0) -> re.Match[str]:
         """Wait until the screen matches, over its lines; `after` as many characters."""
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):  # a new home compiles the kernels first
                 while not (found := re.search(pattern, self.text[after:], re.DOTALL)):
                     self._has_drawn.clear()
                     await self._has_drawn.wait()
