@@ -101,7 +101,8 @@ async def test_seeds_repeat_alone_and_in_company(stories_settings: SettingsFacto
             assert await engine.complete(golden.prompt_ids, alone) == [text]
         await asyncio.gather(*others)
         unseeded = changed(params, n=1, seed=None)
-        assert await engine.complete(golden.prompt_ids, unseeded) != await engine.complete(golden.prompt_ids, unseeded)
+        again = [await engine.complete(golden.prompt_ids, unseeded) for _ in range(6)]
+        assert len({text for [text] in again}) > 1, "two short stories may well be the same, six are not"
 
 
 async def test_greedy_choices_are_equal(stories_settings: SettingsFactory, golden) -> None:
