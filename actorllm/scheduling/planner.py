@@ -67,13 +67,18 @@ class Planner:
 
     def _plan_decodes(self, builder: StepBuilder) -> None:
         residents = self._residents
-        ready = [stay for stay in self._computing() if stay.wants_token]
-        del ready[builder.room :]
+        ready = self._ready(builder)
         while len(ready) > residents.num_free_slots and self._pause_last(builder):
-            ready = [stay for stay in ready if not stay.is_leaving]
+            ready = self._ready(builder)  # a suspect that was paused leaves its turn to the others
         del ready[residents.num_free_slots :]
         if ready:
             builder.add_decodes(ready)
+
+    def _ready(self, builder: StepBuilder) -> list[Residence]:
+        """Whose turn it is to decode, as far as there is room."""
+        ready = [stay for stay in self._computing() if stay.wants_token]
+        del ready[builder.room :]
+        return ready
 
     def _plan_chunks(self, builder: StepBuilder) -> None:
         residents = self._residents

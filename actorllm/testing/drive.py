@@ -114,9 +114,12 @@ class Drive:
         late = [*self._done, *(self.device.run(step) for step in self._launched)]
         self._launched.clear()
         self._done.clear()
+        blamed = self.scheduler.under_way if self.epoch else frozenset()
         self.epoch += 1
         context = Context(self.context, largest=self.context)
-        self.scheduler = Scheduler(self.table, self.settings, groups=self.groups, context=context, epoch=self.epoch)
+        self.scheduler = Scheduler(
+            self.table, self.settings, groups=self.groups, context=context, epoch=self.epoch, blamed=blamed
+        )
         for done in late:
             self.scheduler.complete(done)
 
