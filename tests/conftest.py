@@ -1,6 +1,6 @@
 """Fixtures that every test may use."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.skip_gate import DATA_ABSENT, data_folder
 RUN_TOGETHER = ("tests/packaging/", "tests/parity/", "tests/server/page/")
 """Folders whose files share something that is expensive: wheels, models, a browser."""
 
+TABLE = "table"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -36,6 +37,18 @@ def device_of_tests() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_choice, "best_device", lambda: "cpu")
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports("passed"):
+        for text in (value for name, value in report.user_properties if name == TABLE):
+            terminalreporter.write(f"\n{text}\n")
+
+
+@pytest.fixture
+def show_table(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Keeps a text for the last lines of the run, which may be those of another process."""
+    return lambda text: record_property(TABLE, text)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 from actorllm.cli import event_loop
-from actorllm.cli.bench_loads import Loads, measure
-from actorllm.cli.bench_report import as_json, draw, table
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
 from actorllm.cli.serve import SWITCH_INTERVAL
 from actorllm.errors import SettingsError
@@ -37,6 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         _check_plotting()
     settings = read_settings(arguments)
+    from actorllm.cli.bench_loads import Loads, measure  # torch takes its seconds once nothing else is wrong
+    from actorllm.cli.bench_report import as_json, draw, table
+
     loads = Loads(arguments.concurrency, arguments.prompt_tokens, arguments.output_tokens, arguments.prefill, arguments.rounds)
     sys.setswitchinterval(SWITCH_INTERVAL)
     results = event_loop.run(measure(settings.engine(), loads))

@@ -12,15 +12,16 @@ import signal
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from actorllm.cli import event_loop
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
 from actorllm.cli.sizes import byte_count
-from actorllm.engine import Engine
 from actorllm.errors import SettingsError
-from actorllm.server.app import create_app, start_site
 from actorllm.settings import Settings
+
+if TYPE_CHECKING:
+    from actorllm.engine import Engine
 
 SWITCH_INTERVAL = 5e-5
 """Seconds a thread may keep the GIL while another waits. With Python's default of 5 ms the device thread, which takes the
@@ -64,6 +65,8 @@ async def serve(settings: Settings) -> int:
     """Enter the engine, listen, and wait for a reason to stop."""
     stops = _Stops()
     await _check_address(settings)
+    from actorllm.engine import Engine  # torch takes its seconds once nothing else is wrong
+
     if settings.model.path is None:
         _say("no model was named: serving the demo model, a tiny one that knows ActorLLM and little else (give a model's folder or ORG/NAME)")
     engine = Engine(settings.engine())
@@ -85,7 +88,7 @@ async def serve(settings: Settings) -> int:
     return code
 
 
-async def _serve_loaded(engine: Engine, settings: Settings, stops: "_Stops") -> int:
+async def _serve_loaded(engine: "Engine", settings: Settings, stops: "_Stops") -> int:
     """Listen until a signal has been obeyed or the engine has failed; returns the exit code."""
     runner, address = await _listen(engine, settings)
     try:
@@ -119,7 +122,9 @@ async def _check_address(settings: Settings) -> None:
         (await loop.create_server(asyncio.Protocol, server.host, server.port, start_serving=False)).close()
 
 
-async def _listen(engine: Engine, settings: Settings) -> tuple[Any, str]:
+async def _listen(engine: "Engine", settings: Settings) -> tuple[Any, str]:
+    from actorllm.server.app import create_app, start_site
+
     with _address_errors(settings):
         return await start_site(create_app(engine, settings.server), settings.server)
 

@@ -2,9 +2,8 @@
 
 import ast
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 PLAIN_LLAMA, NEAR_COPY = 110, 40
 
@@ -40,13 +39,11 @@ def is_near_copy(path: Path, name: str) -> bool:
     return not has_methods and not others and {ast.unparse(base) for base in model.bases} <= siblings  # type: ignore[union-attr]
 
 
-def test_lines_of_every_plugin(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_every_plugin(repository: Path, show_table: Callable[[str], None]) -> None:
     lines = modules(repository)
     copies = {path for path, name in model_modules(repository).items() if is_near_copy(path, name)}
-    with capsys.disabled():
-        print()
-        for path, count in lines.items():
-            print(f"{path.relative_to(repository / 'plugins')!s:<50} {count:>4} lines{' (near copy)' if path in copies else ''}")
+    rows = (f"{path.relative_to(repository / 'plugins')!s:<50} {count:>4} lines{' (near copy)' if path in copies else ''}" for path, count in lines.items())
+    show_table("\n".join(rows))
     assert lines[repository / "plugins/llama/actorllm_llama/llama.py"] <= PLAIN_LLAMA
     assert {"mistral.py", "qwen2.py", "qwen3.py"} <= {path.name for path in copies}
     assert not {path.name: lines[path] for path in copies if lines[path] > NEAR_COPY}

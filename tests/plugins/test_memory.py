@@ -3,12 +3,11 @@
 The definition is read from transformers' config of the same values, or written down here where transformers has none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pytest
 import torch
 import transformers
 
@@ -129,10 +128,9 @@ def measured(architecture: str) -> Memory:
     return Memory(architecture, pool.num_bytes() / LENGTH, defined / LENGTH, 2.0 * sum(unsaved))
 
 
-def test_a_cached_token_takes_what_its_definition_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cached_token_takes_what_its_definition_asks_for(show_table: Callable[[str], None]) -> None:
     memories = [measured(plugin.architecture) for plugin in Catalog.discover().plugins]
-    with capsys.disabled():
-        print("\n" + "\n".join(map(str, memories)))
+    show_table("\n".join(map(str, memories)))
     assert {memory.architecture: memory.taken for memory in memories} == {memory.architecture: memory.defined for memory in memories}
     saving = {memory.architecture for memory in memories if memory.taken < memory.unsaved}
     always = {"Gemma2ForCausalLM", "Gemma3ForCausalLM", "GptOssForCausalLM", "DeepseekV2ForCausalLM"}
