@@ -6,7 +6,6 @@ a step brings only what changed. Knows no model and no sampling.
 Legend: T tokens of the batch, B entries (rows) in it, S samples, R device rows, N tokens of one prompt.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from actorllm.execution.kv_pool import SlotTables
 from actorllm.execution.upload import Part, Upload
-from actorllm.layers.batch import Batch, KVCache, Span
+from actorllm.layers.batch import Batch, KVCache
 from actorllm.messages import Step, pack, unpack
+from actorllm_kernels.attention import Span, flat_spans
 from actorllm_kernels.token_ids import gather_ids, scatter_ids
 
 _MINUS_ONE = b"\xff" * 4
@@ -58,7 +58,7 @@ class StepReader:
 
     def add(self, step: Step, upload: Upload) -> StepParts:
         """Add the step's numbers to the upload."""
-        spans = _spans(unpack(step.rows), unpack(step.query_lens), unpack(step.seq_lens))
+        spans = flat_spans(zip(unpack(step.rows), unpack(step.query_lens), unpack(step.seq_lens), strict=True))
         return StepParts(
             step=step,
             spans=spans,
@@ -84,10 +84,8 @@ class StepReader:
         if _MINUS_ONE in step.token_ids:  # or, rarely, in two neighbours' bytes, which changes nothing
             token_ids_T = gather_ids(token_ids_T, rows_T, self._last_ids_R)
         self._tables.write(rows_T, columns_T, slots_T)
-        spans_B4 = None
-        if not token_ids_T.is_cpu:
-            starts_B = query_lens_B.cumsum(0) - query_lens_B
-            spans_B4 = torch.stack((rows_B, starts_B, query_lens_B, seq_lens_B), dim=1).to(torch.int32)
+        starts_B = query_lens_B.cumsum(0) - query_lens_B
+        spans_B4 = torch.stack((rows_B, starts_B, query_lens_B, seq_lens_B), dim=1).to(torch.int32)
         return Batch(
             token_ids_T=token_ids_T,
             positions_T=parts.positions_T.tensor,
@@ -111,14 +109,6 @@ def _places(rows_B: Tensor, query_lens_B: Tensor, *, seq_lens_B: Tensor, num_tok
     shift_B = seq_lens_B - query_lens_B.cumsum(0)
     both_2T = torch.stack((rows_B, shift_B)).repeat_interleave(query_lens_B, dim=1, output_size=num_tokens)
     return both_2T[0], both_2T[1] + torch.arange(num_tokens, device=rows_B.device)
-
-
-def _spans(rows: Sequence[int], query_lens: Sequence[int], seq_lens: Sequence[int]) -> tuple[Span, ...]:
-    start, spans = 0, []
-    for row, query_len, seq_len in zip(rows, query_lens, seq_lens, strict=True):
-        spans.append(Span(row, start, query_len, seq_len))
-        start += query_len
-    return tuple(spans)
 
 
 def _prompt(span: Span, next_ids: bytes, *, width: int, upload: Upload) -> PromptTokens:

@@ -59,8 +59,7 @@ class Attention(nn.Module):
         scales = None if k_scales is None or v_scales is None else (k_scales, v_scales)
         q_THD = rotate_and_store(q_THD, k_TKD, v_TKD, angles, slots_T, (k_pool, v_pool), scales)
         if self.group not in batch.keys:
-            spans = tuple((span.row, span.query_len, span.seq_len) for span in batch.spans)
-            batch.keys[self.group] = RaggedKeys(spans, batch.slot_tables[self.group], self.window, batch.spans_B4)
+            batch.keys[self.group] = RaggedKeys(batch.spans, batch.slot_tables[self.group], self.window, batch.spans_B4)
         return attend(
             q_THD,
             k_pool,

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from actorllm_kernels.attention import Span
+
 
 class KVCache(Protocol):
     """The device's token-slot pools, as attention layers see them."""
@@ -20,17 +22,6 @@ class KVCache(Protocol):
     def scales(self, group: int, layer: int, name: str) -> Tensor | None:
         """[N, *scale_shape] float32: the scales of that buffer's int8 or fp8 values; None where values are stored as they are."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One row's tokens in the flat batch: `[start, start + query_len)`, which end at `seq_len` in its
-    sequence (so the first has position `seq_len - query_len`). `row` indexes the slot tables."""
-
-    row: int
-    start: int
-    query_len: int
-    seq_len: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +39,7 @@ class Batch:
     `rows_T` is each token's row of the slot tables. `write_slots_T[g]` are the slots that this batch's tokens take in group g; `slot_tables[g]` is
     [num_rows, context] int32, of which row `span.row`, columns `[0, span.seq_len)` are valid (behind a
     window they may be stale), the batch's own tokens included. `spans_B4` are the spans as int32 on the device
-    (row, start, query_len, seq_len), which a GPU's kernels read. `tables` is whatever `model.prepare` returned; `keys`
+    (row, start, query_len, seq_len), which kernels read. `tables` is whatever `model.prepare` returned; `keys`
     is where attention layers keep, per cache group, what all layers of the step share.
     """
 

@@ -37,8 +37,7 @@ class LatentAttention(nn.Module):
         scales_N2 = batch.cache.scales(self.group, self.layer, "latent")
         store_latent(latent_TC, batch.write_slots_T[self.group], pool_NC, latent_size=self.latent_size, scales_N2=scales_N2)
         if self.group not in batch.keys:
-            spans = tuple((span.row, span.query_len, span.seq_len) for span in batch.spans)
-            batch.keys[self.group] = RaggedKeys(spans, batch.slot_tables[self.group], None, batch.spans_B4)
+            batch.keys[self.group] = RaggedKeys(batch.spans, batch.slot_tables[self.group], None, batch.spans_B4)
         keys = batch.keys[self.group]
         return attend_latent(q_THC, pool_NC, keys, latent_size=self.latent_size, scale=self.scale, scales_N2=scales_N2)
 

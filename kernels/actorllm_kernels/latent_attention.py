@@ -49,7 +49,7 @@ def attend_latent_reference(
     q_THC: Tensor, pool_NC: Tensor, keys: RaggedKeys, *, latent_size: int, scale: float, scales_N2: Tensor | None = None
 ) -> Tensor:
     """The same in plain torch: a row's heads are the rows of one product with its latents. The pool has the queries' dtype."""
-    queries = q_THC.transpose(0, 1).split([query_len for _, query_len, _ in keys.spans], dim=1)
+    queries = q_THC.transpose(0, 1).split([span.query_len for span in keys.spans], dim=1)
     out: list[Tensor] = []
     for block in keys.blocks:
         if scales_N2 is None:

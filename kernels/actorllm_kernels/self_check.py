@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from actorllm_kernels.attention import RaggedKeys
+from actorllm_kernels.attention import RaggedKeys, flat_spans
 from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention_triton
 from actorllm_kernels.embedding import reference as embedding_reference
@@ -110,7 +110,7 @@ def check_latent_attention(device: torch.device) -> Results:
 
 def _ragged(device: torch.device, window: int | None = None) -> RaggedKeys:
     """A long row and a short one that decode, and a chunk."""
-    return RaggedKeys(((0, 1, 200), (1, 20, 80), (2, 1, 3)), _random(3, 1024, device=device).argsort(dim=1).to(torch.int32), window)
+    return RaggedKeys(flat_spans([(0, 1, 200), (1, 20, 80), (2, 1, 3)]), _random(3, 1024, device=device).argsort(dim=1).to(torch.int32), window)
 
 
 def check_norm(device: torch.device) -> Results:

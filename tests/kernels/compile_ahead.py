@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 from actorllm_kernels import device
-from actorllm_kernels.attention import RaggedKeys, triton
+from actorllm_kernels.attention import RaggedKeys, flat_spans, triton
 from actorllm_kernels.embedding import triton as embedding
 from actorllm_kernels.experts import ExpertStack, MatrixStack
 from actorllm_kernels.experts import triton as experts
@@ -55,7 +55,7 @@ def attention(
     factors = None if form == dtype else meta(100_000, *sizes, dtype=torch.float32)
     pools = triton.Pools(k, k[:, :, :value_dim] if value_dim else v, factors, factors)
     table = meta(num_rows, 8192, dtype=torch.int32)
-    keys = RaggedKeys(tuple((row, query_len, 4096) for row in range(num_rows)), table, 1024 if extras else None)
+    keys = RaggedKeys(flat_spans((row, query_len, 4096) for row in range(num_rows)), table, 1024 if extras else None)
     scores = triton.Scores(0.1)
     if extras:
         scores = triton.Scores(0.1, 30.0, meta(num_heads, dtype=dtype), meta(num_heads, dtype=torch.float32))

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import torch
 
-from actorllm_kernels.attention import RaggedKeys, reference
+from actorllm_kernels.attention import RaggedKeys, flat_spans, reference
 from actorllm_kernels.rotary_store import store
 
 HEAD_DIM = 8
@@ -47,7 +47,6 @@ class Pool:
         self.k, self.v = (torch.full((num_slots, num_kv_heads, head_dim), torch.nan) for _ in range(2))
         self.table = torch.zeros(len(lens), max(seq_len for _, seq_len in lens) + 3, dtype=torch.int32)
         self.rows = []
-        self.spans = []
         for row, (query_len, seq_len) in enumerate(lens):
             taken = torch.tensor([slots.pop() for _ in range(seq_len)])
             self.table[row, :seq_len] = taken
@@ -55,7 +54,11 @@ class Pool:
             store(k, taken, self.k)
             store(v, taken, self.v)
             self.rows.append((torch.randn(query_len, num_heads, head_dim, generator=generator), k, v))
-            self.spans.append((row, query_len, seq_len))
+
+        self.spans = flat_spans((row, *each) for row, each in enumerate(lens))
+
+    def keys(self, window: int | None = None, device: str = "cpu") -> RaggedKeys:
+        return RaggedKeys(self.spans, self.table.to(device), window)
 
     def share_prefix(self, num_keys: int) -> None:
         """Every row reads its first keys from the slots of row 0, as after a hit in a prefix tree."""
@@ -67,7 +70,7 @@ class Pool:
             self.rows[row] = (q, k, v)
 
     def attend(self, operator: ModuleType = reference, window: int | None = None, scale: float = 0.3, **extras) -> torch.Tensor:
-        keys = RaggedKeys(tuple(self.spans), self.table, window)
+        keys = self.keys(window)
         return operator.attend(torch.cat([q for q, _, _ in self.rows]), self.k, self.v, keys, scale=scale, **extras)
 
     def expected(self, window: int | None = None, scale: float = 0.3, **extras) -> torch.Tensor:

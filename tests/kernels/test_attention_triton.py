@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from actorllm_kernels.attention import RaggedKeys, reference
+from actorllm_kernels.attention import RaggedKeys, flat_spans, reference
 from actorllm_kernels.quantize import LARGEST, dequantize_parts, quantize
 from tests.kernels.ragged_pool import Pool
 
@@ -41,7 +41,7 @@ class Case:
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the kernels and what the reference in float32 make of the same stored numbers."""
         options = dict(self.options)
-        keys = RaggedKeys(tuple(self.pool.spans), self.pool.table.to(DEVICE), options.pop("window", None))
+        keys = self.pool.keys(options.pop("window", None), DEVICE)
         q = torch.cat([q for q, _, _ in self.pool.rows]).to(DEVICE, self.dtype)
         stored, exact = self.stored()
         options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
@@ -138,7 +138,7 @@ def test_any_number_of_parts(num_parts):
     case = Case(Pool([(1, 1), (1, 65), (1, 450)], 4, 2, head_dim=64), torch.float16, torch.float16)
     q = torch.cat([q for q, _, _ in case.pool.rows]).to(DEVICE, case.dtype)
     stored, _ = case.stored()
-    keys = RaggedKeys(tuple(case.pool.spans), case.pool.table.to(DEVICE))
+    keys = case.pool.keys(device=DEVICE)
     out = torch.full_like(q, torch.nan)
     scores = triton.Scores(0.3, sinks_H=torch.ones(4, device=DEVICE))
     for launch in triton.decode(q, triton.Pools(**stored), keys, scores=scores, out_THE=out, num_parts=num_parts):
@@ -148,12 +148,12 @@ def test_any_number_of_parts(num_parts):
 
 def test_padding_rows_without_keys_give_zeros():
     pool = Pool([(1, 5), (1, 3), (1, 9)], 2, 1, head_dim=64)
-    pool.spans[1] = (1, 1, 0)
+    keys = RaggedKeys(flat_spans([(0, 1, 5), (1, 1, 0), (2, 1, 9)]), pool.table.to(DEVICE))
     got = triton.attend(
         torch.cat([q for q, _, _ in pool.rows]).to(DEVICE),
         pool.k.to(DEVICE),
         pool.v.to(DEVICE),
-        RaggedKeys(tuple(pool.spans), pool.table.to(DEVICE)),
+        keys,
         scale=0.3,
     ).cpu()
     assert not got[1].any()
@@ -168,13 +168,13 @@ def test_reads_nothing_behind_the_window():
 
 def test_lengths_are_read_from_the_device():
     pool = Pool([(1, 30), (1, 30)], 2, 1, head_dim=64)
-    keys = RaggedKeys(((0, 1, 30), (1, 1, 30)), pool.table.to(DEVICE))
+    keys = RaggedKeys(flat_spans([(0, 1, 30), (1, 1, 30)]), pool.table.to(DEVICE))
     q = torch.cat([q for q, _, _ in pool.rows]).to(DEVICE)
     out = torch.empty_like(q)
     captured = triton.launches(
         q, triton.Pools(pool.k.to(DEVICE), pool.v.to(DEVICE)), keys, scores=triton.Scores(0.3), out_THE=out
     )
-    keys.device_spans_B4[1, 3] = 11
+    keys.spans_B4[1, 3] = 11
     for launch in captured:
         launch.run()
     _, k, v = pool.rows[1]
@@ -186,13 +186,13 @@ def test_pools_without_their_factors_are_refused():
     pool = Pool([(1, 5)], 2, 1, head_dim=64)
     with pytest.raises(ValueError, match="factors"):
         triton.attend(
-            pool.rows[0][0].half(), pool.k.to(torch.int8), pool.v.to(torch.int8), RaggedKeys(((0, 1, 5),), pool.table), scale=1
+            pool.rows[0][0].half(), pool.k.to(torch.int8), pool.v.to(torch.int8), RaggedKeys(flat_spans([(0, 1, 5)]), pool.table), scale=1
         )
 
 
 def test_sinks_with_gaps_are_refused():
     pool = Pool([(1, 5)], 2, 1, head_dim=64)
-    keys = RaggedKeys(((0, 1, 5),), pool.table.to(DEVICE))
+    keys = RaggedKeys(flat_spans([(0, 1, 5)]), pool.table.to(DEVICE))
     q, k, v = (each.to(DEVICE) for each in (pool.rows[0][0], pool.k, pool.v))
     with pytest.raises(ValueError, match="sinks_H has strides"):
         triton.attend(q, k, v, keys, scale=1, sinks_H=torch.ones(4, device=DEVICE)[::2])
@@ -205,7 +205,7 @@ def test_the_number_of_rows_is_no_constant_of_prefill():
         table = torch.zeros(32, 8, dtype=torch.int32, device=DEVICE)
         q = torch.zeros(2 * num_rows, 2, 64, device=DEVICE)
         pools = triton.Pools(pool.k.to(DEVICE), pool.v.to(DEVICE))
-        launch = triton.prefill(q, pools, RaggedKeys(tuple(pool.spans), table), scores=triton.Scores(1.0), out_THE=q)
+        launch = triton.prefill(q, pools, RaggedKeys(pool.spans, table), scores=triton.Scores(1.0), out_THE=q)
         found.append(launch.constants)
     assert all(each == found[0] for each in found)
 

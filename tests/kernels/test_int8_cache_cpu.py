@@ -139,13 +139,13 @@ def test_latents_equal_the_reference(rows, num_heads, sizes):
     latent, rotated = sizes
     pool = Pool(rows, num_heads, 1, head_dim=latent + rotated)
     values, scales = torch.zeros(len(pool.k), latent + rotated, dtype=torch.int8), torch.full((len(pool.k), 2), torch.nan)
-    taken = torch.cat([pool.table[row, :seq_len] for row, _, seq_len in pool.spans]).long()
+    taken = torch.cat([pool.table[row, :seq_len] for row, _, _, seq_len in pool.spans]).long()
     tokens = torch.cat([k for _, k, _ in pool.rows]).squeeze(1)
     tokens[:, latent:] *= 50  # would leave nothing of the latent in one scale for both
     store_latent(tokens, taken, values, latent_size=latent, scales_N2=scales)
     back = dequantize_parts(values[taken], scales[taken], latent)
     assert ((back - tokens).abs()[:, :latent] <= scales[taken, :1] * 0.5001).all()
-    keys = RaggedKeys(tuple(pool.spans), pool.table)
+    keys = pool.keys()
     q = torch.cat([q for q, _, _ in pool.rows])
     arguments = {"latent_size": latent, "scale": 0.05, "scales_N2": scales}
     close(attend_latent(q, values, keys, **arguments), attend_latent_reference(q, values, keys, **arguments))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actorllm_kernels.attention import RaggedKeys
+from actorllm_kernels.attention import RaggedKeys, flat_spans
 from actorllm_kernels.latent_attention import attend_latent, attend_latent_reference
 from actorllm_kernels.rotary_store import store
 
@@ -57,7 +57,7 @@ def test_folded_heads_equal_expanded_ones(operator, spans, num_heads, seed):
         q_QHP = torch.randn(query_len, num_heads, ROTATED, generator=generator)
         queries.append(torch.cat((torch.einsum("qhk,hkr->qhr", q_QHK, key_HKR), q_QHP), dim=-1))
         wanted.append(expanded(q_QHK, q_QHP, latent_LC[:, :LATENT], latent_LC[:, LATENT:], key_HKR, value_HVR, scale=0.4))
-    keys = RaggedKeys(tuple((row, *span) for row, span in enumerate(spans)), table)
+    keys = RaggedKeys(flat_spans((row, *span) for row, span in enumerate(spans)), table)
     mixed_THR = operator(torch.cat(queries), pool, keys, latent_size=LATENT, scale=0.4)
     got = torch.einsum("thr,hvr->thv", mixed_THR, value_HVR)
     torch.testing.assert_close(got, torch.cat(wanted).float(), atol=1e-4, rtol=1e-4)
@@ -67,6 +67,6 @@ def test_folded_heads_equal_expanded_ones(operator, spans, num_heads, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_result_has_the_dtype_of_the_queries(operator, dtype):
     pool = torch.randn(8, LATENT + ROTATED).to(dtype)
-    keys = RaggedKeys(((0, 2, 5),), torch.arange(5, dtype=torch.int32).unsqueeze(0))
+    keys = RaggedKeys(flat_spans([(0, 2, 5)]), torch.arange(5, dtype=torch.int32).unsqueeze(0))
     got = operator(torch.randn(2, 3, LATENT + ROTATED).to(dtype), pool, keys, latent_size=LATENT, scale=1.0)
     assert got.dtype == dtype and got.shape == (2, 3, LATENT)

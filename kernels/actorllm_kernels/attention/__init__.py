@@ -9,10 +9,10 @@ from types import ModuleType
 from torch import Tensor
 
 from actorllm_kernels.attention import cpu, reference
-from actorllm_kernels.attention.keys import RaggedKeys
+from actorllm_kernels.attention.keys import RaggedKeys, Span, flat_spans
 from actorllm_kernels.backends import takes_triton
 
-__all__ = ["RaggedKeys", "attend"]
+__all__ = ["RaggedKeys", "Span", "attend", "flat_spans"]
 
 
 def attend(

@@ -5,15 +5,34 @@ a result. Legend: B rows of the batch, Q queries and L keys of one row, R rows a
 """
 
 import functools
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 BLOCK_KEYS = 16384
 """Keys that are gathered from the pool at once: enough to be one operator for many rows, few enough to stay small."""
+
+
+class Span(NamedTuple):
+    """One row's tokens in a flat batch: `[start, start + query_len)`, which end at `seq_len` in its sequence (so the first has
+    position `seq_len - query_len`). `row` indexes the slot tables."""
+
+    row: int
+    start: int
+    query_len: int
+    seq_len: int
+
+
+def flat_spans(entries: Iterable[tuple[int, int, int]]) -> tuple[Span, ...]:
+    """The spans of entries `(row, query_len, seq_len)` that lie one after another."""
+    start, spans = 0, []
+    for row, query_len, seq_len in entries:
+        spans.append(Span(row, start, query_len, seq_len))
+        start += query_len
+    return tuple(spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +65,24 @@ class KeyBlock:
 class RaggedKeys:
     """Where the keys of a flat batch lie: made once a step for all layers of a cache group.
 
-    `spans` are `(row, query_len, seq_len)` in the order of the flat batch; row `row` of `slot_table` [R, C] int32 holds
-    that sequence's slots. With a `window` W a query at position p sees keys `p - W + 1 .. p`; slots further back are not
-    read. `given_spans_B4` is `device_spans_B4` where the caller has it on the device already.
+    `spans` are in the order of the flat batch; row `span.row` of `slot_table` [R, C] int32 holds that sequence's slots. With a
+    `window` W a query at position p sees keys `p - W + 1 .. p`; slots further back are not read. `given_spans_B4` is `spans_B4`
+    where the caller has it already: kernels read lengths from there alone, so a step that is replayed may have others.
     """
 
-    spans: tuple[tuple[int, int, int], ...]
+    spans: Sequence[Span]
     slot_table: Tensor
     window: int | None = None
     given_spans_B4: Tensor | None = None
 
     @functools.cached_property
-    def spans_B3(self) -> Tensor:
-        """The spans as int32 on the host, for the C++ kernel."""
-        return torch.tensor(self.spans, dtype=torch.int32)
-
-    @functools.cached_property
-    def device_spans_B4(self) -> Tensor:
-        """(row, start in the flat batch, query_len, seq_len) of each span as int32 beside the slot table, for the Triton kernels."""
+    def spans_B4(self) -> Tensor:
+        """(row, start, query_len, seq_len) of each span as int32 beside the slot table, for the kernels."""
         if self.given_spans_B4 is not None:
             return self.given_spans_B4
-        starts = itertools.accumulate((query_len for _, query_len, _ in self.spans), initial=0)
-        entries = [(row, start, query_len, seq_len) for (row, query_len, seq_len), start in zip(self.spans, starts, strict=False)]
         device = self.slot_table.device
-        return torch.tensor(entries, dtype=torch.int32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        spans_B4 = torch.tensor(self.spans, dtype=torch.int32, pin_memory=device.type == "cuda").view(-1, 4)
+        return spans_B4.to(device, non_blocking=True)
 
     @functools.cached_property
     def blocks(self) -> "tuple[KeyBlock, ...]":
@@ -77,13 +90,13 @@ class RaggedKeys:
         return key_blocks(self.spans, self.slot_table, window=self.window)
 
 
-def key_blocks(spans: Sequence[tuple[int, int, int]], slot_table: Tensor, *, window: int | None) -> tuple[KeyBlock, ...]:
+def key_blocks(spans: Sequence[Span], slot_table: Tensor, *, window: int | None) -> tuple[KeyBlock, ...]:
     """Every row's keys and mask, consecutive rows together up to `BLOCK_KEYS`."""
     blocks: list[KeyBlock] = []
     rows: list[RowKeys] = []
     slots: list[Tensor] = []
     num_keys = 0
-    for row, query_len, seq_len in spans:
+    for row, _, query_len, seq_len in spans:
         first_query = seq_len - query_len
         first_key = 0 if window is None else max(0, first_query - window + 1)
         if rows and num_keys + seq_len - first_key > BLOCK_KEYS:

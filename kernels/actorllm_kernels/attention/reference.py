@@ -40,7 +40,7 @@ def attend(
     """
     is_plain = soft_cap is None and sinks_H is None and slopes_H is None
     is_grouped = q_THD.shape[1] != k_NKD.shape[1]
-    queries = q_THD.transpose(0, 1).unsqueeze(0).split([query_len for _, query_len, _ in keys.spans], dim=2)
+    queries = q_THD.transpose(0, 1).unsqueeze(0).split([span.query_len for span in keys.spans], dim=2)
     out: list[Tensor] = []
     # Few operators a row: at one token a row their number, not their work, is the cost of a step.
     for block in keys.blocks:

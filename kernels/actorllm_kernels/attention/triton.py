@@ -90,7 +90,7 @@ def attend(
 
 def launches(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> list[Launch]:
     """The kernels to run, in order."""
-    query_lens = {query_len for _, query_len, _ in keys.spans}
+    query_lens = {span.query_len for span in keys.spans}
     found = decode(q_THD, pools, keys, scores=scores, out_THE=out_THE) if 1 in query_lens else []
     if max(query_lens, default=0) > 1:
         found.append(prefill(q_THD, pools, keys, scores=scores, out_THE=out_THE))
@@ -178,7 +178,7 @@ def shape_of(q_THD: Tensor, pools: Pools) -> dict[str, int]:
 
 def _arguments(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> dict[str, object]:
     k, v = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in (pools.k_NKD, pools.v_NKE))
-    require_dense(spans_B4=keys.device_spans_B4, sinks_H=scores.sinks_H, slopes_H=scores.slopes_H)
+    require_dense(spans_B4=keys.spans_B4, sinks_H=scores.sinks_H, slopes_H=scores.slopes_H)
     k_scales, v_scales = pools.k_scales_NK, pools.k_scales_NK if pools.is_shared else pools.v_scales_NK
     if k.dtype != q_THD.dtype:
         if k_scales is None or v_scales is None or k_scales.stride() != v_scales.stride():
@@ -186,7 +186,7 @@ def _arguments(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores,
         if pools.is_shared != (k_scales.dim() == 3):
             raise ValueError("keys that begin with their values need two factors, others one")
     return {
-        "q_ptr": q_THD, "k_ptr": k, "v_ptr": v, "out_ptr": out_THE, "span_ptr": keys.device_spans_B4, "table_ptr": keys.slot_table,
+        "q_ptr": q_THD, "k_ptr": k, "v_ptr": v, "out_ptr": out_THE, "span_ptr": keys.spans_B4, "table_ptr": keys.slot_table,
         "k_scale_ptr": k_scales, "v_scale_ptr": v_scales, "sink_ptr": scores.sinks_H, "slope_ptr": scores.slopes_H,
         "q_stride_t": q_THD.stride(0), "q_stride_h": q_THD.stride(1),
         "k_stride": k.stride(0), "k_stride_h": k.stride(1), "v_stride": v.stride(0), "v_stride_h": v.stride(1),

@@ -22,7 +22,7 @@ constexpr int MIN_SPLIT = 512;           // keys that are worth a part of their 
 constexpr float MINUS_INF = -INFINITY;
 
 struct Span {
-    int32_t row, query_len, seq_len;
+    int32_t row, start, query_len, seq_len;
 };
 
 template <class T>
@@ -214,16 +214,14 @@ template <class T>
 std::vector<Item> items_of(const Problem<T>& p) {
     std::vector<Item> items;
     const int block = std::max(1, MAX_ROWS / p.group());
-    int token = 0;
     for (int b = 0; b < p.num_spans; b++) {
         const Span& span = p.spans[b];
         for (int begin = 0; begin < span.query_len; begin += block) {
             const int n = std::min(block, span.query_len - begin), first = span.seq_len - span.query_len + begin;
             const int key_begin = p.window ? std::max(0, first - p.window + 1) : 0;
             for (int head = 0; head < p.num_kv_heads; head++)
-                items.push_back({b, head, token + begin, first, n, key_begin, first + n, true, nullptr});
+                items.push_back({b, head, span.start + begin, first, n, key_begin, first + n, true, nullptr});
         }
-        token += span.query_len;
     }
     return items;
 }
@@ -272,7 +270,7 @@ void attend(const Problem<T>& p, int num_threads) {
 
 // Strides count elements. The pools are float32, bfloat16 or, with factors, int8 (`pool_type` 0, 1, 2); keys with `k_parts` 2 have two
 // factors, one for as many values as a value has, one for the rest. `soft_cap` and `window` 0: none; `sinks` and `slopes` null:
-// none. `spans` is [num_spans, 3]: row of the slot table, query_len, seq_len. `out` is contiguous [T, H, E].
+// none. `spans` is [num_spans, 4]: row of the slot table, first token, query_len, seq_len. `out` is contiguous [T, H, E].
 extern "C" void actorllm_attend(
     const float* q, int64_t q_token_stride, int64_t q_head_stride, int pool_type,
     const void* k, int64_t k_token_stride, int64_t k_head_stride, const float* k_factors, int64_t k_factor_stride, int k_parts,

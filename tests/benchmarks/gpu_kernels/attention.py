@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from actorllm_kernels.attention import RaggedKeys
+from actorllm_kernels.attention import RaggedKeys, flat_spans
 from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention
 from actorllm_kernels.configurations import Configuration
@@ -36,7 +36,7 @@ def attention_problem(
     for row, (_, seq_len) in enumerate(lens):
         table[row, :seq_len] = slots[begin : begin + seq_len]
         begin += seq_len
-    keys = RaggedKeys(tuple((row, query_len, seq_len) for row, (query_len, seq_len) in enumerate(lens)), table, window)
+    keys = RaggedKeys(flat_spans((row, *each) for row, each in enumerate(lens)), table, window)
     q = random(sum(query_len for query_len, _ in lens), num_heads, head_dim, seed=1)
     out = torch.full((len(q), num_heads, pools.v_NKE.shape[2]), torch.nan, dtype=BF16, device=DEVICE)
     scores = attention.Scores(head_dim**-0.5)
@@ -47,7 +47,7 @@ def attention_problem(
 
     def results() -> tuple[torch.Tensor, torch.Tensor]:
         some = RaggedKeys(keys.spans[:CHECKED_ROWS], table, window)
-        num_queries = sum(query_len for _, query_len, _ in some.spans)
+        num_queries = sum(span.query_len for span in some.spans)
         return out, attention_reference.attend(q[:num_queries].float(), *exact(), some, scale=scores.scale)
 
     pairs = sum(query_len * seq_len - query_len * (query_len - 1) // 2 for query_len, seq_len in lens)
