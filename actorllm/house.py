@@ -29,13 +29,12 @@ from actorllm.errors import (
     EngineFailed,
     EngineStopped,
     QueueFull,
-    SettingsError,
 )
 from actorllm.execution.load import LoadedModel, load_model
 from actorllm.execution.model_plan import read_config
 from actorllm.messages import Abort, Accepted, Generate, Outputs, Prompt, SamplingParams, StopFound, TokenEvents, unpack
 from actorllm.model_info import EngineStatistics, ModelInfo
-from actorllm.models.hub import download, is_hub_id
+from actorllm.models.hub import check_place, download
 from actorllm.runtime.actor import Actor
 from actorllm.runtime.observer import Observer
 from actorllm.runtime.ref import Ref
@@ -322,15 +321,10 @@ def model_directory(settings: ModelSettings) -> Path:
     Blocks. Raises `SettingsError`, `HubError` or `CheckpointError`.
     """
     path = settings.path
-    is_folder = path is None or Path(path).is_dir()
-    if is_folder and settings.revision is not None:
-        which = "no model was named: give ORG/NAME" if path is None else f"{path} is not one"
-        raise SettingsError(f"--revision {settings.revision}: only a model of the hub has revisions, and {which}")
+    check_place(path, revision=settings.revision)
     if path is None:
         return DEMO_MODEL
-    if not is_folder and not is_hub_id(path):
-        raise SettingsError(f"{path} is neither a folder nor a hub id: give a Hugging Face model folder, or ORG/NAME")
-    directory = Path(path) if is_folder else download(path, revision=settings.revision)
+    directory = Path(path) if Path(path).is_dir() else download(path, revision=settings.revision)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json, so it is no Hugging Face model: give the folder or the hub id of one")
     return directory

@@ -12,6 +12,7 @@ from actorllm.cli import event_loop
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
 from actorllm.cli.serve import SWITCH_INTERVAL
 from actorllm.errors import SettingsError
+from actorllm.models.hub import check_place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         _check_plotting()
     settings = read_settings(arguments)
+    check_place(settings.model.path, revision=settings.model.revision)
     from actorllm.cli.bench_loads import Loads, measure  # torch takes its seconds once nothing else is wrong
     from actorllm.cli.bench_report import as_json, draw, table
 

@@ -19,6 +19,7 @@ from actorllm.cli.conversation import Conversation
 from actorllm.cli.engine_flags import add_engine_flags, given_flags, read_settings
 from actorllm.errors import SettingsError
 from actorllm.messages import SamplingParams
+from actorllm.models.hub import check_place
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -65,6 +66,7 @@ def _model(arguments: argparse.Namespace) -> AbstractAsyncContextManager[ChatMod
         if arguments.api_key_env is not None:
             raise SettingsError("--api-key-env is for a server: give --url too")
         settings = read_settings(arguments)
+        check_place(settings.model.path, revision=settings.model.revision)
         if sys.stderr.isatty():
             print(f"actorllm: loading {settings.model.path or 'the demo model, a tiny one that knows ActorLLM and little else'}", file=sys.stderr)
         return local_model(settings.engine(), sampling)

@@ -25,6 +25,7 @@ from actorllm.errors import (
     HubModelNotFound,
     HubUnreachable,
     ModelError,
+    SettingsError,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,16 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", text, re.ASCII) is not None
 
 
+def check_place(path: str | None, *, revision: str | None) -> None:
+    """Raise `SettingsError` for what can be neither a folder nor a model of the hub, and for a revision of what is no such model."""
+    is_folder = path is None or Path(path).is_dir()
+    if is_folder and revision is not None:
+        which = "no model was named: give ORG/NAME" if path is None else f"{path} is not one"
+        raise SettingsError(f"--revision {revision}: only a model of the hub has revisions, and {which}")
+    if path is not None and not is_folder and not is_hub_id(path):
+        raise SettingsError(f"{path} is neither a folder nor a hub id: give a Hugging Face model folder, or ORG/NAME")
+
+
 def download(hub_id: str, *, revision: str | None = None) -> Path:
     """The folder with `hub_id` at `revision` (a branch, tag or commit; the main branch), after fetching what the cache lacks.
 
@@ -90,7 +101,7 @@ def fetch(hub_id: str, files: Sequence[str], *, revision: str | None = None) -> 
     """
     from huggingface_hub import snapshot_download  # takes half a second, and a model in a folder needs none of it
 
-    attempt = 1
+    attempt, is_answering = 1, _is_answering()
     while True:
         try:
             with ExitStack() as bars:
@@ -99,6 +110,7 @@ def fetch(hub_id: str, files: Sequence[str], *, revision: str | None = None) -> 
                     revision=revision,
                     allow_patterns=list(files),
                     ignore_patterns=["*/*"],
+                    local_files_only=not is_answering,
                     tqdm_class=_progress_bar(hub_id, bars),
                     library_name="actorllm",
                 )
@@ -116,8 +128,10 @@ def fetch_shapes(hub_id: str) -> dict[str, tuple[int, ...]]:
 
     Raises `CheckpointError` for a header that makes no sense, and as `download` does.
     """
-    from huggingface_hub import errors, get_safetensors_metadata
+    from huggingface_hub import constants, errors, get_safetensors_metadata
 
+    if not _is_answering():
+        raise HubUnreachable(f"{constants.ENDPOINT} cannot be reached for the tensors of {hub_id}: check the network, or give a model's folder")
     try:
         files = get_safetensors_metadata(hub_id).files_metadata.values()
     except errors.NotASafetensorsRepoError:
@@ -127,6 +141,18 @@ def fetch_shapes(hub_id: str) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # boundary: the library lets its HTTP client's and the disk's errors through as they are
         raise _typed(error, hub_id, revision=None) from error
     return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
+
+
+def _is_answering() -> bool:
+    """Whether the hub answers at all. Without network the library would ask half a minute long, and longer where packets vanish;
+    here half of the time that it gives one request (HF_HUB_ETAG_TIMEOUT, 10 s) has to do."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT / 2, follow_redirects=False)
+    except Exception:  # boundary: the library lets its HTTP client's errors through as they are
+        return False
+    return True
 
 
 def _progress_bar(hub_id: str, bars: ExitStack) -> type:

@@ -252,7 +252,9 @@ def test_a_settings_file_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert settings.model.path == "model" and settings.model.served_names == ("a", "b")
 
 
-@pytest.mark.parametrize("arguments", ["plugin list", "serve --help", "bench --help", "chat --help", "serve --threads 0"])
+@pytest.mark.parametrize("arguments", [
+    "plugin list", "serve --help", "bench --help", "chat --help", "serve --threads 0", "serve --port 0 --revision main /", "bench 0"
+])
 async def test_what_computes_nothing_imports_no_torch(arguments: str) -> None:
     script = "import atexit\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
     async with actorllm(*arguments.split(), script=script) as process:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -181,6 +182,18 @@ def test_without_network_the_cache_serves_and_else_the_error_says_what_to_do(hub
     assert hub.requests == []
     (folder / SHARDS[0]).unlink()
     assert "not wholly in the cache" in client.refusal(HF_HUB_OFFLINE="1")
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_hub_that_does_not_answer_is_asked_once(client: Client, *, is_silent: bool) -> None:
+    """A commit needs no resolving: the library would list its files, again and again."""
+    commit = "a" * 40
+    with socket.create_server(("127.0.0.1", 0)) as hole:  # takes connections and never says a word
+        hub = f"http://127.0.0.1:{hole.getsockname()[1] if is_silent else 9}"
+        code = DOWNLOAD.format(id=ID, revision=commit)
+        done = client.python(code, HF_ENDPOINT=hub, HF_HUB_ETAG_TIMEOUT="2")
+    assert f"HubUnreachable: there is no folder {ID}, and as a model of the hub {ID} at revision {commit} is not wholly in the cache" in done.stderr
+    assert f"{hub} cannot be reached" in done.stderr and "Retrying" not in done.stderr
 
 
 def test_what_cannot_be_had_is_a_typed_error(hub: HubServer, client: Client) -> None:
