@@ -6,6 +6,7 @@ else), then CLI flags; later ones win. A field that can be derived is None and d
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +88,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     context of 128k tokens, or a thousand of a short one. What a body may hold is derived from the context (`server/body.py`). `drain_timeout` is how long SIGTERM waits for running requests.
 
     Chat sockets: `allowed_origins` are sites beside this server's own whose pages may connect ("https://example.org"; "null"
-    is a page from a file); seconds without any message until a quiet socket is closed, and between pings; bytes of a frame.
+    is a page from a file), and under whose names it may be asked; seconds without any message until a quiet socket is closed, and between pings; bytes of a frame.
     """
 
     host: str = "127.0.0.1"
@@ -98,6 +99,12 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chat_idle_timeout: Seconds = 600.0
     chat_ping_interval: Seconds = 20.0
     chat_max_frame: Count = 2**20
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for an origin that no browser would ever send."""
+        for origin in self.allowed_origins:
+            if not re.fullmatch(r"null|[a-z-]+://[^/\sA-Z]+", origin):
+                raise ValueError(f"the origin {origin!r} is not scheme://host in small letters and without a path, as https://chat.example.org is")
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -50,3 +50,9 @@ def test_importing_the_package_bounds_spinning_and_loads_no_torch() -> None:
 def test_several_values_of_a_variable_are_divided_by_commas() -> None:
     settings = load_settings(environment={"ACTORLLM_SERVER_ALLOWED_ORIGINS": "null, https://example.org"})
     assert settings.server.allowed_origins == ("null", "https://example.org")
+
+
+@pytest.mark.parametrize("origin", ["chat.example.org", "https://chat.example.org/", "https://Chat.example.org", "https://a b"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(SettingsError, match=r"as https://chat\.example\.org is"):
+        load_settings(environment={}, flags={"server": {"allowed_origins": [origin]}})

@@ -23,6 +23,7 @@ PARTS = {
     "host": "server",
     "port": "server",
     "max_body": "server",
+    "allowed_origins": "server",
 }
 """Destination of a flag -> the part of the settings with a field of that name."""
 

@@ -18,6 +18,7 @@ from actorllm.cli import event_loop
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
 from actorllm.cli.sizes import byte_count
 from actorllm.errors import SettingsError
+from actorllm.models.hub import check_place
 from actorllm.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-waiting", type=int, help="requests that may wait before others are refused")
     parser.add_argument("--max-body", type=byte_count, metavar="BYTES", help="longest body of a request (default 4MiB)")
     parser.add_argument(
+        "--allow-origin",
+        dest="allowed_origins",
+        action="append",
+        metavar="ORIGIN",
+        help="another site whose pages may chat, or this server's own address behind a proxy: https://chat.example.org",
+    )
+    parser.add_argument(
         "--served-model-name", dest="served_names", nargs="+", metavar="NAME", help="names that clients may ask for"
     )
     add_engine_flags(parser)
@@ -54,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if settings.model.path is None and arguments.served_names and len(arguments.served_names) > 1:
         last = arguments.served_names[-1]
         raise SettingsError(f"--served-model-name took {last!r} as one more name: put the model before the flags")
+    check_place(settings.model.path, revision=settings.model.revision)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the hub's client logs every request,
     logging.getLogger("huggingface_hub").propagate = False  # and the hub's library prints what it logs itself

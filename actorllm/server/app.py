@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -110,7 +111,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> web.Application:
     """The application over an entered engine."""
     server = Server(engine, settings)
     app = web.Application(
-        client_max_size=settings.max_body, middlewares=[_observed(server), _answering, _guarding(settings.host)]
+        client_max_size=settings.max_body, middlewares=[_observed(server), _answering, _guarding(settings)]
     )
     app.router.add_post("/v1/completions", CompletionRoute(engine, server.metrics).handle)
     app.router.add_post("/v1/chat/completions", ChatRoute(engine, server.metrics).handle)
@@ -128,6 +129,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> web.Application:
     app.router.add_get("/page/{name}", page.file)
     chat = ChatSocketRoute(engine, server.metrics, settings)
     app.router.add_get("/v1/chat/ws", chat.handle)
+    app.router.add_post("/v1/chat/ws", chat.explain)
     app.on_shutdown.append(chat.close_all)
     app.cleanup_ctx.append(_watching_loop(server.metrics))
     return app
@@ -237,15 +239,20 @@ def _refusal(request: web.Request, error: web.HTTPException) -> str:
     return f"{request.method}: {error.reason}"
 
 
-def _guarding(bound_host: str) -> Any:
-    """On a loopback address only loopback names are answered: a foreign page cannot rebind a name of its own to us."""
-    is_guarded = _is_loopback(bound_host)
+def _guarding(settings: ServerSettings) -> Any:
+    """On a loopback address only loopback names, and those of allowed sites, are answered: a foreign page cannot rebind a name of
+    its own to us."""
+    is_guarded = _is_loopback(settings.host)
+    allowed = {urlsplit(origin).hostname for origin in settings.allowed_origins}
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         name = re.sub(r":\d*$", "", request.headers.get("Host", "localhost"))
-        if is_guarded and not _is_loopback(name):
-            message = f"this server listens on {bound_host} and is not known as {name[:80]!r}"
+        if is_guarded and not _is_loopback(name) and name.lower() not in allowed:
+            message = (
+                f"this server listens on {settings.host} and is not known as {name[:80]!r}: ask for {settings.host}, or, if that is "
+                "the name of a proxy before it, serve with --allow-origin https://NAME"
+            )
             return json_reply(error_body(message, 403), status=403)
         return await handler(request)
 

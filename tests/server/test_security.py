@@ -10,6 +10,7 @@ import pytest
 
 from actorllm.server.api_types import UNSUPPORTED_FIELDS, ChatBody, CompletionBody
 from tests.server.conftest import Served
+from tests.server.fake_server import fake_serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -104,6 +105,14 @@ async def test_only_declared_json_is_read(echo: Served) -> None:
 async def test_names_that_a_foreign_page_could_rebind_are_refused(echo: Served, host: str, is_ours: bool) -> None:
     async with echo.client.get(echo.address + "/health", headers={"Host": host}) as response:
         assert response.status == (200 if is_ours else 403)
+
+
+async def test_the_name_of_a_proxy_is_taken_once_its_site_is_allowed() -> None:
+    async with fake_serving(allowed_origins=("https://chat.example:8443", "null")) as fake:
+        for host, status in (("chat.example", 200), ("Chat.Example:8443", 200), ("evil.example", 403)):
+            async with fake.client.get(fake.address + "/health", headers={"Host": host}) as response:
+                assert response.status == status
+                assert status == 200 or "serve with --allow-origin" in (await response.json())["error"]["message"]
 
 
 async def test_headers_without_end(echo: Served) -> None:

@@ -26,6 +26,12 @@ the answer. One answer runs at a time in a conversation; conversations of a sock
 Every message is answered: what cannot be done by `error`. A `ref` that a client puts on a message comes back on the first
 reply to it, `error` included. Conversations live as long as their socket; a client that comes back brings them in `open`.
 
+Bounds: a frame has at most `max_frame` bytes; a name or `ref` 64 characters, a conversation 10,000 turns, a socket 64 conversations
+with 4 Mi characters together. A socket is closed with 1001 when the server stops, 1009 after a frame that is too long, 1011
+after an internal error, 4408 after `idle_timeout` seconds without a message or a running answer; and dropped where pings stay
+unanswered. A client that does not read is held back: from 256 KiB of replies on its next message waits, and what it sends after that,
+until it has read; only a `cancel` that nothing waits before is obeyed all the same. Deltas never hold anybody back, they join.
+
 Knows no state and no transport.
 """
 

@@ -151,6 +151,12 @@ class ChatSession:
         """Whether any answer runs."""
         return any(conversation.phase is not Phase.IDLE for conversation in self._conversations.values())
 
+    def stops_an_answer(self, message: FromClient) -> bool:
+        """Whether this is a `cancel` that will be obeyed. It costs no reply: the answer's `finished` comes anyway."""
+        if not isinstance(message, Cancel) or message.conversation not in self._conversations:
+            return False
+        return self._conversations[message.conversation].phase is Phase.ANSWERING
+
     def handle(self, message: FromClient) -> list[Effect]:
         """What a message of the client leads to; the first reply carries its `ref`.
 

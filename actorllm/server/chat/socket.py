@@ -8,8 +8,9 @@ internal error, 4408 nothing was said for `chat_idle_timeout`. A client that doe
 import asyncio
 import logging
 import weakref
+from collections.abc import Collection
 from contextlib import suppress
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
 from msgspec import UNSET
@@ -17,7 +18,7 @@ from msgspec import UNSET
 from actorllm.engine import Engine
 from actorllm.errors import ActorLLMError, ForeignOrigin, InvalidRequest
 from actorllm.server.chat.answer import Answers
-from actorllm.server.chat.frames import JSON_FRAMES, MSGPACK_FRAMES, trouble_of
+from actorllm.server.chat.frames import JSON_FRAMES, MSGPACK_FRAMES, Address, trouble_of
 from actorllm.server.chat.messages import PROTOCOL, FromClient, Hello, Refused, Sampling
 from actorllm.server.chat.outbox import Outbox
 from actorllm.server.chat.session import ChatSession, StartAnswer, StopAnswer
@@ -27,6 +28,7 @@ from actorllm.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 IDLE = 4408
+PORTS = {"http": 80, "https": 443}
 CLOSING_TIMEOUT = 2.0
 """Seconds that a client may take to answer a close frame."""
 
@@ -66,6 +68,12 @@ class ChatSocketRoute:
         with self._metrics.chat_sockets.track_inprogress():
             await chat.run()
         return socket
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """Say why no socket could be opened, which browsers do not tell their pages. Raises `ForeignOrigin`, or `InvalidRequest`
+        where nothing speaks against a socket but what a proxy on the way has taken off."""
+        check_origin(request, self._settings.allowed_origins)
+        raise InvalidRequest(NO_UPGRADE)
 
     async def close_all(self, app: web.Application) -> None:
         """Tell every client that the server stops, after the ends of its answers."""
@@ -125,20 +133,28 @@ class ChatSocket:
                 if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                     return
                 self._outbox.codec = MSGPACK_FRAMES if frame.type is WSMsgType.BINARY else JSON_FRAMES
-                self._handle(frame.data)
-                await self._outbox.wait_for_room()
+                message = self._decoded(frame.data)
+                if isinstance(message, Refused) or not self._session.stops_an_answer(message):
+                    await self._outbox.wait_for_room()  # who reads no replies may not ask for more, but may stop what runs
+                self._handle(message)
         finally:
             self._is_reading = False
 
-    def _handle(self, frame: str | bytes) -> None:
-        message: FromClient | None = None
+    def _decoded(self, frame: str | bytes) -> FromClient | Refused:
+        """The message of a frame, or what is answered to a malformed one."""
         try:
-            message = self._outbox.codec.decode(frame)
+            return self._outbox.codec.decode(frame)
+        except ActorLLMError as error:
+            return refusal(error, self._outbox.codec.address_of(frame))
+
+    def _handle(self, message: FromClient | Refused) -> None:
+        if isinstance(message, Refused):
+            self._outbox.put(message)
+            return
+        try:
             effects = self._session.handle(message)
         except ActorLLMError as error:
-            sender = self._outbox.codec.address_of(frame) if message is None else message
-            ref = UNSET if sender.ref is None else sender.ref
-            self._outbox.put(Refused(error=trouble_of(error), conversation=getattr(sender, "conversation", None), ref=ref))
+            self._outbox.put(refusal(error, message))
             return
         for effect in effects:
             match effect:
@@ -183,17 +199,30 @@ class ChatSocket:
         )
 
 
-def check_origin(request: web.Request, allowed: tuple[str, ...]) -> None:
+def refusal(error: ActorLLMError, sender: FromClient | Address) -> Refused:
+    """The `error` that answers a message."""
+    ref = UNSET if sender.ref is None else sender.ref
+    return Refused(error=trouble_of(error), conversation=getattr(sender, "conversation", None), ref=ref)
+
+
+def check_origin(request: web.Request, allowed: Collection[str]) -> None:
     """Browsers let any page open a socket anywhere, but say whose page it is: only our own and the allowed may. Raises
-    `ForeignOrigin`. A client that is no browser sends no Origin."""
+    `ForeignOrigin`. A client that is no browser sends no Origin. http and https are alike: whether a proxy has taken the
+    encryption off is not known here."""
     origin = request.headers.get("Origin")
     if origin is None or origin in allowed:
         return
     try:
-        is_own = urlsplit(origin).netloc.lower() == request.host.lower()
+        page = urlsplit(origin)
+        is_own = page.scheme in PORTS and _place(page) == _place(urlsplit(f"{page.scheme}://{request.host}"))
     except ValueError:
         is_own = False
     if not is_own:
         raise ForeignOrigin(
-            f"pages of {origin[:100]!r} may not open a chat here; add the site to allowed_origins in the [server] settings"
+            f"pages of {origin[:100]!r} may not open a chat here; if they should, serve with --allow-origin ORIGIN; if they are "
+            "this server's own, let the proxy on the way pass the header Host"
         )
+
+
+def _place(address: SplitResult) -> tuple[str | None, int]:
+    return address.hostname, address.port or PORTS[address.scheme]

@@ -1,6 +1,8 @@
 """The chat session under random sequences of messages, against a model of it that keeps plain lists."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -23,7 +25,10 @@ from actorllm.messages import SamplingParams
 from actorllm.server.chat import messages as protocol
 from actorllm.server.chat.frames import JSON_FRAMES, MSGPACK_FRAMES
 from actorllm.server.chat.messages import FromClient, Open, Sampling, Turn
+from actorllm.server.chat.outbox import MAX_WAITING_BYTES
 from actorllm.server.chat.session import MAX_CHARS, MAX_CONVERSATIONS, ChatSession, StartAnswer, StopAnswer
+from actorllm.server.chat.socket import IDLE
+from actorllm.settings import ServerSettings
 
 NAMES = st.sampled_from(("a", "b", "c"))
 IDS = st.integers(1, 9)
@@ -299,6 +304,17 @@ def test_every_message_is_documented_with_an_example() -> None:
     for kind in (*get_args(protocol.FromClient), *get_args(protocol.FromServer)):
         [(_, example)] = examples(kind.__doc__)
         assert type(as_message(example, protocol.FromClient | protocol.FromServer)) is kind
+
+
+def test_the_documented_bounds_are_those_that_hold(repository: Path) -> None:
+    words = " ".join((protocol.__doc__ or "").split())
+    assert f"a conversation {protocol.MAX_TURNS:,} turns, a socket {MAX_CONVERSATIONS} conversations with {MAX_CHARS >> 20} Mi characters" in words
+    assert f"from {MAX_WAITING_BYTES >> 10} KiB of replies on" in words
+    readme, settings = (repository / "README.md").read_text(), ServerSettings()
+    for name in ServerSettings.__struct_fields__:
+        default = getattr(settings, name)
+        assert not name.startswith("chat_") or re.search(rf"^\| `{name}` \| .* \| {default:.0f} \|$", readme, re.MULTILINE), name
+    assert all(f"\n| {code} | " in readme for code in (1001, 1009, 1011, IDLE))
 
 
 def test_the_documented_life_is_what_a_session_answers() -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from actorllm.errors import DeviceLost, QueueFull
 from actorllm.server.app import create_app, start_site
+from actorllm.server.chat.outbox import MAX_WAITING_BYTES, Outbox
 from actorllm.settings import ServerSettings
-from tests.server.chat.chat_client import chatting
+from tests.server.chat.chat_client import ChatClient, chatting
 from tests.server.conftest import Served
 from tests.server.fake_engine import FakeEngine
 from tests.server.fake_server import Fake, fake_serving, until
@@ -198,33 +199,6 @@ async def test_a_frame_beyond_the_limit_closes_its_socket_alone() -> None:
             assert (await other.ask("open", **NAME))["type"] == "conversation"
 
 
-# --- who may connect ---
-
-
-@pytest.mark.parametrize(
-    ("origin", "is_let_in"),
-    [(None, True), ("own", True), ("https://evil.example", False), ("null", False), ("http://127.0.0.1", False), ("http://[", False), ("https://friend.example", True)],
-)  # fmt: skip
-async def test_origin(origin: str | None, *, is_let_in: bool) -> None:
-    async with fake_serving(allowed_origins=("https://friend.example",)) as fake:
-        given = {"own": fake.address}.get(origin or "", origin)
-        headers = {} if given is None else {"Origin": given}
-        if is_let_in:
-            async with chatting(fake.client, fake.address, headers=headers) as chat:
-                assert chat.hello["type"] == "hello"
-            return
-        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
-            async with chatting(fake.client, fake.address, headers=headers):
-                pass
-        assert caught.value.status == 403
-
-
-async def test_a_plain_get_is_told_what_this_is(fake: Fake) -> None:
-    async with fake.client.get(fake.address + "/v1/chat/ws") as response:
-        assert response.status == 400
-        assert "this address is a WebSocket: connect with a WebSocket client" in (await response.json())["error"]["message"]
-
-
 # --- time ---
 
 
@@ -312,6 +286,34 @@ async def test_a_client_that_asks_without_reading_is_held_back(fake: Fake) -> No
         transport.resume_reading()
         for _ in range(200):
             assert len((await chat.receive())["system"]) == 500_000
+
+
+async def test_a_client_that_reads_nothing_can_cancel_but_not_ask(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = asyncio.Event()
+    write_to = Outbox.write_to
+
+    async def write_late(outbox: Outbox, socket: Any) -> None:
+        await sent.wait()
+        await write_to(outbox, socket)
+
+    monkeypatch.setattr(Outbox, "write_to", write_late)
+    async with fake.client.ws_connect(fake.address + "/v1/chat/ws", max_msg_size=0) as socket:
+        chat = ChatClient(socket)
+        await chat.send("open", **NAME)
+        await chat.send("send", **NAME, text="hi")
+        await until(lambda: fake.engine.streams)
+        await chat.send("configure", **NAME, system="x" * (MAX_WAITING_BYTES + 1))
+        await chat.send("cancel", **NAME)
+        await until(lambda: fake.engine.aborted)
+        await chat.send("send", **NAME, text="more")
+        await chat.send("cancel", **NAME)
+        await asyncio.sleep(0.2)
+        assert len(fake.engine.submitted) == 1
+        sent.set()
+        kinds = [message["type"] for message in await chat.until("finished")]
+        assert kinds == ["hello", "conversation", "turn", "started", "configured", "finished"]
+        _, last = await chat.answer()
+        assert last["reason"] == "cancel" and last["turn"] == 4
 
 
 # --- for whoever runs the server ---
