@@ -4,6 +4,7 @@ Knows no actor and no tokenizer: the caller says which ids are never valid.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,14 +24,14 @@ from actorllm.execution.model_plan import ModelPlan, has_weights, plan_model, pl
 from actorllm.execution.runner import ResidentRunner, RunnerSizes
 from actorllm.layers.collectives import ThreadRanks
 from actorllm.layers.shard import Shard
-from actorllm.models.contract import CausalLM
+from actorllm.models.contract import CacheGroup, CausalLM
 from actorllm.models.loading import load_weights
 from actorllm.settings import EngineSettings, ExecutionSettings
 from actorllm.weights.checkpoint import Checkpoint
 from actorllm.weights.formats import Format
 from actorllm.weights.source import WeightSource, load_module
 from actorllm_kernels import native
-from actorllm_kernels.backends import is_triton_here
+from actorllm_kernels.backends import Heads, is_triton_here
 
 GPU_KV_SHARE = 0.85
 """The part of a GPU's free memory that the KV cache may take: nothing else competes for it but activations."""
@@ -91,7 +92,7 @@ async def load_model(
         elif is_triton_here():
             from actorllm_kernels import self_check  # Triton takes a second to import, and is not there without a GPU
 
-            self_check.failing(device)  # warns, and settles which kernels run
+            self_check.failing(device, served_heads(model.cache_groups, plan.precision.dtype))  # warns, and settles which kernels run
         loader.load(model)
         give_back_freed_memory()  # of values that became codes, before the cache takes its own
         return ResidentRunner(model, sizes, dtype=plan.precision.dtype, kv_dtype=plan.kv_dtype, device=device, invalid_ids=invalid)
@@ -122,6 +123,21 @@ def _plan_groups(model: CausalLM, plan: ModelPlan, *, settings: EngineSettings, 
     free, share = free_memory(device)
     free_bytes = free // settings.execution.tensor_parallel
     return plan_slots(model.cache_groups, plan, settings=settings, free_bytes=free_bytes, share=share)
+
+
+def served_heads(groups: Sequence[CacheGroup], dtype: torch.dtype) -> dict[str, set[Heads]]:
+    """The heads that a model's attention reads and stores, by the operators that do: what kernels are checked for at start."""
+    served: dict[str, set[Heads]] = defaultdict(set)
+    for group in groups:
+        shapes = {buffer.name: buffer.shape for buffer in group.buffers}
+        latents = [buffer.parts for buffer in group.buffers if buffer.name == "latent" and len(buffer.parts) == 2]
+        if {"k", "v"} <= shapes.keys():
+            for operator in ("attention", "rotary_store"):
+                served[operator].add(Heads(shapes["k"][-1], shapes["v"][-1], dtype))
+        for latent_size, rotated in latents:
+            served["latent_attention"].add(Heads(latent_size + rotated, latent_size, dtype))
+            served["latent_store"].add(Heads(rotated, latent_size, dtype))
+    return served
 
 
 def free_memory(device: torch.device) -> tuple[int, float]:

@@ -14,7 +14,8 @@ from actorllm.layers.batch import Batch
 from actorllm.layers.linear import HeadSplit
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.attention import RaggedKeys
-from actorllm_kernels.latent_attention import attend_latent, store_latent
+from actorllm_kernels.latent_attention import attend_latent, rotate_and_store_latent
+from actorllm_kernels.rotary_store import Angles
 
 
 class LatentAttention(nn.Module):
@@ -31,14 +32,16 @@ class LatentAttention(nn.Module):
         self.latent_size = latent_size
         self.scale = scale
 
-    def forward(self, q_THC: Tensor, latent_TC: Tensor, batch: Batch) -> Tensor:
-        """[T, H, R] mixtures of latents, from queries whose first R values are folded (`LatentHeads.fold`)."""
+    def forward(self, q_THR: Tensor, batch: Batch, *, q_THP: Tensor, latent_TR: Tensor, key_TP: Tensor, angles: Angles) -> Tensor:
+        """[T, H, R] mixtures of latents, from queries' folded parts (`LatentHeads.fold`), and from those that `angles` rotate, as they do keys."""
         pool_NC = batch.cache.buffer(self.group, self.layer, "latent")
         scales_N2 = batch.cache.scales(self.group, self.layer, "latent")
-        store_latent(latent_TC, batch.write_slots_T[self.group], pool_NC, latent_size=self.latent_size, scales_N2=scales_N2)
+        slots_T = batch.write_slots_T[self.group]
+        q_THP = rotate_and_store_latent(q_THP, latent_TR, key_TP, angles, slots_T, pool_NC, scales_N2=scales_N2)
         if self.group not in batch.keys:
             batch.keys[self.group] = RaggedKeys(batch.spans, batch.slot_tables[self.group], None, batch.spans_B4)
         keys = batch.keys[self.group]
+        q_THC = torch.cat((q_THR, q_THP), dim=-1)
         return attend_latent(q_THC, pool_NC, keys, latent_size=self.latent_size, scale=self.scale, scales_N2=scales_N2)
 
 

@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,15 @@ class Key:
 def configuration(key: Key) -> Configuration:
     """The nearest one there is; the user's before a shipped one that is as near. Raises `KeyError` for an unknown kernel."""
     known = {**read(SHIPPED), **read(user_file())}
-    nearest = min(reversed(known), key=key.distance)
-    if math.isinf(key.distance(nearest)):
+    return known[nearest(key, known)]
+
+
+def nearest(key: Key, known: Collection[Key]) -> Key:
+    """The one that is least unlike, of several the last. Raises `KeyError` where none can stand for `key`."""
+    found = min(reversed([*known]), key=key.distance)
+    if math.isinf(key.distance(found)):
         raise KeyError(f"no configuration for kernel {key.kernel} with {[name for name, _ in key.shape]}")
-    return known[nearest]
+    return found
 
 
 def user_file() -> Path:

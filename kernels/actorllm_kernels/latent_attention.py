@@ -8,7 +8,7 @@ head whose values are the first part of its keys.
 In a pool of one byte a value the latent and the rotated key have a factor each (`quantize`): their sizes differ, and the latent's
 digits should not be lost to the key.
 
-Legend: T tokens of the batch, H query heads, N slots of the pool, R size of a latent, C = R + size of the rotated key.
+Legend: T tokens of the batch, H query heads, N slots of the pool, R size of a latent, P of the rotated key, C = R + P.
 """
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from actorllm_kernels.attention import RaggedKeys, kernels_for, reference
 from actorllm_kernels.quantize import dequantize_parts, rows_of
-from actorllm_kernels.rotary_store import store
+from actorllm_kernels.rotary_store import Angles, rotate, store
+from actorllm_kernels.rotary_store import kernels_for as store_kernels_for
 
 
 def store_latent(
@@ -28,6 +29,40 @@ def store_latent(
         return
     for index, part in enumerate((slice(latent_size), slice(latent_size, None))):
         store(latent_TC[:, None, part], slots_T, pool_NC[:, None, part], scales_N2[:, index : index + 1])
+
+
+def rotate_and_store_latent(
+    q_THP: Tensor,
+    latent_TR: Tensor,
+    key_TP: Tensor,
+    angles: Angles,
+    slots_T: Tensor,
+    pool_NC: Tensor,
+    *,
+    scales_N2: Tensor | None = None,
+) -> Tensor:
+    """[T, H, P] the rotated parts of queries; latents with their rotated keys go into their slots. The fastest way there is here."""
+    operator = rotate_and_store_latent_reference
+    latent_N1R, key_N1P = pool_NC.unsqueeze(1).split([latent_TR.shape[1], key_TP.shape[1]], dim=2)
+    if kernels := store_kernels_for(q_THP, (key_N1P, latent_N1R), operator="latent_store"):
+        operator = kernels.rotate_and_store_latent
+    return operator(q_THP, latent_TR, key_TP, angles, slots_T, pool_NC, scales_N2=scales_N2)
+
+
+def rotate_and_store_latent_reference(
+    q_THP: Tensor,
+    latent_TR: Tensor,
+    key_TP: Tensor,
+    angles: Angles,
+    slots_T: Tensor,
+    pool_NC: Tensor,
+    *,
+    scales_N2: Tensor | None = None,
+) -> Tensor:
+    """The same in plain torch."""
+    latent_TC = torch.cat((latent_TR, rotate(key_TP.unsqueeze(1), angles).squeeze(1)), dim=-1)
+    store_latent(latent_TC, slots_T, pool_NC, latent_size=latent_TR.shape[1], scales_N2=scales_N2)
+    return rotate(q_THP, angles)
 
 
 def attend_latent(

@@ -1,14 +1,16 @@
 """Compares the Triton kernels once with their references, on the GPU that they will run on.
 
 A kernel may compile and still be wrong there: another GPU, driver or version of Triton than it was tested with. One that
-fails is not used; its reference is, with a warning that says so. The check waits for the GPU, so it belongs before the first step.
+fails is not used; its reference is, with a warning that says so. The check waits for the GPU, so it belongs before the first step:
+`failing` settles all operators then, and attention's for the heads that will be served. What it was not told of is checked when it
+is first used.
 
 Legend: T tokens, H query heads, K key/value heads, D head_dim, N slots.
 """
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from actorllm_kernels.attention import RaggedKeys, flat_spans
 from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention_triton
+from actorllm_kernels.backends import Heads
 from actorllm_kernels.embedding import reference as embedding_reference
 from actorllm_kernels.embedding import triton as embedding_triton
 from actorllm_kernels.experts import ExpertStack, MatrixStack
@@ -25,13 +28,13 @@ from actorllm_kernels.experts import triton as experts_triton
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated_triton
-from actorllm_kernels.latent_attention import attend_latent_reference
+from actorllm_kernels.latent_attention import attend_latent_reference, rotate_and_store_latent_reference
 from actorllm_kernels.linear import Form, Fp8, IntWeight, WeightOnly, triton_fp8
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear_triton
 from actorllm_kernels.norm import reference as norm_reference
 from actorllm_kernels.norm import triton as norm_triton
-from actorllm_kernels.quantize import LARGEST, dequantize, quantize
+from actorllm_kernels.quantize import LARGEST, dequantize, dequantize_parts, quantize
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import reference as store_reference
 from actorllm_kernels.rotary_store import triton as store_triton
@@ -50,19 +53,23 @@ Results = Iterator[tuple[str, Tensor, Tensor]]
 
 
 @functools.cache
-def is_right(operator: str, device: torch.device) -> bool:
-    """Whether the operator's kernels run on the device and give what the reference gives; found out once."""
+def is_right(operator: str, device: torch.device, heads: Heads | None = None) -> bool:
+    """Whether the operator's kernels run on the device and give what the reference gives; found out once (for each kind of heads)."""
+    of_heads = "" if heads is None else f" for heads of {heads.key_size} and {heads.value_size} in {heads.dtype}"
     try:
-        for name, got, expected in CHECKS[operator](device):
+        found = CHECKS[operator](device) if operator in CHECKS else CHECKS_OF_HEADS[operator](device, heads or USUAL[operator])
+        for name, got, expected in found:
             error = difference(got, expected)
             if not error < LARGEST_ERROR:  # NaN is not
                 logger.warning(
-                    "the Triton kernels of %s are wrong on %s (%s: relative error %.3g); its slower reference runs instead",
-                    operator, device, name, error,
+                    "the Triton kernels of %s are wrong on %s%s (%s: relative error %.3g); its slower reference runs instead",
+                    operator, device, of_heads, name, error,
                 )  # fmt: skip
                 return False
     except Exception as error:  # boundary: whatever a compiler or driver raises, there is a reference
-        logger.warning("the Triton kernels of %s do not run on %s, its slower reference does: %r", operator, device, error)
+        logger.warning(
+            "the Triton kernels of %s do not run on %s%s, its slower reference does: %r", operator, device, of_heads, error
+        )
         return False
     return True
 
@@ -74,43 +81,55 @@ def difference(got: Tensor, expected: Tensor) -> float:
     return ((got.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
-def failing(device: torch.device) -> list[str]:
-    """The operators whose kernels are not used on this device, after all have been checked."""
-    return [operator for operator in CHECKS if not is_right(operator, device)]
+def failing(device: torch.device, heads: Mapping[str, Collection[Heads]] | None = None) -> list[str]:
+    """The operators whose kernels are not used on this device, after all have been checked: attention's for the `heads` that will be
+    served, by operator (an operator that is not among them is not served), or for usual ones."""
+    served = {operator: (usual,) for operator, usual in USUAL.items()} if heads is None else heads
+    found = [operator for operator in CHECKS if not is_right(operator, device)]
+    return found + [name for name, kinds in served.items() if not all([is_right(name, device, each) for each in kinds])]
 
 
-def check_attention(device: torch.device) -> Results:
-    """Decode in parts and ragged prefill: plain, with all that a model may add, and quantized."""
-    plain, windowed = _ragged(device), _ragged(device, window=64)
-    q, k, v = _random(22, 8, 128, device=device), _random(1024, 2, 128, device=device), _random(1024, 2, 128, device=device)
-    yield "plain", *_both(attention_triton.attend, attention_reference.attend, q, k, v, plain, scale=0.09)
+def check_attention(device: torch.device, heads: Heads) -> Results:
+    """Decode in one part and in many, and ragged prefill: plain, with all that a model may add, and quantized."""
+    key_size, value_size, dtype = heads
+    q, k, v = (_random(*shape, device=device).to(dtype) for shape in ((22, 8, key_size), (1024, 2, key_size), (1024, 2, value_size)))
+    options = {"scale": key_size**-0.5}
     extras = {"soft_cap": 20.0, "sinks_H": _random(8, device=device), "slopes_H": _random(8, device=device).float().abs()}
-    yield "extras", *_both(attention_triton.attend, attention_reference.attend, q, k, v, windowed, scale=0.09, **extras)
-    for form in LARGEST:
-        (k8, k_scales), (v8, v_scales) = quantize(k, form), quantize(v, form)
-        scales = {"k_scales_NK": k_scales, "v_scales_NK": v_scales}
-        yield str(form), *_both(attention_triton.attend, attention_reference.attend, q, k8, v8, plain, scale=0.09, **scales)
-
-
-def check_latent_attention(device: torch.device) -> Results:
-    """The same of latents: plain, and with factors for a latent and for its rotated key."""
-    plain = _ragged(device)
-    q, latents = _random(22, 16, 576, device=device), _random(1024, 1, 576, device=device)
     both = attention_triton.attend, attention_reference.attend
-    yield "plain", *_both(*both, q, latents, latents[:, :, :512], plain, scale=0.04)
-    for form in LARGEST:
-        pool, scales = torch.zeros(1024, 576, device=device).to(form), torch.zeros(1024, 2, device=device)
-        for part, values in enumerate(latents[:, 0].split([512, 64], dim=1)):
-            codes, scales[:, part] = quantize(values, form)
-            pool[:, 512 * part : 512 + 64 * part] = codes
-        k, k_scales = pool.unsqueeze(1), scales.unsqueeze(1)
-        got = attention_triton.attend(q, k, k[..., :512], plain, scale=0.04, k_scales_NK=k_scales, v_scales_NK=k_scales[..., 0])
-        yield str(form), got, attend_latent_reference(q, pool, plain, latent_size=512, scale=0.04, scales_N2=scales)
+    for name, keys in (("many parts", _ragged(device)), ("one part", _ragged(device, longest=60))):
+        yield f"plain, {name}", *_both(*both, q, k, v, keys, **options)
+        for form in LARGEST:
+            (k8, k_scales), (v8, v_scales) = quantize(k, form), quantize(v, form)
+            yield f"{form}, {name}", *_both(*both, q, k8, v8, keys, **options, k_scales_NK=k_scales, v_scales_NK=v_scales)
+    yield "extras", *_both(*both, q, k, v, _ragged(device, window=64), **options, **extras)
 
 
-def _ragged(device: torch.device, window: int | None = None) -> RaggedKeys:
-    """A long row and a short one that decode, and a chunk."""
-    return RaggedKeys(flat_spans([(0, 1, 200), (1, 20, 80), (2, 1, 3)]), _random(3, 1024, device=device).argsort(dim=1).to(torch.int32), window)
+def check_latent_attention(device: torch.device, heads: Heads) -> Results:
+    """The same of latents: plain, and with factors for a latent and for its rotated key."""
+    size, latent_size, dtype = heads
+    q, latents = _random(22, 16, size, device=device).to(dtype), _random(1024, 1, size, device=device).to(dtype)
+    scale, rotated = size**-0.5, size - latent_size
+    for name, keys in (("many parts", _ragged(device)), ("one part", _ragged(device, longest=60))):
+        got = attention_triton.attend(q, latents, latents[:, :, :latent_size], keys, scale=scale)
+        yield f"plain, {name}", got, attend_latent_reference(q, latents[:, 0], keys, latent_size=latent_size, scale=scale)
+        for form in LARGEST:
+            pool, scales = torch.zeros(1024, size, device=device).to(form), torch.zeros(1024, 2, device=device)
+            for part, values in enumerate(latents[:, 0].split([latent_size, rotated], dim=1)):
+                codes, scales[:, part] = quantize(values, form)
+                pool[:, latent_size * part : latent_size + rotated * part] = codes
+            k, k_scales = pool.unsqueeze(1), scales.unsqueeze(1)
+            v, v_scales = k[..., :latent_size], k_scales[..., 0]
+            if attention_triton.suits(q, k, v):
+                got = attention_triton.attend(q, k, v, keys, scale=scale, k_scales_NK=k_scales, v_scales_NK=v_scales)
+                expected = attend_latent_reference(q, pool, keys, latent_size=latent_size, scale=scale, scales_N2=scales)
+                yield f"{form}, {name}", got, expected
+
+
+def _ragged(device: torch.device, *, longest: int = 200, window: int | None = None) -> RaggedKeys:
+    """A long row and a short one that decode, and a chunk; the narrow table of rows that cannot be long leaves decode one part."""
+    width = 64 if longest <= 64 else 1024
+    slots = _random(3, 1024, device=device).argsort(dim=1).to(torch.int32)[:, :width]
+    return RaggedKeys(flat_spans([(0, 1, longest), (1, 20, min(80, longest)), (2, 1, 3)]), slots, window)
 
 
 def check_norm(device: torch.device) -> Results:
@@ -133,31 +152,48 @@ def check_gated(device: torch.device) -> Results:
         yield activation, *_both(gated_triton.gated, gated_reference.gated, gate, up, activation=activation)
 
 
-def check_rotary_store(device: torch.device) -> Results:
-    """What queries become, and what the pool then holds."""
-    q, k, v = _random(5, 12, 128, device=device).split([8, 2, 2], dim=1)
-    angles = torch.cat((_random(5, 1, 32, device=device),) * 2, dim=-1).float()
-    tables = Angles(angles.cos().to(q.dtype), angles.sin().to(q.dtype))
+def check_rotary_store(device: torch.device, heads: Heads) -> Results:
+    """What queries become, and what the pools then hold, in every form: of heads rotated whole, in part and not at all."""
+    key_size, value_size, dtype = heads
+    q, k, v = (_random(5, *shape, device=device).to(dtype) for shape in ((8, key_size), (2, key_size), (2, value_size)))
     slots = torch.tensor([3, 9, 0, 4, 7], device=device)
-    pools = [
-        (torch.zeros(10, 2, 128, dtype=q.dtype, device=device), torch.zeros(10, 2, 128, dtype=q.dtype, device=device))
-        for _ in range(2)
-    ]
-    got = store_triton.rotate_and_store(q, k, v, tables, slots, pools[0])
-    yield "queries", got, store_reference.rotate_and_store(q, k, v, tables, slots, pools[1])
-    yield "keys", pools[0][0], pools[1][0]
-    yield "values", pools[0][1], pools[1][1]
-    for form in LARGEST:
-        operators = store_triton.rotate_and_store, store_reference.rotate_and_store
-        stored = [_stored(operator, (q, k, v), tables, slots, form=form) for operator in operators]
-        for name, ours, theirs in zip(("queries", "keys", "values"), *stored, strict=True):
-            yield f"{form} {name}", ours, theirs
+    for rotated in {key_size // 2 * 2, key_size // 4 * 2, 0}:
+        angles, name = _angles(rotated, dtype, device=device) if rotated else None, f"{rotated} values rotated"
+        for form in (dtype, *LARGEST):
+            stored = [_stored(each.rotate_and_store, (q, k, v), angles, slots, form=form) for each in (store_triton, store_reference)]
+            for part, ours, theirs in zip(("queries", "keys", "values"), *stored, strict=True):
+                yield f"{form} {part}, {name}", ours, theirs
 
 
-def _stored(operator: Callable, heads: tuple[Tensor, Tensor, Tensor], angles: Angles, slots: Tensor, *, form: torch.dtype) -> list[Tensor]:
-    """Queries, keys and values as attention gets them from a quantized pool."""
+def check_latent_store(device: torch.device, heads: Heads) -> Results:
+    """What queries become, and the latents and rotated keys that the pool then holds, in every form."""
+    rotated, latent_size, dtype = heads
+    q, latent, key = (_random(5, *shape, device=device).to(dtype) for shape in ((8, rotated), (latent_size,), (rotated,)))
+    angles, slots = _angles(rotated, dtype, device=device), torch.tensor([3, 9, 0, 4, 7], device=device)
+    for form in (dtype, *LARGEST):
+        stored = []
+        for operator in (store_triton.rotate_and_store_latent, rotate_and_store_latent_reference):
+            pool = torch.zeros(10, latent_size + rotated, device=device).to(form)
+            scales = torch.zeros(10, 2, device=device) if form in LARGEST else None
+            queries = operator(q, latent, key, angles, slots, pool, scales_N2=scales)
+            stored.append((queries, pool[slots].float() if scales is None else dequantize_parts(pool, scales, latent_size)[slots]))
+        for part, ours, theirs in zip(("queries", "slots"), *stored, strict=True):
+            yield f"{form} {part}", ours, theirs
+
+
+def _angles(rotated: int, dtype: torch.dtype, *, device: torch.device) -> Angles:
+    angles = torch.cat((_random(5, 1, rotated // 2, device=device),) * 2, dim=-1).float()
+    return Angles(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def _stored(
+    operator: Callable, heads: tuple[Tensor, Tensor, Tensor], angles: Angles | None, slots: Tensor, *, form: torch.dtype
+) -> list[Tensor]:
+    """Queries, keys and values as attention gets them from pools of a form."""
     pools = [torch.zeros(10, *x.shape[1:], device=x.device).to(form) for x in heads[1:]]
     scales = [torch.zeros(10, x.shape[1], device=x.device) for x in heads[1:]]
+    if form not in LARGEST:
+        return [operator(*heads, angles, slots, tuple(pools)), *(pool[slots] for pool in pools)]
     queries = operator(*heads, angles, slots, tuple(pools), tuple(scales))
     return [queries, *(dequantize(pool, factors)[slots] for pool, factors in zip(pools, scales, strict=True))]
 
@@ -239,7 +275,7 @@ def check_sampling(device: torch.device) -> Results:
     logits, rows = _random(3, 2100, device=device).float(), torch.arange(3, device=device)
     asked = [[0, 2100, 1, 0, 1, 0, 0], [1.5, 2100, 0.7, 0, 1.2, 0.5, 0.1], [1, 100, 0.5, 0.1, 0.9, 0, 0]]
     known = Rows(rows * 7 + 3, torch.tensor(asked, dtype=torch.float64, device=device))
-    samples, positions = rows.repeat(4), torch.arange(12, device=device)
+    samples, positions = rows.repeat(2), torch.arange(6, device=device)
     got, expected = _both(sampling_triton.draw, sampling_reference.draw, logits[samples], samples, positions, rows=known, needs=Needs())
     yield "greedy", got[samples == 0], expected[samples == 0]
     num_equal = (got == expected).sum()  # one may be another where the edge of top-p rounds otherwise
@@ -264,12 +300,22 @@ def _random(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(device, torch.bfloat16)
 
 
-CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
+USUAL = {
+    "attention": Heads(128, 128, torch.bfloat16),
+    "latent_attention": Heads(576, 512, torch.bfloat16),
+    "rotary_store": Heads(128, 128, torch.bfloat16),
+    "latent_store": Heads(64, 512, torch.bfloat16),
+}
+"""What is checked where nobody says which heads there will be."""
+CHECKS_OF_HEADS: Mapping[str, Callable[[torch.device, Heads], Results]] = {
     "attention": check_attention,
     "latent_attention": check_latent_attention,
+    "rotary_store": check_rotary_store,
+    "latent_store": check_latent_store,
+}
+CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "norm": check_norm,
     "gated": check_gated,
-    "rotary_store": check_rotary_store,
     "linear": check_linear,
     "linear_fp8": check_linear_fp8,
     "experts": check_experts,

@@ -1,8 +1,9 @@
 """Compiles Triton kernels for GPUs that are not here, and prints what each takes as one line of JSON.
 
 Run as `python -m tests.kernels.compile_ahead sm_80|sm_90 [--all] [--share I/N]`: a process of its own, because a process that
-interprets kernels cannot compile them; share I of N takes every Nth launch, so that N processes use as many processors. What is compiled are launches over tensors without memory, of the sizes of real models; of launches that
-are cut alike and have the same compile-time constants the first stands for all.
+interprets kernels cannot compile them; share I of N takes every Nth launch, so that N processes use as many processors. What is
+compiled are launches over tensors without memory, of the sizes of real models; of launches that are cut alike and have the same
+compile-time constants the first stands for all. With `--all` share 0 also tells which shipped configurations nothing was cut by.
 """
 
 import argparse
@@ -15,8 +16,9 @@ from unittest.mock import patch
 
 import torch
 
-from actorllm_kernels import device
+from actorllm_kernels import configurations, device
 from actorllm_kernels.attention import RaggedKeys, flat_spans, triton
+from actorllm_kernels.configurations import Configuration, Key
 from actorllm_kernels.embedding import triton as embedding
 from actorllm_kernels.experts import ExpertStack, MatrixStack
 from actorllm_kernels.experts import triton as experts
@@ -63,22 +65,48 @@ def attention(
     return triton.launches(q, pools, keys, scores=scores, out_THE=out)
 
 
-def around(form: torch.dtype = torch.bfloat16) -> list[Launch]:
-    """What comes before and after attention, for 64 tokens of a model of 8192 values."""
+def around() -> list[Launch]:
+    """What comes between products, for 64 tokens of a model of 8192 values."""
     tokens, gate_up = partial(meta, 64, dtype=torch.bfloat16), meta(64, 2 * 28672, dtype=torch.bfloat16)
-    q, k, v = tokens(80, 128).split([64, 8, 8], dim=1)
-    pools = meta(100_000, 8, 128, dtype=form), meta(100_000, 8, 128, dtype=form)
-    factors = (meta(100_000, 8, dtype=torch.float32), meta(100_000, 8, dtype=torch.float32)) if form.itemsize == 1 else None
     weight = meta(8192, dtype=torch.bfloat16)
     results = tokens(8192), tokens(8192)
     norms = partial(norm.launch, tokens(8192), tokens(8192), weight_D=weight, eps=1e-5, results=results)
-    rotations = partial(rotary_store.launch, q, k, v, slots_T=meta(64, dtype=torch.int64), pools=pools, scales=factors, out_THD=q)
     return [
         norms(bias_D=None, is_rms=True),
         norms(bias_D=weight, is_rms=False),
         *(gated.launch(*gate_up.chunk(2, dim=-1), activation=name, out_TI=tokens(28672)) for name in ACTIVATIONS),
-        rotations(angles=Angles(tokens(1, 128), tokens(1, 128))),
-        rotations(angles=Angles(tokens(1, 64), tokens(1, 64), True)),
+    ]
+
+
+def stores(head_dim: int, form: torch.dtype = torch.bfloat16) -> list[Launch]:
+    """What comes before attention, for 64 tokens: heads rotated whole, in part and not at all, and latents."""
+    tokens, slots = partial(meta, 64, dtype=form if form.itemsize > 1 else torch.bfloat16), meta(64, dtype=torch.int64)
+    q, k, v = tokens(80, head_dim).split([64, 8, 8], dim=1)
+    pools = meta(100_000, 8, head_dim, dtype=form), meta(100_000, 8, head_dim, dtype=form)
+    factors = [meta(100_000, 8, dtype=torch.float32) if form.itemsize == 1 else None for _ in "kv"]
+    scales = None if factors[0] is None or factors[1] is None else (factors[0], factors[1])
+    rotations = partial(rotary_store.launch, q, k, v, slots_T=slots, pools=pools, scales=scales)
+    latents = meta(100_000, 576, dtype=form), None if scales is None else meta(100_000, 2, dtype=torch.float32)
+    rotated = Angles(tokens(1, 64), tokens(1, 64), True)
+    return [
+        rotations(angles=Angles(tokens(1, head_dim), tokens(1, head_dim)), out_THD=q),
+        rotations(angles=Angles(tokens(1, head_dim // 2), tokens(1, head_dim // 2), True), out_THD=q),
+        rotations(angles=None, out_THD=None if scales is None else q),
+        rotary_store.launch_latent(
+            tokens(128, 64), tokens(512), tokens(64),
+            angles=rotated, slots_T=slots, pool_NC=latents[0], scales_N2=latents[1], out_THP=tokens(128, 64),
+        ),
+    ]  # fmt: skip
+
+
+def of_size(size: int) -> list[Launch]:
+    """What has a configuration for the size of a row or a value, over 64 tokens in float32."""
+    tokens = partial(meta, 64, dtype=torch.float32)
+    weight, table = meta(size, dtype=torch.float32), meta(1000, size, dtype=torch.float32)
+    return [
+        norm.launch(tokens(size), None, weight_D=weight, bias_D=None, eps=1e-5, is_rms=True, results=(None, tokens(size))),
+        gated.launch(tokens(size), tokens(size), activation="silu", out_TI=tokens(size)),
+        embedding.launch(meta(64, dtype=torch.int64), table, first_id=0, out_TD=tokens(size)),
     ]
 
 
@@ -163,7 +191,8 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield "latent 512+64, int8", attention(query_len, (16, 1), 576, value_dim=512, form=torch.int8)
     yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
     yield "hidden size 8192", around()
-    yield "hidden size 8192, int8 pools", around(torch.int8)[-1:]
+    yield "64:8 heads, 128", stores(128)
+    yield "64:8 heads, 128, int8", stores(128, torch.int8)
     yield "64 tokens", ids()
     yield "64 of 128256 tokens", samples(128_256)
     for num_bits, group_len in ((8, None), (4, 128)):
@@ -182,8 +211,11 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
     yield "64 tokens", ids()
     for vocab_size in (32_000, 50_257, 128_256, 262_144):
         yield f"64 of {vocab_size} tokens", samples(vocab_size)
-    for form in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
-        yield f"hidden size 8192, {form}", around(form)
+    yield "hidden size 8192", around()
+    for size in (512, 1024, 2048, 4096, 8192, 12_288):
+        yield f"{size} values in float32", of_size(size)
+    for head_dim, form in itertools.product((64, 80, 96, 128, 256), (torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float32)):
+        yield f"64:8 heads, {head_dim}, {form}", stores(head_dim, form)
     for num_rows, num_bits, group_len in itertools.product((1, 16, 32, 64), (8, 4), (None, 32, 128)):
         yield (
             f"{num_rows} rows, {num_bits} bits in {group_len or 'whole'} groups",
@@ -224,11 +256,18 @@ def distinct(cases: Iterator[tuple[str, list[Launch]]]) -> Iterator[tuple[str, L
                 yield name, launch
 
 
-def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str, *, share: tuple[int, int] = (0, 1)) -> None:
+def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str, *, share: tuple[int, int] = (0, 1), is_whole: bool = False) -> None:
     """Compile one share of the cases' kernels for one GPU."""
     limit, processors = GPUS[gpu]
+    asked: set[Key] = set()
+
+    def remembered(key: Key) -> Configuration:
+        asked.add(key)
+        return configurations.configuration(key)
+
     with (
         patch.object(device, "gpu", return_value=gpu),
+        patch.object(device, "configuration", remembered),
         patch.object(triton, "num_processors", return_value=processors),
         patch.object(linear, "num_processors", return_value=processors),
         patch.object(triton_fp8, "num_processors", return_value=processors),
@@ -241,6 +280,10 @@ def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str, *, share: tuple[in
             except Exception as error:  # boundary: whatever a compiler raises, the other kernels are compiled, too
                 row["failure"] = repr(error)[:1000]
             print(json.dumps(row | {"seconds": time.perf_counter() - start}), flush=True)
+    if is_whole and share[0] == 0:
+        shipped = [key for key in configurations.read(configurations.SHIPPED) if key.gpu == gpu]
+        left = {*shipped} - {configurations.nearest(key, shipped) for key in asked}
+        print(json.dumps({"gpu": gpu, "unused": sorted(f"{key.kernel} {dict(key.shape)}" for key in left)}), flush=True)
 
 
 if __name__ == "__main__":
@@ -250,4 +293,4 @@ if __name__ == "__main__":
     parser.add_argument("--share", default="0/1", help="I/N: every Nth launch from the Ith on")
     given = parser.parse_args()
     index, number = map(int, given.share.split("/"))
-    main(every() if given.all else few(), given.gpu, share=(index, number))
+    main(every() if given.all else few(), given.gpu, share=(index, number), is_whole=given.all)

@@ -1,4 +1,10 @@
-"""Rows of embeddings and sampled ids by row: the Triton kernels against their references."""
+"""Rows of embeddings and sampled ids by row: the Triton kernels against their references.
+
+`KERNEL_CASES` is how many random shapes of each are compared (12 by default).
+"""
+
+import os
+from random import Random
 
 import pytest
 import torch
@@ -13,15 +19,23 @@ from actorllm_kernels.token_ids import triton as ids_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NUM_CASES = int(os.environ.get("KERNEL_CASES", "12"))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [3, 1024, 1500])
-def test_rows_of_a_table(dtype, size):
-    table = torch.randn(11, size + 5, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)[:, :size]
-    ids = torch.tensor([10, 0, 3, 3, 9, 1], device=DEVICE)
-    for chosen in (ids, ids[::2], ids[:0]):
-        assert torch.equal(embedding_triton.embedding(chosen, table), table[chosen])
+@pytest.mark.parametrize("seed", range(NUM_CASES))
+def test_embeddings_equal_the_reference(seed):
+    """A whole table, and a part of one that lacks some of the ids; ids that lie apart and come twice, and none."""
+    rng, generator = Random(seed), torch.Generator().manual_seed(seed)
+    size, vocab_size = rng.choice((3, 64, 1024, 1500, rng.randint(1, 3000))), rng.choice((1, 11, 300))
+    table = torch.randn(vocab_size, size + rng.choice((0, 5)), generator=generator).to(DEVICE, DTYPES[seed % 3])[:, :size]
+    ids = torch.randint(0, vocab_size, (2 * rng.choice((0, 1, 6, 40)),), generator=generator).to(DEVICE)
+    ids = rng.choice((ids, ids[::2]))
+    assert embedding_triton.suits(ids, table)
+    assert torch.equal(embedding_triton.embedding(ids, table), table[ids])
+    begin = rng.randint(0, vocab_size - 1)
+    part = table[begin : begin + rng.randint(1, vocab_size)]
+    got = embedding_triton.embedding(ids, part, first_id=begin)
+    assert torch.equal(got, embedding_reference.embedding(ids, part, first_id=begin))
 
 
 def test_the_parts_of_ranks_add_up():
@@ -32,9 +46,10 @@ def test_the_parts_of_ranks_add_up():
         assert torch.equal(sum(parts[1:], parts[0]), table[ids])
 
 
-@pytest.mark.parametrize("num_rows", [1, 300])
-def test_sampled_ids_are_read_by_the_next_step(num_rows):
-    generator = torch.Generator().manual_seed(num_rows)
+@pytest.mark.parametrize("seed", range(NUM_CASES))
+def test_sampled_ids_are_read_by_the_next_step(seed):
+    rng, generator = Random(seed), torch.Generator().manual_seed(seed)
+    num_rows = rng.choice((0, 1, 64, 300, rng.randint(1, 600)))
     rows = torch.randperm(num_rows + 4, generator=generator)[:num_rows].to(DEVICE)
     sampled = torch.randint(-1, 50, (num_rows,), generator=generator).to(DEVICE)
     ours, theirs = (torch.full((num_rows + 4,), 7, device=DEVICE) for _ in range(2))

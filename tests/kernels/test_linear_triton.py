@@ -1,6 +1,10 @@
-"""Linears as GPUs keep them: what is packed against its definition, the Triton kernel against the reference."""
+"""Linears as GPUs keep them: what is packed against its definition, the Triton kernel against the reference.
 
-import random
+`KERNEL_CASES` is how many random shapes are compared (18 by default).
+"""
+
+import os
+from random import Random
 
 import pytest
 import torch
@@ -11,15 +15,7 @@ triton = pytest.importorskip("actorllm_kernels.linear.triton", exc_type=ImportEr
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
-CASES = [
-    (1, 48, 64, 8, None),
-    (5, 70, 96, 8, 32),
-    (16, 64, 256, 4, 64),
-    (3, 130, 128, 4, None),
-    (33, 40, 320, 4, 32),
-    (2, 33, 50, 8, None),
-]
-"""Rows, outputs, inputs, bits and inputs of a group."""
+NUM_CASES = int(os.environ.get("KERNEL_CASES", "18"))
 
 
 def draw_codes(outputs: int, inputs: int, bits: int, group_len: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,16 +68,26 @@ def test_a_linear_is_the_product_of_the_values(bits, inputs):
     torch.testing.assert_close(form.rows(packed, outputs, inputs), form.values(codes)[outputs], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_equals_the_reference(case, dtype, monkeypatch):
-    monkeypatch.setattr(triton, "PROGRAMS_PER_PROCESSOR", random.Random(str(case)).choice((1, 4)))
+def draw_case(rng: Random, bits: int) -> tuple[int, int, int, int, int | None]:
+    """Rows, outputs, inputs, bits and inputs of a group; of 4 bits half the inputs are whole groups."""
+    group_len = rng.choice((None, None, 16, 32, 48, 64, 128))
+    inputs = 2 * rng.randint(1, 300) if group_len is None else 2 * group_len * rng.randint(1, max(1, 320 // group_len))
+    return rng.choice((1, 2, 5, 16, 17, 33, 64)), rng.choice((1, 33, 48, 70, 130, rng.randint(1, 200))), inputs, bits, group_len
+
+
+@pytest.mark.parametrize("seed", range(NUM_CASES))
+def test_equals_the_reference(seed, monkeypatch):
+    """Any rows, outputs and inputs, in whole groups and in narrow ones; rows that lie apart, too."""
+    rng, dtype = Random(seed), list(TOLERANCE)[seed % 3]
+    monkeypatch.setattr(triton, "PROGRAMS_PER_PROCESSOR", rng.choice((1, 4)))
+    case = draw_case(rng, (4, 8)[seed // 3 % 2])
     x, weight = draw(*case)
-    assert triton.suits(x.to(dtype), weight)
-    got = triton.linear_weight_only(x.to(dtype), weight)
-    expected = reference.linear_weight_only(x.to(dtype).float(), weight)
+    x = rng.choice((x, torch.cat((x, x + torch.nan), dim=1)[:, : x.shape[1]], x.t().contiguous().t())).to(dtype)
+    assert triton.suits(x, weight), case
+    got = triton.linear_weight_only(x, weight)
+    expected = reference.linear_weight_only(x.float(), weight)
     assert got.dtype == dtype
-    torch.testing.assert_close(got.float(), expected, atol=TOLERANCE[dtype] * expected.abs().max().item(), rtol=0)
+    torch.testing.assert_close(got.float(), expected, atol=TOLERANCE[dtype] * max(1, expected.abs().max().item()), rtol=0)
 
 
 def test_inputs_in_parts_are_added_in_order():

@@ -5,11 +5,15 @@ import logging
 import pytest
 import torch
 
-from actorllm_kernels import gated, norm
+from actorllm_kernels import attention, gated, norm
+from actorllm_kernels.attention import RaggedKeys, flat_spans
+from actorllm_kernels.backends import Heads
 
 pytest.importorskip("triton", reason="needs Triton")
 from actorllm_kernels import self_check
+from actorllm_kernels.attention import triton as attention_triton
 from actorllm_kernels.gated import triton as gated_triton
+from actorllm_kernels.launch import Launch
 from actorllm_kernels.norm import triton as norm_triton
 from actorllm_kernels.sampling import triton as sampling_triton
 from actorllm_kernels.token_ids import triton as ids_triton
@@ -29,17 +33,65 @@ def unchecked():
 def dispatched(monkeypatch):
     """Operators choose as they do on a GPU, whatever is here."""
 
-    def takes_triton(operator: str, x: torch.Tensor) -> bool:
-        return self_check.is_right(operator, x.device)
+    def takes_triton(operator: str, x: torch.Tensor, heads: Heads | None = None) -> bool:
+        return self_check.is_right(operator, x.device, heads)
 
-    for operator in (gated, norm):
+    for operator in (gated, norm, attention):
         monkeypatch.setattr(operator, "takes_triton", takes_triton)
         monkeypatch.setattr(operator.cpu, "suits", lambda *_: False)
 
 
-def test_all_kernels_are_right_here(caplog):
-    assert self_check.failing(DEVICE) == []
+@pytest.mark.parametrize("operator", self_check.CHECKS)
+def test_kernels_are_right_here(operator, caplog):
+    assert self_check.is_right(operator, DEVICE)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("operator", "heads"), [
+    *self_check.USUAL.items(),
+    ("attention", Heads(80, 80, torch.float16)),
+    ("rotary_store", Heads(80, 80, torch.float16)),
+    ("rotary_store", Heads(64, 32, torch.float32)),
+    ("latent_store", Heads(10, 30, torch.float32)),
+])  # fmt: skip
+def test_kernels_are_right_here_for_heads(operator, heads, caplog, monkeypatch):
+    """Decode in one part and in many, too."""
+    parts, real = [], attention_triton.decode
+    monkeypatch.setattr(attention_triton, "decode", lambda *given, **options: noted(parts, real(*given, **options)))
+    assert self_check.is_right(operator, DEVICE, heads)
+    assert not caplog.records
+    assert "attention" not in operator or min(parts) == 1 < max(parts)
+
+
+def noted(parts: list[int], launches: list[Launch]) -> list[Launch]:
+    parts.append(launches[0].constants["PARTS"])
+    return launches
+
+
+def test_all_is_checked_for_the_heads_that_are_served(monkeypatch):
+    asked = []
+    wrong = ("norm", DEVICE), ("attention", DEVICE, Heads(8, 8, torch.float32))
+    monkeypatch.setattr(self_check, "is_right", lambda *given: asked.append(given) or given not in wrong)
+    served = {"attention": [Heads(8, 8, torch.float32), Heads(16, 16, torch.float32)]}
+    assert self_check.failing(DEVICE, served) == ["norm", "attention"]
+    assert {operator for operator, *_ in asked} == {*self_check.CHECKS, "attention"} and len(asked) == len(self_check.CHECKS) + 2
+
+
+def test_heads_that_a_kernel_is_wrong_for_give_way_and_others_do_not(dispatched, monkeypatch, caplog):
+    real, calls = attention_triton.attend, []
+
+    def attend(q, *rest, **options):
+        calls.append(q.shape[2])
+        return real(q, *rest, **options) + (q.shape[2] == 16)
+
+    monkeypatch.setattr(attention_triton, "attend", attend)
+    keys = RaggedKeys(flat_spans([(0, 1, 3)]), torch.arange(3, dtype=torch.int32, device=DEVICE).unsqueeze(0))
+    for size in (16, 32):
+        q, k = torch.randn(1, 2, size, device=DEVICE), torch.randn(3, 1, size, device=DEVICE)
+        expected = attention.reference.attend(q, k, k, keys, scale=1.0)
+        torch.testing.assert_close(attention.attend(q, k, k, keys, scale=1.0), expected, atol=1e-4, rtol=1e-4)
+    assert "attention are wrong" in caplog.text and "for heads of 16 and 16 in torch.float32 (plain, many parts" in caplog.text
+    assert calls.count(16) == 1 and calls[-1] == 32 and "heads of 32" not in caplog.text
 
 
 def test_a_wrong_kernel_gives_way_to_its_reference(dispatched, monkeypatch, caplog):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actorllm_kernels.attention import cpu, reference
 from actorllm_kernels.attention.keys import RaggedKeys, Span, flat_spans
-from actorllm_kernels.backends import takes_triton
+from actorllm_kernels.backends import Heads, takes_triton
 
 __all__ = ["RaggedKeys", "Span", "attend", "flat_spans"]
 
@@ -47,7 +47,7 @@ def kernels_for(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor, *, operator: str = 
     """The module of the kernels that can compute this here, if there are any; `operator` is what they are checked as."""
     if cpu.suits(q_THD, k_NKD, v_NKE):
         return cpu
-    if takes_triton(operator, q_THD):
+    if takes_triton(operator, q_THD, Heads(q_THD.shape[2], v_NKE.shape[2], q_THD.dtype)):
         from actorllm_kernels.attention import triton  # takes a second, and is not there without a GPU
 
         return triton if triton.suits(q_THD, k_NKD, v_NKE) else None

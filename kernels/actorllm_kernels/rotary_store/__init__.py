@@ -9,7 +9,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from actorllm_kernels.backends import takes_triton
+from actorllm_kernels.backends import Heads, takes_triton
 from actorllm_kernels.rotary_store import cpu, reference
 from actorllm_kernels.rotary_store.reference import Angles, rotate
 
@@ -28,7 +28,7 @@ def rotate_and_store(
     """The rotated queries [T, H, D], see `reference.rotate_and_store`; the fastest way there is here."""
     if cpu.suits(q_THD, k_TKD, v_TKE, angles, pools, scales):
         return cpu.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools, scales)
-    operator = (kernels_for(q_THD, pools) if angles is not None else None) or reference
+    operator = kernels_for(q_THD, pools) or reference
     return operator.rotate_and_store(q_THD, k_TKD, v_TKE, angles, slots_T, pools, scales)
 
 
@@ -40,9 +40,9 @@ def store(values_T: Tensor, slots_T: Tensor, pool_N: Tensor, scales_N: Tensor | 
         reference.store(values_T, slots_T, pool_N, scales_N)
 
 
-def kernels_for(q_THD: Tensor, pools: tuple[Tensor, Tensor]) -> ModuleType | None:
-    """The module of the GPU's kernel, if it can compute this."""
-    if not takes_triton("rotary_store", q_THD):
+def kernels_for(q_THD: Tensor, pools: tuple[Tensor, Tensor], *, operator: str = "rotary_store") -> ModuleType | None:
+    """The module of the GPU's kernel, if it can compute this; `operator` is what it is checked as."""
+    if not takes_triton(operator, q_THD, Heads(q_THD.shape[2], pools[1].shape[2], q_THD.dtype)):
         return None
     from actorllm_kernels.rotary_store import triton  # takes a second, and is not there without a GPU
 

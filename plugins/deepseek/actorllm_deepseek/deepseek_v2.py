@@ -6,7 +6,6 @@ Legend: T tokens, D hidden size, H heads of this rank, C a latent and its rotate
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from actorllm.layers.activation import gated
@@ -49,13 +48,13 @@ class DeepseekAttention(nn.Module):
         self.o_proj = RowLinear(config.num_heads * sizes.value, hidden, shard=shard, cols=cols, bias=bias)
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
-        sizes, rotary = self.sizes, batch.tables
+        sizes = self.sizes
         q = self.q_proj(x_TD) if sizes.query_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TD)))
         q_THK, q_THP = q.view(len(q), -1, sizes.key + sizes.rotated).split([sizes.key, sizes.rotated], dim=-1)
         latent, key = self.kv_a_proj_with_mqa(x_TD).split([sizes.latent, sizes.rotated], dim=-1)
-        latent_TC = torch.cat((self.kv_a_layernorm(latent), rotary.apply(key.unsqueeze(1)).squeeze(1)), dim=-1)
-        q_THC = torch.cat((self.kv_b_proj.fold(q_THK), rotary.apply(q_THP)), dim=-1)
-        return self.o_proj(self.kv_b_proj.values(self.attention(q_THC, latent_TC, batch)).flatten(1))
+        q_THR, latent_TR = self.kv_b_proj.fold(q_THK), self.kv_a_layernorm(latent)
+        mixed_THR = self.attention(q_THR, batch, q_THP=q_THP, latent_TR=latent_TR, key_TP=key, angles=batch.tables)
+        return self.o_proj(self.kv_b_proj.values(mixed_THR).flatten(1))
 
 
 class DeepseekMoE(nn.Module):
