@@ -42,6 +42,19 @@ async def test_the_websocket_client_prints_errors(repository: Path) -> None:
     assert "internal error" in printed
 
 
+async def test_the_websocket_client_says_why_it_was_closed(repository: Path) -> None:
+    async with fake_serving(chat_idle_timeout=1.5, chat_ping_interval=0.5) as fake:
+        socket = fake.address.replace("http", "ws") + "/v1/chat/ws"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(repository / "examples" / "chat_socket.py"), socket, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        async with asyncio.timeout(60):
+            assert process.stdout is not None
+            printed = await process.stdout.read()  # nothing is typed; pings are answered until then
+            assert await process.wait() == 1
+    assert b"has closed the chat, code 4408" in printed
+
+
 def test_the_websocket_client_has_thirty_lines(repository: Path) -> None:
     assert len((repository / "examples" / "chat_socket.py").read_text().splitlines()) <= 30
 
