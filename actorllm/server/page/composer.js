@@ -48,9 +48,9 @@ export class Composer {
     this.#update();
   }
 
-  /** Puts text there that could not be sent, unless something else is being written. */
+  /** Puts text there that could not be sent, before what is being written. */
   giveBack(text) {
-    if (!this.area.value) this.area.value = text;
+    this.area.value = this.area.value ? `${text}\n${this.area.value}` : text;
     this.#update();
   }
 

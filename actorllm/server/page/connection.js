@@ -2,7 +2,8 @@
  * The WebSocket to the server: connects, and connects again by itself when the server or the network was gone.
  *
  * `onMessage(message)` gets each message, `hello` first. `onState(state)` is told "connecting", "open", "lost" (the next try comes by
- * itself) or "resting" (closed by the server because nothing was said; `wake` connects again). Knows no conversations.
+ * itself) or "resting" (closed by the server because nothing was said; `wake` connects again). `onRefused(error)` gets the server's reason
+ * where it is there but has opened no socket, else null. Knows no conversations.
  */
 
 const IDLE = 4408;
@@ -21,9 +22,10 @@ export class Connection {
   #state = "connecting";
   #maxFrame = Infinity;
 
-  constructor({ onMessage, onState }) {
+  constructor({ onMessage, onState, onRefused }) {
     this.onMessage = onMessage;
     this.onState = onState;
+    this.onRefused = onRefused;
     this.url = new URL("v1/chat/ws", document.baseURI);
     this.url.protocol = this.url.protocol.replace("http", "ws");
     addEventListener("online", () => this.retryNow());
@@ -34,6 +36,11 @@ export class Connection {
     return this.#state === "open";
   }
 
+  /** Whether it is not open now, but nothing speaks against it: what is to be sent can wait for it. */
+  get isComing() {
+    return this.#state === "connecting" || this.#state === "resting";
+  }
+
   /** Tries at once. */
   connect() {
     clearTimeout(this.#timer);
@@ -42,7 +49,12 @@ export class Connection {
     const socket = (this.#socket = new WebSocket(this.url));
     this.#timer = setTimeout(() => this.#lose(), ATTEMPT);
     socket.onmessage = (event) => this.#receive(JSON.parse(event.data));
-    socket.onclose = (event) => (event.code === IDLE ? this.#rest() : this.#lose());
+    socket.onclose = (event) => {
+      const wasOpen = this.isOpen;
+      if (event.code === IDLE) return this.#rest();
+      this.#lose();
+      if (!wasOpen) this.#askWhy();
+    };
   }
 
   /** Somebody is there: a connection that rests is opened again. */
@@ -78,6 +90,18 @@ export class Connection {
     this.#change("lost");
     this.#timer = setTimeout(() => this.connect(), this.#delay * (0.75 + Math.random() / 2));
     this.#delay = Math.min(this.#delay * 2, LONGEST_DELAY);
+  }
+
+  /** Browsers do not tell a page why it got no socket, but the server does. */
+  async #askWhy() {
+    let error = null;
+    try {
+      const reply = await fetch(new URL("v1/chat/ws", document.baseURI), { method: "POST" });
+      error = (await reply.json()).error;
+    } catch {
+      // nobody is there, or somebody else
+    }
+    if (this.#state === "lost") this.onRefused(error);
   }
 
   #rest() {

@@ -13,6 +13,7 @@ const LOST = { code: "ConnectionLost", message: "the connection ended before the
 export class Conversation {
   constructor({ name = newName(), system = null, sampling = {}, turns = [], leaf = null, changed = Date.now() } = {}) {
     this.name = name;
+    this.key = name; // what it is stored under; another one from when another tab writes there while this one's answer runs
     this.system = system;
     this.sampling = sampling;
     this.turns = new Map(turns.map((turn) => [turn.id, turn]));
@@ -44,6 +45,18 @@ export class Conversation {
     this.changed = Date.now();
   }
 
+  /** Shows the branch through this turn, down to its newest leaf, as the server's `select` does. */
+  select(turn) {
+    const children = [...this.turns.values()].filter((each) => each.parent === turn.id);
+    if (children.length) this.select(children.at(-1));
+    else this.leaf = turn.id;
+  }
+
+  /** Another tab has gone on with it, too: from now on there are two. */
+  part() {
+    if (this.key === this.name) this.key = newName();
+  }
+
   /** The answer that was under way will not go on. */
   interrupt() {
     this.answering = null;
@@ -59,7 +72,7 @@ export class Conversation {
   }
 
   asStored() {
-    const { name, system, sampling, leaf, changed } = this;
+    const { key: name, system, sampling, leaf, changed } = this;
     return { name, system, sampling, turns: [...this.turns.values()], leaf, changed };
   }
 }
@@ -112,10 +125,23 @@ export class Library {
     return [...this.conversations.values()].filter((each) => each.turns.size).sort((one, other) => other.changed - one.changed);
   }
 
+  /** Knows one from now on. It is not written down, which would tell other tabs of a change. */
+  keep(conversation) {
+    this.conversations.set(conversation.name, conversation);
+  }
+
   /** Writes one down; false if the browser has no room. One without turns is not worth keeping. */
   save(conversation) {
-    this.conversations.set(conversation.name, conversation);
-    return !conversation.turns.size || writeJson(PREFIX + conversation.name, conversation.asStored());
+    this.keep(conversation);
+    return !conversation.turns.size || writeJson(PREFIX + conversation.key, conversation.asStored());
+  }
+
+  /** One that has parted takes its own name; the other tab's is read again. */
+  rename(conversation) {
+    const { name } = conversation;
+    conversation.name = conversation.key;
+    this.keep(conversation);
+    this.reload(name);
   }
 
   /** Reads one again, as it is stored now. */
@@ -136,8 +162,8 @@ export class Library {
     forget(PREFIX + name);
   }
 
-  /** Calls back with a conversation's name when another tab has written or removed it. */
+  /** Calls `callback(name, isRemoved)` when another tab has written or removed a conversation. */
   onChangeElsewhere(callback) {
-    addEventListener("storage", ({ key }) => key?.startsWith(PREFIX) && callback(key.slice(PREFIX.length)));
+    addEventListener("storage", ({ key, newValue }) => key?.startsWith(PREFIX) && callback(key.slice(PREFIX.length), newValue === null));
   }
 }

@@ -8,7 +8,7 @@ import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { readJson, writeJson } from "./storage.js";
 import { Transcript } from "./transcript.js";
-import { endOf, wordsFor } from "./words.js";
+import { endOf, whyNoSocket, wordsFor } from "./words.js";
 
 const PROTOCOL = 1;
 const CURRENT = "actorllm.current";
@@ -16,6 +16,7 @@ const LAST_SETTINGS = "actorllm.settings";
 const SUGGESTIONS = ["What is ActorLLM?", "What is 17 plus 25?", "Tell me a short story."];
 const TOO_LONG = "This is longer than the server takes at once. Start a new chat, or shorten the message.";
 const NO_CONNECTION = "There is no connection to the server now. Save again once it is back.";
+const PARTED = "Another tab went on with this chat, too. What was said here is a chat of its own now; the other one is in the list.";
 const byId = (id) => document.getElementById(id);
 
 class Chat {
@@ -24,7 +25,8 @@ class Chat {
   #pending = new Map(); // ref -> what to do if the message is refused, and when it is done
   #numSent = 0;
   #hello = null;
-  #selecting = null; // the version that was asked for, whose button keeps the focus
+  #selecting = null; // the version that the server is told of; its button gets the focus back
+  #held = null; // {go, drop}: what the user did while the connection was on its way
 
   constructor() {
     const actions = {
@@ -44,7 +46,11 @@ class Chat {
       actions: { pick: (name) => this.#pick(name), remove: (name) => this.#remove(name), start: () => this.#start() },
     });
     this.settings = new Settings(byId("settings"), { onSave: (settings) => this.#configure(settings) });
-    this.connection = new Connection({ onMessage: (message) => this.#receive(message), onState: (state) => this.#showState(state) });
+    this.connection = new Connection({
+      onMessage: (message) => this.#receive(message),
+      onState: (state) => this.#showState(state),
+      onRefused: (error) => this.#showLost(whyNoSocket(error)),
+    });
     this.#listen();
     this.current = this.#library.conversations.get(readJson(CURRENT)) ?? this.#fresh();
     this.#show();
@@ -67,14 +73,16 @@ class Chat {
     addEventListener("pointerdown", () => this.connection.wake(), { passive: true });
     addEventListener("pagehide", () => this.#saveBusy());
     document.addEventListener("visibilitychange", () => document.hidden && this.#saveBusy());
-    this.#library.onChangeElsewhere((name) => this.#takeOver(name));
+    this.#library.onChangeElsewhere((name, isRemoved) => this.#takeOver(name, isRemoved));
   }
 
   // --- what the user does ---
 
-  /** A turn of the user's; false if it cannot be sent now. */
+  /** A turn of the user's; false if it can neither be sent now nor wait for the connection. */
   #say(message, onRefused = () => {}) {
-    const isSent = this.#canAct() && this.#ensureOpen() && this.#send(message, onRefused);
+    if (!this.#canAct()) return false;
+    if (this.connection.isComing) return this.#hold(() => this.#say(message, onRefused), onRefused);
+    const isSent = this.#ensureOpen() && this.#send(message, onRefused);
     if (isSent) this.transcript.follow();
     this.#show();
     return isSent;
@@ -96,8 +104,15 @@ class Chat {
     this.composer.focus();
   }
 
+  /** Branches can be looked at without a server; one that has the conversation is told. */
   #select(turn, direction) {
-    if (this.#ensureOpen() && this.#send({ type: "select", turn: turn.id })) this.#selecting = { turn, direction };
+    const { name } = this.current;
+    this.current.select(turn);
+    this.#save(this.current);
+    const isTold = this.#opened.has(name) && this.#send({ type: "select", turn: turn.id }, () => this.#forget(name));
+    this.#show();
+    if (isTold) this.#selecting = { turn, direction };
+    else this.transcript.focusBranch(turn, direction);
   }
 
   #stop() {
@@ -117,12 +132,19 @@ class Chat {
       Object.assign(conversation, settings);
       writeJson(LAST_SETTINGS, settings);
       this.#save(conversation);
-      this.settings.close();
+      this.settings.accept();
     };
+    if (this.connection.isComing && !this.#held) {
+      const later = () => {
+        this.#configure(settings);
+        return true;
+      };
+      return void this.#hold(later, () => this.settings.refuse(NO_CONNECTION));
+    }
     const message = isNew ? { ...this.current.asOpen(), ...settings } : { type: "configure", ...settings };
     if (!this.#send(message, onRefused, onDone)) return this.settings.refuse(this.connection.isOpen ? TOO_LONG : NO_CONNECTION);
     this.#opened.add(name);
-    this.#library.save(this.current);
+    this.#library.keep(this.current);
   }
 
   #pick(name) {
@@ -142,6 +164,7 @@ class Chat {
 
   #bringToFront(conversation) {
     if (this.current.answering === null) this.#forget(this.current.name);
+    this.#drop();
     this.current = conversation;
     this.transcript.clear();
     this.#show();
@@ -149,8 +172,9 @@ class Chat {
   }
 
   /** Another tab has written or removed a conversation. */
-  #takeOver(name) {
-    if (this.#isBusy(name)) return; // what this tab is doing is newer
+  #takeOver(name, isRemoved) {
+    const isUnderWay = this.current.name === name && (this.#pending.size > 0 || this.#held !== null);
+    if (this.#isBusy(name) || isUnderWay) return void (isRemoved || this.#library.conversations.get(name)?.part());
     this.#forget(name);
     this.#library.reload(name);
     if (this.current.name === name) this.#bringToFront(this.#library.conversations.get(name) ?? this.#fresh());
@@ -160,7 +184,26 @@ class Chat {
   // --- to the server ---
 
   #canAct() {
-    return this.connection.isOpen && this.current.answering === null && !this.#pending.size;
+    return this.#canLook() && (this.connection.isOpen || this.connection.isComing);
+  }
+
+  /** Nothing is under way in the conversation in front. */
+  #canLook() {
+    return this.current.answering === null && !this.#pending.size && !this.#held;
+  }
+
+  /** Does it once the connection is open: `go` returns whether it could; else, and where no connection comes, `drop` is called. */
+  #hold(go, drop) {
+    this.#held = { go, drop };
+    this.connection.wake();
+    this.#show();
+    return true;
+  }
+
+  #drop() {
+    const held = this.#held;
+    this.#held = null;
+    held?.drop();
   }
 
   /** Conversations whose answers are under way. */
@@ -176,7 +219,7 @@ class Chat {
   #ensureOpen() {
     const { name } = this.current;
     if (this.#opened.has(name)) return true;
-    this.#library.save(this.current);
+    this.#library.keep(this.current);
     if (!this.#send(this.current.asOpen(), () => void this.#opened.delete(name))) return false;
     this.#opened.add(name);
     return true;
@@ -213,8 +256,7 @@ class Chat {
     const conversation = this.#library.conversations.get(message.conversation);
     if (conversation) this.#apply(message, conversation);
     if (message.type === "finished" && conversation !== this.current) {
-      this.#opened.delete(message.conversation);
-      this.connection.send({ type: "close", conversation: message.conversation });
+      this.#forget(message.conversation);
     }
     if (message.type !== "delta") this.#show();
     if (message.type === "selected") this.#restoreFocus();
@@ -243,9 +285,6 @@ class Chat {
       case "finished":
         this.#finish(conversation, message);
         break;
-      case "selected":
-        conversation.leaf = message.leaf;
-        break;
       default:
         return;
     }
@@ -260,7 +299,10 @@ class Chat {
     byId("model").textContent = hello.model;
     document.title = `${hello.model} – ActorLLM`;
     this.#notice(hello.protocol === PROTOCOL ? "" : "The server was updated. Reload the page.");
+    const held = this.#held;
+    this.#held = null;
     this.#show();
+    if (held && !held.go()) held.drop();
   }
 
   #grow(conversation, { turn: id, text }) {
@@ -284,6 +326,11 @@ class Chat {
   }
 
   #save(conversation) {
+    if (conversation.answering === null && conversation.key !== conversation.name) {
+      this.#forget(conversation.name);
+      this.#library.rename(conversation);
+      this.#notice(PARTED);
+    }
     if (!this.#library.save(conversation)) {
       this.#notice("This browser cannot keep the chat: there is no more room, or it is not allowed to. It is lost when the page is closed.");
     }
@@ -299,7 +346,7 @@ class Chat {
     byId("open-settings").disabled = this.#hello === null;
     byId("empty").hidden = this.current.turns.size > 0;
     for (const button of byId("suggestions").children) button.disabled = !canAct;
-    this.transcript.show(this.current, { canAct });
+    this.transcript.show(this.current, { canAct, canLook: this.#canLook() });
     this.composer.show({ isAnswering: this.current.answering !== null, canSend: canAct });
     this.sidebar.show(this.#library.newestFirst, { current: this.current, busy: this.#busy });
     writeJson(CURRENT, this.current.name);
@@ -315,6 +362,7 @@ class Chat {
     byId("state").textContent = words[state];
     byId("state").dataset.state = state;
     byId("lost").hidden = state !== "lost";
+    this.#showLost("");
     if (state !== "open") {
       for (const conversation of this.#busy) {
         conversation.interrupt();
@@ -323,7 +371,15 @@ class Chat {
       this.#pending.forEach(({ onRefused }) => onRefused());
       this.#pending.clear();
     }
+    if (state === "lost") this.#drop();
     this.#show();
+  }
+
+  /** Why there is no connection, if the server has said so. */
+  #showLost(reason) {
+    byId("lost-reason").textContent = reason;
+    byId("lost-reason").hidden = !reason;
+    byId("lost-silent").hidden = Boolean(reason);
   }
 
   #notice(text) {

@@ -11,7 +11,7 @@ const RANGE = { kind: "range", step: 0.01, min: 0, max: 1 };
 /** Each field of the protocol's `sampling`. */
 const FIELDS = [
   { ...RANGE, name: "temperature", label: "Temperature", max: 2, text: "How freely words are chosen: 0 always takes the likeliest one, above 1 it gets wild." },
-  { ...NUMBER, name: "max_tokens", label: "Longest answer", min: 1, unset: "as much as fits", text: "In tokens, which are words or parts of words." },
+  { ...NUMBER, name: "max_tokens", label: "Longest answer", min: 1, unset: "as much as fits", text: "In tokens, which are words or parts of words; the model has {context} for the conversation and its answer together." },
   { ...RANGE, name: "top_p", label: "Top p", min: 0.01, text: "Choose among the likeliest tokens that have this probability together. 1 is off." },
   { ...NUMBER, name: "top_k", label: "Top k", min: 0, max: 2 ** 31 - 1, text: "Choose among this many of the likeliest tokens. 0 is off." },
   { ...RANGE, name: "min_p", label: "Min p", text: "Leave out tokens that are less likely than this part of the likeliest one. 0 is off." },
@@ -25,7 +25,7 @@ const FIELDS = [
 export class Settings {
   #controls;
 
-  /** `onSave({system, sampling})` is called with what a conversation is to have; it calls `close`, or `refuse` with the reason. */
+  /** `onSave({system, sampling})` is called with what a conversation is to have; it calls `accept`, or `refuse` with the reason. */
   constructor(dialog, { onSave }) {
     this.dialog = dialog;
     this.form = dialog.querySelector("form");
@@ -37,15 +37,15 @@ export class Settings {
     this.form.addEventListener("submit", (event) => this.#save(event));
     dialog.querySelector("#to-defaults").addEventListener("click", () => this.#show({ system: null, sampling: {} }));
     dialog.querySelector("#cancel-settings").addEventListener("click", () => this.close());
-    for (const choice of this.form.elements.theme) choice.addEventListener("change", () => setTheme(choice.value));
-    setTheme(readJson(THEME) ?? "system");
-    this.form.elements.theme.value = readJson(THEME) ?? "system";
+    for (const choice of this.form.elements.theme) choice.addEventListener("change", () => showTheme(choice.value));
+    dialog.addEventListener("close", () => showTheme(keptTheme()));
+    showTheme(keptTheme());
   }
 
   /** Opens with a conversation's settings; `hello` has the model's defaults and limits. */
   open(conversation, { defaults, context_len: contextLen }) {
-    for (const control of this.#controls) control.setDefault(defaults[control.field.name] ?? null);
-    this.form.elements.max_tokens.max = contextLen;
+    for (const control of this.#controls) control.setDefault(defaults[control.field.name] ?? null, contextLen);
+    this.form.elements.theme.value = keptTheme();
     this.#show(conversation);
     this.refuse("");
     this.dialog.showModal();
@@ -53,6 +53,12 @@ export class Settings {
 
   close() {
     this.dialog.close();
+  }
+
+  /** Closes; the colours hold, too. */
+  accept() {
+    writeJson(THEME, this.form.elements.theme.value);
+    this.close();
   }
 
   /** Stays open, and says why. */
@@ -79,6 +85,7 @@ export class Settings {
 /** One setting. Its value is null while it is the model's default. */
 class Control {
   #default = null;
+  #contextLen = Infinity;
   #isSet = false;
 
   constructor(field) {
@@ -97,6 +104,15 @@ class Control {
     });
   }
 
+  /** What is wrong with what was typed, where the browser does not know it; "" if nothing is. */
+  get #trouble() {
+    if (this.field.kind === "lines" && this.#lines.length > MAX_STOPS) return `At most ${MAX_STOPS} lines.`;
+    if (this.field.name === "max_tokens" && Number(this.input.value) > this.#contextLen) {
+      return `At most ${this.#contextLen}: the model cannot read and write more at once. Leave it empty for as much as fits.`;
+    }
+    return "";
+  }
+
   /** As the protocol has it. */
   get value() {
     if (!this.#isSet) return null;
@@ -108,11 +124,12 @@ class Control {
     return this.input.value.split("\n").filter((line) => line !== "");
   }
 
-  setDefault(value) {
+  setDefault(value, contextLen) {
+    this.#contextLen = contextLen;
     const isNone = value === null || value.length === 0;
     this.#default = isNone ? null : value;
     const words = isNone ? this.field.unset : value;
-    this.about.textContent = `${this.field.text} Default: ${words}.`;
+    this.about.textContent = `${this.field.text.replace("{context}", contextLen)} Default: ${words}.`;
     if (this.field.kind !== "range") this.input.placeholder = words;
   }
 
@@ -127,13 +144,17 @@ class Control {
     const isRange = this.field.kind === "range";
     this.shown.textContent = isRange ? `${this.#isSet ? this.input.value : this.#default}` : "";
     this.root.classList.toggle("set", this.#isSet);
-    if (this.field.kind === "lines") this.input.setCustomValidity(this.#lines.length > MAX_STOPS ? `At most ${MAX_STOPS} lines.` : "");
+    this.input.setCustomValidity(this.#trouble);
   }
 }
 
 /** "light", "dark", or "system" for what the browser prefers. */
-function setTheme(theme) {
+function keptTheme() {
+  const kept = readJson(THEME);
+  return ["light", "dark"].includes(kept) ? kept : "system";
+}
+
+function showTheme(theme) {
   if (theme === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  writeJson(THEME, theme);
 }

@@ -1,7 +1,7 @@
 /**
  * Shows the turns of the branch on show, and offers what can be done to each.
  *
- * `actions` are {edit(turn, text), regenerate(turn), select(turn)}. Knows no connection: whoever owns it says what is allowed.
+ * `actions` are {edit(turn, text), regenerate(turn), select(turn, direction)}. Knows no connection: whoever owns it says what is allowed.
  */
 
 import { isSendKey } from "./composer.js";
@@ -34,8 +34,8 @@ export class Transcript {
     this.#isFollowing = true;
   }
 
-  /** Shows the conversation's branch; `canAct` says whether turns may be changed now. */
-  show(conversation, { canAct }) {
+  /** Shows the conversation's branch; `canAct` says whether turns may be changed now, `canLook` whether other branches may be shown. */
+  show(conversation, { canAct, canLook }) {
     const path = conversation.path;
     const shown = new Set(path.map((turn) => turn.id));
     for (const [id, view] of this.#views) {
@@ -51,6 +51,7 @@ export class Transcript {
         siblings: conversation.siblings(turn),
         isAnswering: conversation.answering === turn.id,
         canAct,
+        canLook,
         isUnanswered: turn.role === "user" && number === path.length - 1,
       });
       if (this.root.children[number] !== view.root) this.root.insertBefore(view.root, this.root.children[number] ?? null);
@@ -133,7 +134,7 @@ class TurnView {
     else this.body.textContent = this.turn.text;
   }
 
-  update({ siblings, isAnswering, canAct, isUnanswered }) {
+  update({ siblings, isAnswering, canAct, canLook, isUnanswered }) {
     this.mark();
     this.draw();
     const note = isAnswering ? "" : endOf(this.turn);
@@ -145,7 +146,7 @@ class TurnView {
     this.figures.textContent = figuresOf(this.turn);
     this.retry.hidden = !(this.turn.error || isUnanswered) || isAnswering;
     this.change.disabled = this.retry.disabled = !canAct;
-    this.branch.update(siblings, canAct);
+    this.branch.update(siblings, canLook);
   }
 
   openEditor(text) {
@@ -201,13 +202,13 @@ class BranchSwitch {
     this.root = element("span", { class: "branch", role: "group", "aria-label": "Versions" }, this.previous, this.place, this.next);
   }
 
-  update(siblings, canAct) {
+  update(siblings, canLook) {
     this.siblings = siblings;
     this.number = siblings.indexOf(this.turn);
     this.root.hidden = siblings.length < 2;
     this.place.textContent = `${this.number + 1} / ${siblings.length}`;
-    this.previous.disabled = !canAct || this.number === 0;
-    this.next.disabled = !canAct || this.number === siblings.length - 1;
+    this.previous.disabled = !canLook || this.number === 0;
+    this.next.disabled = !canLook || this.number === siblings.length - 1;
   }
 
   focus(direction) {

@@ -17,9 +17,24 @@ const ADVICE = {
   UnknownTurn: "The server does not know this message any more. Reload the page.",
 };
 
+const NO_ROOM =
+  "The longest answer of the settings and this conversation do not fit what the model can read at once. Lower it, or leave it empty for as much as fits.";
+
 /** One sentence or two about an error of the protocol. */
 export function wordsFor(error) {
+  if (error.code === "PromptTooLong" && error.param === "max_tokens") return NO_ROOM;
   return ADVICE[error.code] ?? `The server says: ${error.message}.`;
+}
+
+/** Why a server that is there opens no socket for this page; "" if it has not said so. */
+export function whyNoSocket(error) {
+  if (error?.code === "ForeignOrigin") {
+    return `The server is there, but does not know this page's address as its own. Start it with --allow-origin ${location.origin}, or let the proxy before it pass the header Host.`;
+  }
+  if (error?.code === "InvalidRequest") {
+    return "The server is there, but no WebSocket gets through to it: the proxy before it has to pass the headers Upgrade and Connection.";
+  }
+  return "";
 }
 
 /** Why an answer ended, where it says something; "" after an ordinary end. */

@@ -197,6 +197,8 @@ async def test_dark_mode_follows_the_system_unless_told_otherwise(open_chat: Ope
     assert await brightness(chat.page) > 200
     await chat.page.get_by_role("button", name="Settings").click()
     await chat.page.get_by_label("Dark").check()
+    await chat.button("Save").click()
+    await expect(chat.page.get_by_role("dialog")).to_have_count(0)
     assert await brightness(chat.page) < 60
     await chat.page.reload()
     await chat.ready()

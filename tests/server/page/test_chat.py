@@ -8,17 +8,10 @@ from playwright.async_api import Browser, expect
 
 from actorllm.errors import DeviceLost, QueueFull
 from tests.server.conftest import serving
-from tests.server.fake_server import fake_serving, until
+from tests.server.fake_server import until
 from tests.server.page.conftest import ChatPage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-RECORD_STATES = """
-    window.states = [];
-    addEventListener("DOMContentLoaded", () => {
-        const state = document.getElementById("state");
-        new MutationObserver(() => state.textContent !== states.at(-1) && states.push(state.textContent)).observe(state, { childList: true });
-    });
-"""
 Opener = Callable[..., Awaitable[ChatPage]]
 
 
@@ -110,43 +103,6 @@ async def test_reload(chat: ChatPage) -> None:
     chat.say("Once upon a time.")
     await expect(chat.answer.locator(".text")).to_have_text("Once upon a time.")
     await chat.finished()
-
-
-async def test_a_server_that_is_lost_and_returns(open_chat: Opener) -> None:
-    async with fake_serving() as first:
-        chat = await open_chat(served=first)
-        port = int(first.address.rpartition(":")[2])
-        await chat.ask("hello", "Hi!")
-        await chat.write("a story")
-        chat.say("Once", finish=None)
-        await expect(chat.answer.locator(".text")).to_have_text("Once")
-    await expect(chat.state).to_have_text("No connection")
-    await expect(chat.page.get_by_text("The server does not answer")).to_be_visible()
-    await expect(chat.answer.locator(".note")).to_contain_text("connection was lost")
-    await chat.message.fill("still there?")
-    await expect(chat.button("Send")).to_be_disabled()
-    async with fake_serving(port=port) as second:
-        chat.engine = second.engine
-        await chat.ready()
-        await expect(chat.page.get_by_text("The server does not answer")).to_be_hidden()
-        await chat.button("Send").click()
-        await until(lambda: second.engine.streams)
-        assert [message["content"] for message in chat.asked()] == ["hello", "Hi!", "a story", "Once", "still there?"]
-    assert all("ERR_CONNECTION_REFUSED" in problem for problem in chat.problems)
-    chat.problems.clear()
-
-
-async def test_a_quiet_page_rests_and_wakes(open_chat: Opener) -> None:
-    async with fake_serving(chat_idle_timeout=1.0) as quiet:
-        chat = await open_chat()
-        await chat.page.add_init_script(RECORD_STATES)
-        await chat.page.goto(quiet.address)
-        await expect(chat.state).to_have_text("Resting")
-        await asyncio.sleep(0.5)
-        assert await chat.page.evaluate("states") == ["Connected", "Resting"]  # nothing connects by itself
-        await chat.message.press("h")
-        await expect(chat.state).to_have_text("Connected")
-        assert (await chat.page.evaluate("states"))[:4] == ["Connected", "Resting", "Connecting", "Connected"]
 
 
 async def test_errors_are_told_in_words_with_what_to_do(chat: ChatPage) -> None:
@@ -264,16 +220,6 @@ async def test_a_chat_that_is_deleted_while_it_answers(chat: ChatPage) -> None:
     await chat.ask("about dogs", "Dogs bark.")
 
 
-async def test_two_tabs_see_the_same_chats(chat: ChatPage, open_chat: Opener) -> None:
-    await chat.ask("about cats", "Cats purr.")
-    other = await open_chat(context=chat.page.context)
-    await expect(other.turns).to_have_count(2)
-    await other.ask("more", "Cats sleep.")
-    await expect(chat.turns).to_have_count(4)
-    await chat.ask("and?", "Cats play.")
-    assert [message["content"] for message in chat.asked()] == ["about cats", "Cats purr.", "more", "Cats sleep.", "and?"]
-
-
 async def test_the_end_is_followed_unless_the_reader_has_gone_up(chat: ChatPage) -> None:
     scroller = chat.page.locator("#scroller")
     await chat.write("a long story")
@@ -287,34 +233,6 @@ async def test_the_end_is_followed_unless_the_reader_has_gone_up(chat: ChatPage)
     assert await scroller.evaluate("(box) => box.scrollTop") == 0
     await chat.button("To the end").click()
     assert await scroller.evaluate("(box) => box.scrollHeight - box.scrollTop - box.clientHeight") < 5
-
-
-async def test_another_tab_does_not_take_an_answer_under_way_for_one_cut_short(chat: ChatPage, open_chat: Opener) -> None:
-    await chat.ask("about cats", "Cats purr.")
-    other = await open_chat(context=chat.page.context)
-    await chat.write("more")
-    chat.say("Cats", finish=None)
-    await expect(chat.answer.locator(".text")).to_have_text("Cats")
-    await expect(other.page.locator(".note:visible")).to_have_count(0)
-    chat.say(" sleep.")
-    await expect(other.turns).to_have_count(4)
-    assert await other.texts() == ["about cats", "Cats purr.", "more", "Cats sleep."]
-
-
-async def test_a_page_that_is_closed_while_the_server_is_lost_keeps_what_was_said(open_chat: Opener) -> None:
-    async with fake_serving() as first:
-        chat = await open_chat(served=first)
-        port = int(first.address.rpartition(":")[2])
-        await chat.write("a story")
-        chat.say("Once", finish=None)
-        await expect(chat.answer.locator(".text")).to_have_text("Once")
-    await expect(chat.state).to_have_text("No connection")
-    chat.problems.clear()
-    await chat.page.goto("about:blank")
-    async with fake_serving(port=port) as second:
-        await chat.page.goto(second.address)
-        await chat.ready()
-        assert await chat.texts() == ["a story", "Once"]
 
 
 async def test_a_browser_that_keeps_nothing(open_chat: Opener, browser: Browser) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from playwright.async_api import expect
 
+from actorllm.errors import PromptTooLong
 from tests.server.fake_server import until
 from tests.server.page.conftest import ChatPage
 
@@ -65,3 +66,41 @@ async def test_settings_go_to_the_engine(chat: ChatPage) -> None:
     await chat.button("Answer again").click()
     await until(lambda: len(chat.engine.streams) == 2)
     assert chat.engine.submitted[-1][1] == chat.engine.default_params
+
+
+async def test_an_answer_longer_than_the_context_is_told_in_words(chat: ChatPage) -> None:
+    await chat.page.get_by_role("button", name="Settings").click()
+    length, context_len = chat.page.get_by_label("Longest answer"), chat.engine.info.context_len
+    await expect(chat.page.locator("#about-max_tokens")).to_contain_text(f"the model has {context_len} for the conversation and its answer")
+    await length.fill(str(context_len + 1))
+    words = await length.evaluate("(field) => field.validationMessage")
+    assert words == f"At most {context_len}: the model cannot read and write more at once. Leave it empty for as much as fits."
+    await chat.button("Save").click()
+    await expect(chat.page.locator("#settings")).to_be_visible()
+    await length.fill(str(context_len))
+    await chat.button("Save").click()
+    chat.engine.refusal = PromptTooLong("max_tokens is too large", param="max_tokens")
+    await chat.message.fill("hello")
+    await chat.message.press("Enter")
+    await expect(chat.answer.locator(".note")).to_contain_text("leave it empty for as much as fits")
+
+
+@pytest.mark.parametrize("leave", ["Cancel", "Escape"])
+async def test_colours_are_shown_at_once_and_kept_by_saving(chat: ChatPage, leave: str) -> None:
+    async def is_dark() -> bool:
+        return await chat.page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+    await chat.page.get_by_role("button", name="Settings").click()
+    await chat.page.get_by_label("Dark").check()
+    assert await is_dark()
+    await (chat.page.keyboard.press("Escape") if leave == "Escape" else chat.button("Cancel").click())
+    await expect(chat.page.locator("#settings")).to_be_hidden()
+    assert not await is_dark()
+    await chat.page.get_by_role("button", name="Settings").click()
+    await expect(chat.page.get_by_label("As the system")).to_be_checked()
+    await chat.page.get_by_label("Dark").check()
+    await chat.button("Save").click()
+    await expect(chat.page.locator("#settings")).to_be_hidden()
+    await chat.page.reload()
+    await chat.ready()
+    assert await is_dark()
