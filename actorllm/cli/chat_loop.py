@@ -37,6 +37,7 @@ class Screen(Protocol):
     def note(self, text: str) -> None: ...
     def complain(self, text: str) -> None: ...
     def silent_keys(self) -> AbstractContextManager[None]: ...
+    def forget_typed_ahead(self) -> None: ...
 
 
 @dataclass
@@ -161,6 +162,8 @@ class ChatLoop:
                 self._answering.cancel()
             self._screen.write("\n" if answer.pieces and not answer.text.endswith("\n") else "")
             is_stopped = self._answering.cancelled()
+            if is_stopped:
+                self._screen.forget_typed_ahead()
             error = None if is_stopped else self._answering.exception()
             self._answering = None
             if answer.pieces or not (is_stopped or error):

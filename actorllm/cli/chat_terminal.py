@@ -14,6 +14,7 @@ from prompt_toolkit.completion import Completer, WordCompleter
 from prompt_toolkit.filters import is_done
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import clear_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
@@ -21,6 +22,9 @@ PROMPT = ">>> "
 CONTINUATION = "... "
 HISTORY_FILE = Path(".local") / "state" / "actorllm" / "chat_history"
 """Below the home folder."""
+
+MARK_PASTES, LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
+"""Have the terminal tell pasted text from keys: its ends of lines are no Enter."""
 
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
@@ -49,7 +53,12 @@ class Terminal:
 
     def write(self, text: str) -> None:
         """A piece of an answer, or plain text."""
-        sys.stdout.write(printable(text))
+        self._write(printable(text))
+
+    @staticmethod
+    def _write(text: str) -> None:
+        """Text with the terminal's own commands in it."""
+        sys.stdout.write(text)
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
@@ -62,15 +71,24 @@ class Terminal:
 
     @contextmanager
     def silent_keys(self) -> Iterator[None]:
-        """Within, keys are not shown (they would be mixed into the answer). Ctrl-C still is a signal."""
+        """Within, keys are not shown (they would be mixed into the answer), but kept as they are for the next `read`. Ctrl-C still
+        is a signal."""
         before = termios.tcgetattr(sys.stdin)
-        silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        as_typed = before[0] & ~termios.ICRNL  # Enter would come as Ctrl-J, a new line
+        silent = [as_typed, *before[1:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:]]
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+        self._write(MARK_PASTES)
         try:
             yield
         finally:
-            with suppress(termios.error):  # the terminal may have gone
+            with suppress(termios.error, OSError):  # the terminal may have gone
                 termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+                self._write(LEAVE_PASTES)
+
+    def forget_typed_ahead(self) -> None:
+        """What was typed before and not read yet is gone, as the terminal itself does it at Ctrl-C."""
+        clear_typeahead(self._session.input)
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def printable(text: str) -> str:

@@ -68,6 +68,11 @@ class TerminalProcess:
         """Whether the terminal shows what is typed, as it did at first."""
         return bool(termios.tcgetattr(self.terminal)[3] & termios.ECHO)
 
+    @property
+    def marks_pastes(self) -> bool:
+        """Whether the terminal tells pasted text from keys."""
+        return 2004 << 5 in self._screen.mode  # as pyte keeps private modes
+
     def _draw(self) -> None:
         try:
             self._stream.feed(os.read(self.terminal, 65536))

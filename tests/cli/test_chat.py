@@ -106,6 +106,33 @@ async def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Chat, server: C
         await ask(terminal, "still here", "STILL HERE")
 
 
+async def test_what_is_typed_while_an_answer_streams_are_the_next_messages(chat: Chat, server: ChatServer) -> None:
+    may_end = asyncio.Event()
+
+    async def reply(server: ChatServer, stream: web.StreamResponse) -> None:
+        await send(stream, "one")
+        await may_end.wait()
+        await finish(stream, num_tokens=1)
+
+    server.replies.append(reply)
+    async with chat() as terminal:
+        await terminal.shows(READY)
+        terminal.type("first\r")
+        await terminal.shows("one$")
+        assert terminal.marks_pastes
+        terminal.type("secx\x7fond\r\x1b[200~two\rlines\x1b[201~\rthi")
+        may_end.set()
+        await terminal.shows("SECOND.*TWO\nLINES.*>>> thi$")
+        assert [text for role, text in server.conversation if role == "user"] == ["first", "second", "two\nlines"]
+        server.replies.append(hold("and"))
+        terminal.type("rd\r")
+        await terminal.shows("and$")
+        terminal.type("dropped\r\x03")
+        await terminal.shows(rf"and\nstopped; .*{READY}")
+        await ask(terminal, "last", "LAST")
+        assert server.conversation[-3:] == [("user", "third"), ("assistant", "and"), ("user", "last")]
+
+
 async def test_messages_of_several_lines(chat: Chat, server: ChatServer) -> None:
     async with chat() as terminal:
         await ask(terminal, "a\\\rb\x1b\rc\nd", r" a\n\.\.\. b\n\.\.\. c\n\.\.\. d\nA\nB\nC\nD\n")
