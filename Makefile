@@ -7,7 +7,7 @@ PACKAGES := $(addprefix -e ,$(PROJECTS))
 DEMO_FILES := config.json generation_config.json loss.svg model.safetensors tokenizer.json tokenizer_config.json training.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install install-dev serve test test-plain asan portable emulated parity fuzz screenshots bench kernels lint types imports readme clean
+.PHONY: install install-dev serve test test-plain asan portable emulated parity fuzz screenshots bench kernels oldest-triton lint types imports readme clean
 
 install: .venv/installed
 
@@ -44,6 +44,10 @@ fuzz: install-dev
 
 kernels: install-dev # Triton kernels: many more random batches, and every shape compiled for sm_80 and sm_90
 	KERNEL_CASES=90 $(BIN)/python -m pytest -q tests/kernels
+
+oldest-triton: install-dev # the kernels' tests with the oldest Triton that is served, whose interpreter needs an older numpy
+	$(PIP) install -q --no-deps --upgrade --target build/triton-3.6 triton==3.6.0 'numpy<2.4'
+	PYTHONPATH=build/triton-3.6 $(BIN)/python -m pytest -q tests/kernels
 
 CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py int8_cache_cpu.py elementwise_cpu.py linear.py latent_attention.py)
 

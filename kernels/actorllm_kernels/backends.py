@@ -1,11 +1,19 @@
 """Which kinds of kernels can run here."""
 
 import functools
+import importlib.metadata
 import importlib.util
+import logging
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+OLDEST_TRITON = 3, 6
+"""Torch 2.11 brings it; tests run with it and with 3.9."""
 
 
 class Heads(NamedTuple):
@@ -18,8 +26,22 @@ class Heads(NamedTuple):
 
 @functools.cache
 def is_triton_here() -> bool:
-    """Whether the package is installed: torch brings it where it is made for GPUs."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether the package is installed, and new enough, else with a warning: torch brings it where it is made for GPUs."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    version = triton_version()
+    is_old = version is not None and tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON
+    if is_old:
+        logger.warning("Triton %s is older than %d.%d: slower references run instead of its kernels", version, *OLDEST_TRITON)
+    return not is_old
+
+
+def triton_version() -> str | None:
+    """The installed one, without importing it; None if nobody says. Nightly builds have another name."""
+    for name in ("triton", "pytorch-triton"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def takes_triton(operator: str, x: Tensor, heads: Heads | None = None) -> bool:

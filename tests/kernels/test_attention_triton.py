@@ -182,6 +182,22 @@ def test_lengths_are_read_from_the_device():
     torch.testing.assert_close(out.cpu(), pool.expected(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_graph_follows_the_lengths():
+    pool = Pool([(1, 600), (1, 600)], 2, 1, head_dim=64)
+    keys = RaggedKeys(pool.spans, pool.table.to(DEVICE))
+    given = torch.cat([q for q, _, _ in pool.rows]).to(DEVICE), pool.k.to(DEVICE), pool.v.to(DEVICE), keys
+    triton.attend(*given, scale=0.3)  # compiled before
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = triton.attend(*given, scale=0.3)
+    keys.spans_B4[1, 3] = 11
+    graph.replay()
+    _, k, v = pool.rows[1]
+    pool.rows[1] = (pool.rows[1][0], k[:11], v[:11])
+    torch.testing.assert_close(out.cpu(), pool.expected(), atol=1e-4, rtol=0)
+
+
 def test_pools_without_their_factors_are_refused():
     pool = Pool([(1, 5)], 2, 1, head_dim=64)
     with pytest.raises(ValueError, match="factors"):

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 
+@pytest.mark.timeout(600)
 def test_rehearsal(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "tests/benchmarks/gpu.py", "--rehearse", "--minutes", "60", "--out", str(tmp_path)]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)

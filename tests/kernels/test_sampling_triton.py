@@ -3,8 +3,10 @@
 `KERNEL_CASES` is how many random batches are compared (4 by default, 40 at most), and makes the draws that are counted more.
 """
 
+import math
 import os
 import random
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,7 +20,8 @@ triton = pytest.importorskip("actorllm_kernels.sampling.triton", exc_type=Import
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_CASES = min(int(os.environ.get("KERNEL_CASES", "4")), 40)
-NUM_DRAWS = 20_000 if DEVICE.type == "cuda" else 512 if "KERNEL_CASES" in os.environ else 160
+MANY_DRAWS = 20_000
+NUM_DRAWS = MANY_DRAWS if DEVICE.type == "cuda" else 512 if "KERNEL_CASES" in os.environ else 120
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0}
 
 
@@ -166,19 +169,129 @@ def test_launches_that_were_made_before_serve_every_request():
         assert torch.equal(ids, reference.draw(logits, where, positions, rows=rows, needs=Needs()))
 
 
+LOGITS = torch.tensor([1.0, -0.5, 0.3, 0.9, -2.0, 0.1, -6.0, 0.3, -0.4, 0.8])
+COUNTS = torch.tensor([3, 0, 0, 1, 0, 0, 0, 0, 2, 0], dtype=torch.int32)
+"""How often a row's output has had each token; its prompt had the last two."""
+BIAS = {2: 1.0, 3: -0.5, 9: 0.7}
+BANNED = 0
+PENALIZED = {"repetition": 1.3, "presence": 0.4, "frequency": 0.2}
+ASKED = {
+    "temperature": {"temperature": 0.8},
+    "min-p": {"temperature": 0.8, "min_p": 0.15},
+    "top-k": {"temperature": 1.2, "top_k": 4},
+    "top-p": {"temperature": 0.9, "top_p": 0.7},
+    "top-k and top-p": {"temperature": 0.9, "top_k": 6, "top_p": 0.8},
+    "top-k, top-p and min-p": {"temperature": 1.3, "top_k": 7, "top_p": 0.95, "min_p": 0.3},
+    "penalties": {"temperature": 1.0, **PENALIZED},
+    "penalties, bias and a ban": {"temperature": 0.8, "top_k": 6, "top_p": 0.9, **PENALIZED, "changed": True},
+}
+
+
+def distribution(temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, *, changed: bool = False, **penalties: float):
+    """Of LOGITS, token by token, as the parameters are defined."""
+    logits = {token: logit for token, logit in enumerate(LOGITS.tolist())}
+    for token, count in enumerate(COUNTS.tolist()) if penalties else ():
+        if count or token >= 8:
+            logits[token] *= 1 / penalties["repetition"] if logits[token] > 0 else penalties["repetition"]
+        logits[token] -= count * penalties["frequency"] + (count > 0) * penalties["presence"]
+    if changed:
+        logits = {token: logit + BIAS.get(token, 0) for token, logit in logits.items() if token != BANNED}
+    weights = {token: math.exp(logit / temperature) for token, logit in logits.items()}
+    ranked = sorted(weights, key=lambda token: -weights[token])[: top_k or None]
+    kept, left = [], top_p * sum(weights[token] for token in ranked)
+    for token in ranked:
+        if left > 0:
+            kept.append(token)
+        left -= weights[token]
+    kept = [token for token in kept if weights[token] >= min_p * weights[ranked[0]]]
+    return torch.tensor([weights[token] if token in kept else 0.0 for token in range(len(LOGITS))], dtype=torch.float64)
+
+
+def changed_logits(operator: ModuleType, row: int, rows: Rows, *, changed: bool) -> torch.Tensor:
+    """[1, V]: LOGITS after the penalties that one of the rows asks for, and where they are `changed` BIAS and the ban."""
+    logits, where, num_rows = LOGITS.clone().unsqueeze(0).to(DEVICE), torch.tensor([row], device=DEVICE), len(rows.seeds_R)
+    seen = Seen(COUNTS.repeat(num_rows, 1).to(DEVICE), (places(len(LOGITS)) >= 8).repeat(num_rows, 1))
+    operator.penalize(logits, where, seen, rows=rows)
+    if changed:
+        ids = torch.tensor([*BIAS, BANNED], device=DEVICE).repeat(num_rows, 1)
+        values, until = torch.tensor([*BIAS.values(), 0], device=DEVICE).repeat(num_rows, 1), torch.zeros_like(ids)
+        until[:, -1] = 1
+        adjustments = Adjustments(torch.full_like(places(num_rows), ids.shape[1]), ids, values, until)
+        operator.adjust(logits, where, torch.zeros_like(where), adjustments=adjustments)
+    return logits
+
+
+def drawn_many(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """A draw for each of the rows, which are alike but for their seeds. The edges of what may be drawn know no seed: in the interpreter
+    they are found for one sample, and copied."""
+    num_samples, chosen = len(rows.seeds_R), cut(8, 8)
+    if DEVICE.type == "cuda":
+        return triton.draw(logits.repeat(num_samples, 1), places(num_samples), places(num_samples), rows=rows, needs=Needs())
+    memory, ids = triton.workspace(1, logits.shape[1], device=DEVICE, chosen=chosen), torch.full((num_samples,), -7, device=DEVICE)
+    for launch in triton.launches(logits, places(1), places(1), rows=rows, needs=Needs(), ids_S=ids[:1], memory=memory, chosen=chosen)[:-1]:
+        launch.run()
+    axes = {"sums": 1, "states": 1, "edges": 1}
+    copied = {name: getattr(memory, name).repeat_interleave(num_samples, dim=axes.get(name, 0)) for name in memory.__slots__}
+    options = {"rows": rows, "needs": Needs(), "ids_S": ids, "memory": triton.Workspace(**copied), "chosen": chosen}
+    triton.launches(logits.repeat(num_samples, 1), places(num_samples), places(num_samples), **options)[-1].run()
+    return ids
+
+
+def chi_square(ids: torch.Tensor, expected: torch.Tensor) -> tuple[float, int]:
+    """The statistic, and its degrees of freedom; nothing may be drawn that has no weight."""
+    seen, wanted = torch.bincount(ids.cpu(), minlength=len(expected)), expected / expected.sum() * len(ids)
+    assert seen[expected == 0].sum() == 0
+    return (((seen - wanted) ** 2 / wanted)[expected > 0]).sum().item(), int((expected > 0).sum()) - 1
+
+
+MOST = {1: 19.6, 2: 23.1, 3: 25.9, 4: 28.5, 5: 30.9, 6: 33.2, 7: 35.3, 8: 37.4, 9: 39.4}
+"""By degrees of freedom: a larger statistic has a probability below 1e-5."""
+
+
 @pytest.mark.timeout(600)
-def test_frequencies_follow_the_distribution():
-    """Over many seeds, of a row with temperature and min-p; with 4 degrees of freedom 30 has a probability below 1e-5."""
-    logits = torch.tensor([1.0, -0.5, 0.3, 0.9, -2.0, 0.1, -6.0])
-    expected = (logits / 0.8).softmax(-1)
-    expected[expected < 0.1 * expected.max()] = 0
-    expected /= expected.sum()
-    rows = parameters(7, *[{"temperature": 0.8, "min_p": 0.1}] * NUM_DRAWS)
-    needs = Needs(has_top_k=False, has_top_p=False)
-    ids, _ = drawn(logits.expand(NUM_DRAWS, 7).to(DEVICE), rows, chosen=cut(8, 8), needs=needs)
-    seen = torch.bincount(ids.cpu(), minlength=7)
-    assert int((expected > 0).sum()) == 5 and seen[expected == 0].sum() == 0
-    assert (((seen - NUM_DRAWS * expected) ** 2 / (NUM_DRAWS * expected))[expected > 0]).sum() < 30
+@pytest.mark.parametrize("name", ASKED)
+def test_frequencies_follow_the_distribution(name):
+    """Over many seeds: of the kernels, which draw what the reference draws, and of more draws of the reference."""
+    asked = dict(ASKED[name])
+    expected, changed = distribution(**asked), bool(asked.pop("changed", False))
+    assert 3 <= int((expected > 0).sum()) <= 10
+    rows = parameters(len(LOGITS), *[asked] * MANY_DRAWS)
+    where, logits = places(MANY_DRAWS), changed_logits(reference, 3, rows, changed=changed)
+    wanted = reference.draw(logits.repeat(MANY_DRAWS, 1), where, where, rows=rows, needs=Needs())
+    few = Rows(rows.seeds_R[:NUM_DRAWS], rows.parameters_RP[:NUM_DRAWS])
+    ids = drawn_many(changed_logits(triton, 3, few, changed=changed), few)
+    assert torch.equal(ids, wanted[:NUM_DRAWS])
+    for each in (ids, wanted):
+        statistic, freedom = chi_square(each, expected)
+        assert statistic < MOST[freedom], (statistic, freedom)
+
+
+@pytest.mark.parametrize("seed", range(NUM_CASES))
+def test_what_changes_logits_equals_the_reference(seed):
+    """Penalties, bias and bans, and counting, of some rows in any order."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    vocab_size, num_rows = rng.choice((1, 40, 1500, rng.randint(1, 3000))), rng.randint(1, 5)
+    asked = [{"repetition": rng.choice((1, 1.3, 0.7)), "presence": rng.choice((0, 0.5)), "frequency": rng.choice((0, -0.5, 0.25))} for _ in range(num_rows)]
+    rows, width = parameters(vocab_size, *asked), min(vocab_size, rng.choice((1, 7, 300)))
+    output = torch.randint(0, 3, (num_rows, vocab_size), generator=generator, dtype=torch.int32).to(DEVICE)
+    prompt = (torch.rand(num_rows, vocab_size, generator=generator) < 0.2).to(DEVICE)
+    ids = torch.stack([torch.randperm(vocab_size, generator=generator)[:width] for _ in range(num_rows)])
+    adjustments = Adjustments(
+        torch.randint(0, width + 1, (num_rows,), generator=generator).to(DEVICE), ids.to(DEVICE),
+        torch.randn(num_rows, width, generator=generator).to(DEVICE), torch.randint(0, 4, (num_rows, width), generator=generator).to(DEVICE),
+    )  # fmt: skip
+    where = torch.randperm(num_rows, generator=generator)[: rng.randint(0, num_rows)].to(DEVICE)
+    positions = torch.randint(0, 4, where.shape, generator=generator).to(DEVICE)
+    wide = torch.randn(len(where), vocab_size + 3, generator=generator).to(DEVICE)
+    drawn_ids, results = torch.randint(-1, vocab_size, where.shape, generator=generator).to(DEVICE), []
+    for operator in (triton, reference):
+        logits, seen = wide.clone()[:, :vocab_size], Seen(output.clone(), prompt)
+        operator.penalize(logits, where, seen, rows=rows)
+        operator.adjust(logits, where, positions, adjustments=adjustments)
+        operator.count(drawn_ids, where, seen)
+        results.append((logits, seen.output_RV))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=1e-6)
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_penalties():

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from actorllm_kernels import attention, gated, norm
+from actorllm_kernels import attention, backends, gated, norm
 from actorllm_kernels.attention import RaggedKeys, flat_spans
 from actorllm_kernels.backends import Heads
 
@@ -92,6 +92,13 @@ def test_heads_that_a_kernel_is_wrong_for_give_way_and_others_do_not(dispatched,
         torch.testing.assert_close(attention.attend(q, k, k, keys, scale=1.0), expected, atol=1e-4, rtol=1e-4)
     assert "attention are wrong" in caplog.text and "for heads of 16 and 16 in torch.float32 (plain, many parts" in caplog.text
     assert calls.count(16) == 1 and calls[-1] == 32 and "heads of 32" not in caplog.text
+
+
+@pytest.mark.parametrize(("version", "is_taken"), [("3.5.1", False), ("3.6.0", True), ("3.10.0+git1", True), ("4.0.0", True), (None, True)])
+def test_an_older_triton_is_not_used(version, is_taken, monkeypatch, caplog):
+    monkeypatch.setattr(backends, "triton_version", lambda: version)
+    assert backends.is_triton_here.__wrapped__() == is_taken
+    assert ("is older than 3.6" in caplog.text) != is_taken
 
 
 def test_a_wrong_kernel_gives_way_to_its_reference(dispatched, monkeypatch, caplog):

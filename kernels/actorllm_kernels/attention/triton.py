@@ -4,6 +4,10 @@ Decode rows (one query) go over their keys in parallel parts whose results are m
 queries. Both are launched over the whole batch and each leaves the other's rows alone. What is launched depends on the
 number of rows and tokens, the table's width and the shapes, on no length; nothing waits for the GPU.
 
+A call takes memory for its result, and decode in several parts for what they hand on to the merge, from torch's caching allocator, as
+every operator of torch does. While a graph is captured it comes from that graph's own pool: a replay allocates nothing. `launches`
+writes into memory that its caller owns, and reads lengths when it runs: made once, they serve every step of as many rows.
+
 Legend: T tokens of the batch, B its rows, H query heads, K key/value heads, D head_dim, E head_dim of values, N slots.
 """
 

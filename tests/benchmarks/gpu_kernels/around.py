@@ -11,11 +11,14 @@ from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.norm import reference as norm_reference
 from actorllm_kernels.norm import triton as norm
+from actorllm_kernels.quantize import dequantize, dequantize_parts, quantize
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import reference as store_reference
 from actorllm_kernels.rotary_store import triton as rotary_store
 from actorllm_kernels.token_ids import triton as token_ids
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
+
+HEADS = (8, 2) if REHEARSAL else (64, 8)
 
 
 def norm_problem(num_rows: int, size: int, *, is_rms: bool, chosen: Configuration | None = None) -> Problem:
@@ -27,8 +30,10 @@ def norm_problem(num_rows: int, size: int, *, is_rms: bool, chosen: Configuratio
     def both() -> tuple[torch.Tensor, torch.Tensor]:
         total = (x + y).float()
         if is_rms:
-            return results[1], norm_reference.rms_norm(total, weight.float(), eps=1e-5)
-        return results[1], torch.nn.functional.layer_norm(total, (size,), weight.float(), weight.float(), 1e-5)
+            normed = norm_reference.rms_norm(total, weight.float(), eps=1e-5)
+        else:
+            normed = norm_reference.layer_norm(total, weight_D=weight.float(), bias_D=weight.float(), eps=1e-5)
+        return torch.cat(results, dim=1), torch.cat((total, normed), dim=1)
 
     return Problem([launch], both, num_bytes(x, y, *results))
 
@@ -43,27 +48,53 @@ def gated_problem(num_rows: int, size: int, activation: str, *, chosen: Configur
 
 
 def store_problem(num_tokens: int, form: torch.dtype, *, chosen: Configuration | None = None) -> Problem:
-    q, k, v = random(num_tokens, 80, 128).split([64, 8, 8], dim=1)
+    num_heads, num_kv_heads = HEADS
+    q, k, v = random(num_tokens, num_heads + 2 * num_kv_heads, 128).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     out = torch.full(q.shape, torch.nan, dtype=BF16, device=DEVICE)
     angles = torch.cat((random(num_tokens, 1, 64, dtype=torch.float32),) * 2, dim=-1)
     tables = Angles(angles.cos().to(BF16), angles.sin().to(BF16))
     slots = torch.randperm(num_tokens, device=DEVICE)
-    pools = tuple(torch.zeros(num_tokens, 8, 128, dtype=form, device=DEVICE) for _ in range(2))
-    scales = tuple(torch.zeros(num_tokens, 8, device=DEVICE) for _ in range(2)) if form.itemsize == 1 else None
+    k_pool, v_pool = pools = [torch.zeros(num_tokens, num_kv_heads, 128, dtype=form, device=DEVICE) for _ in range(2)]
+    factors = [torch.zeros(num_tokens, num_kv_heads, device=DEVICE) for _ in range(2)]
+    scales = (factors[0], factors[1]) if form.itemsize == 1 else None
     launch = rotary_store.launch(
-        q, k, v, angles=tables, slots_T=slots, pools=pools, scales=scales, out_THD=out, chosen=chosen
+        q, k, v, angles=tables, slots_T=slots, pools=(k_pool, v_pool), scales=scales, out_THD=out, chosen=chosen
     )
 
     def results() -> tuple[torch.Tensor, torch.Tensor]:
         exact = Angles(tables.cos_T1R.float(), tables.sin_T1R.float())
-        stored = pools[0][slots].float() * (1 if scales is None else scales[0][slots].unsqueeze(-1))
-        got = torch.cat((out.float(), stored), dim=1)
+        stored = [pool.float()[slots] * (1 if scales is None else each[slots].unsqueeze(-1)) for pool, each in zip(pools, factors, strict=True)]
         wanted = [store_reference.rotate(heads.float(), exact) for heads in (q, k)]
         if scales is not None:
             wanted = [store_reference.spread(heads, exact) for heads in wanted]
-        return got, torch.cat(wanted, dim=1)
+        return torch.cat((out.float(), *stored), dim=1), torch.cat((wanted[0], *(kept(each, form) for each in (wanted[1], v.float()))), dim=1)
 
     return Problem([launch], results, num_bytes(q, k, v, out, *pools, *(scales or ()), *tables[:2]))
+
+
+def kept(x: torch.Tensor, form: torch.dtype) -> torch.Tensor:
+    """What a pool of this form gives back."""
+    return dequantize(*quantize(x, form)) if form.itemsize == 1 else x
+
+
+def latent_store_problem(num_tokens: int, form: torch.dtype) -> Problem:
+    """Latents of 512 values with rotated keys of 64, and the rotated parts of all heads' queries."""
+    q, both = random(num_tokens, HEADS[0], 64), random(num_tokens, 576, seed=1)
+    latent, key = both.split([512, 64], dim=1)
+    angles = torch.cat((random(num_tokens, 1, 32, dtype=torch.float32),) * 2, dim=-1)
+    tables, out = Angles(angles.cos().to(BF16), angles.sin().to(BF16)), torch.full(q.shape, torch.nan, dtype=BF16, device=DEVICE)
+    slots, pool = torch.randperm(num_tokens, device=DEVICE), torch.zeros(num_tokens, 576, dtype=form, device=DEVICE)
+    scales = torch.zeros(num_tokens, 2, device=DEVICE) if form.itemsize == 1 else None
+    launch = rotary_store.launch_latent(q, latent, key, angles=tables, slots_T=slots, pool_NC=pool, scales_N2=scales, out_THP=out)
+
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
+        exact = Angles(tables.cos_T1R.float(), tables.sin_T1R.float())
+        stored = pool.float() if scales is None else dequantize_parts(pool, scales, 512)
+        rotated = [store_reference.rotate(heads.float(), exact).flatten(1) for heads in (q, key.unsqueeze(1))]
+        wanted = rotated[0], kept(latent.float(), form), kept(rotated[1], form)
+        return torch.cat((out.float().flatten(1), stored[slots]), dim=1), torch.cat(wanted, dim=1)
+
+    return Problem([launch], results, num_bytes(q, both, out, pool, scales, *tables[:2]))
 
 
 def embedding_problem(num_tokens: int, size: int, vocab_size: int, *, chosen: Configuration | None = None) -> Problem:
@@ -95,4 +126,5 @@ def around_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
     for activation in ("silu", "gelu_tanh"):
         yield f"{activation} and product {rows} x {2 * size}", partial(gated_problem, rows, 2 * size, activation)
     for form in (BF16, torch.int8, torch.float8_e4m3fn):
-        yield f"rotate and store {rows} tokens, 64:8 heads, {str(form)[6:]}", partial(store_problem, rows, form)
+        yield f"rotate and store {rows} tokens, {HEADS[0]}:{HEADS[1]} heads, {str(form)[6:]}", partial(store_problem, rows, form)
+        yield f"rotate and store {rows} latents, {str(form)[6:]}", partial(latent_store_problem, rows, form)

@@ -27,7 +27,7 @@ def attention_problem(
 ) -> Problem:
     """Rows of (queries, keys) over shuffled slots."""
     if REHEARSAL:
-        heads = heads[0] // 4, max(heads[1] // 4, 1)
+        heads = heads[0] // 8, max(heads[1] // 8, 1)
     (num_heads, num_kv_heads), num_slots = heads, sum(seq_len for _, seq_len in lens)
     pools, exact = make_pools(num_slots, num_kv_heads, head_dim, form=form, value_dim=value_dim)
     slots = torch.randperm(num_slots, device=DEVICE).to(torch.int32)
@@ -105,7 +105,7 @@ def torch_attention(lens: Sequence[tuple[int, int]], heads: tuple[int, int], hea
 
 
 def attention_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
-    n, ctx = (2, 40) if REHEARSAL else (64, 4096)
+    n, ctx = (2, 24) if REHEARSAL else (64, 4096)
     for name, form in (("bf16", BF16), ("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
         yield f"decode {n} x {ctx}, 64:8 heads of 128, {name}", partial(attention_problem, [(1, ctx)] * n, (64, 8), form=form)
     yield f"decode {n} x {ctx}, 32:32 heads of 128", partial(attention_problem, [(1, ctx)] * (n // 2), (32, 32))
