@@ -87,12 +87,7 @@ async def load_model(
     invalid = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
 
     def build(model: CausalLM) -> ResidentRunner:
-        if device.type == "cpu":
-            native.library()  # compiled now rather than within the first request's step
-        elif is_triton_here():
-            from actorllm_kernels import self_check  # Triton takes a second to import, and is not there without a GPU
-
-            self_check.failing(device, served_heads(model.cache_groups, plan.precision.dtype))  # warns, and settles which kernels run
+        _settle_kernels(device, model, plan.precision.dtype)
         loader.load(model)
         give_back_freed_memory()  # of values that became codes, before the cache takes its own
         return ResidentRunner(model, sizes, dtype=plan.precision.dtype, kv_dtype=plan.kv_dtype, device=device, invalid_ids=invalid)
@@ -116,6 +111,16 @@ async def load_model(
         num_weight_bytes=plan.num_weight_bytes,
         groups=groups,
     )
+
+
+def _settle_kernels(device: torch.device, model: CausalLM, dtype: torch.dtype) -> None:
+    """Which kernels run: compiled or checked now rather than within the first request's step, with warnings of what is amiss."""
+    if device.type == "cpu":
+        native.library()
+    elif is_triton_here():
+        from actorllm_kernels import self_check  # Triton takes a second to import, and is not there without a GPU
+
+        self_check.failing(device, served_heads(model.cache_groups, dtype))
 
 
 def _plan_groups(model: CausalLM, plan: ModelPlan, *, settings: EngineSettings, device: torch.device) -> tuple[GroupSize, ...]:

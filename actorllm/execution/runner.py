@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from actorllm.execution.decode_replay import DecodeReplay
 from actorllm.execution.forward import forward
 from actorllm.execution.kv_pool import KVPool, SlotTables
 from actorllm.execution.logprobs import Scores, score_in_blocks
 from actorllm.execution.sampler import Sampled, SamplePlan, Sampler
-from actorllm.execution.step import PromptTokens, StepReader
+from actorllm.execution.step import PromptTokens, StepParts, StepReader
 from actorllm.execution.upload import Upload
 from actorllm.messages import Step, StepDone, TopLogprobs, pack
 from actorllm.models.contract import CausalLM
@@ -100,8 +101,9 @@ class Launched:
 
 
 class ResidentRunner:
-    """All layers stay on the device; the cache is of `kv_dtype`, see `KVPool`. `layer` gives layer i in place of the model's own, for a runner that loads
-    layers as they are needed."""
+    """All layers stay on the device; the cache is of `kv_dtype`, see `KVPool`. `layer` gives layer i in place of the
+    model's own, for a runner that loads layers as they are needed. `decode` replays decode steps; None on GPUs, for layers that come
+    and go, states that must not go on twice, and ranks that wait for others in the middle of a step."""
 
     def __init__(
         self,
@@ -118,6 +120,8 @@ class ResidentRunner:
         self._sizes = sizes
         self._device = device
         self._layer = layer
+        has_states = any(group.is_state for group in model.cache_groups)
+        self._is_replayable = device.type == "cpu" and layer is None and model.shard.num_ranks == 1 and not has_states
         self._vocab_size: int = model.config.vocab_size
         self._cache = KVPool(model.cache_groups, sizes.num_slots, dtype=dtype, device=device, kv_dtype=kv_dtype, num_rows=sizes.max_running)
         self._sampler = Sampler(self._vocab_size, max_running=sizes.max_running, device=device, invalid_ids=invalid_ids)
@@ -129,6 +133,7 @@ class ResidentRunner:
         tables = SlotTables(len(sizes.num_slots), num_rows=sizes.max_running, context=sizes.context, device=self._device)
         self._reader = StepReader(self._cache, tables, max_running=sizes.max_running, device=self._device)
         self._sampler.reset()
+        self.decode = DecodeReplay(lambda parts: self.model.head(self._hidden(parts))) if self._is_replayable else None
 
     def run(self, step: Step) -> StepDone:
         """Both phases of the step, and wait for them."""
@@ -141,14 +146,13 @@ class ResidentRunner:
         upload = Upload(self._device)
         parts = self._reader.add(step, upload)
         plan = self._plan_samples(step, upload)
+        if self.decode is not None and parts.is_decode:
+            return Forwarded(step, plan, self.decode.logits(parts, upload), (), started)
         upload.send()
-        state = forward(self.model, self._reader.batch(parts), layer=self._layer)
+        hidden_TD = self._hidden(parts)
         for opened in step.opened:
             if opened.state_of >= 0:
                 self._cache.copy_states(opened.state_of, opened.row)
-        if not plan.rows and not parts.prompts:  # the chunks of a long prompt need neither norm nor head
-            return Forwarded(step, plan, None, (), started)
-        hidden_TD = self.model.norm(state)
         prompts = tuple((self._score(tokens, hidden_TD), tokens.width) for tokens in parts.prompts)
         logits_SV = self.model.head(hidden_TD[parts.sample_tokens_S.tensor]) if plan.rows else None
         return Forwarded(step, plan, logits_SV, prompts, started)
@@ -167,6 +171,10 @@ class ResidentRunner:
             ready = torch.cuda.Event()
             ready.record()
         return Launched(forwarded.step, sampled, forwarded.prompts, ready, forwarded.started)
+
+    def _hidden(self, parts: StepParts) -> Tensor:
+        """[T, D] final hidden states of a step that is sent."""
+        return self.model.norm(forward(self.model, self._reader.batch(parts), layer=self._layer))
 
     def _plan_samples(self, step: Step, upload: Upload) -> SamplePlan:
         """Rows end and begin, then the step's samples are known."""

@@ -7,6 +7,7 @@ Legend: T tokens of the batch, B entries (rows) in it, S samples, R device rows,
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class PromptTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepParts:
-    """A step on its way to the device, in the order of its message. `sample_tokens_S` are the flat tokens that samples read."""
+    """A step on its way to the device, in the order of its message. `spans_B4` holds every entry's `Span`; `sample_tokens_S` are the
+    flat tokens that samples read."""
 
     step: Step
     spans: tuple[Span, ...]
@@ -41,11 +43,21 @@ class StepParts:
     token_ids_T: Part
     positions_T: Part
     write_slots_T: tuple[Part, ...]
-    rows_B: Part
-    query_lens_B: Part
-    seq_lens_B: Part
+    spans_B4: Part
     sample_tokens_S: Part
     prompts: tuple[PromptTokens, ...]
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether each entry is one token, all are sampled, and nothing else happens."""
+        num_rows = len(self.spans)
+        is_plain = not self.step.opened and not self.prompts and num_rows == len(self.token_ids_T)
+        return is_plain and self.step.sample_rows == pack(range(num_rows))
+
+    @property
+    def has_unknown_ids(self) -> bool:
+        """Whether some tokens are what an earlier step samples."""
+        return _MINUS_ONE in self.step.token_ids  # or, rarely, in two neighbours' bytes, which changes nothing
 
 
 class StepReader:
@@ -66,26 +78,22 @@ class StepReader:
             token_ids_T=upload.ints(step.token_ids),
             positions_T=upload.ints(step.positions),
             write_slots_T=tuple(upload.ints(slots) for slots in step.write_slots),
-            rows_B=upload.ints(step.rows),
-            query_lens_B=upload.ints(step.query_lens),
-            seq_lens_B=upload.ints(step.seq_lens),
+            spans_B4=upload.longs(chain.from_iterable(spans)),
             sample_tokens_S=upload.ints(step.sample_rows),
             prompts=tuple(_prompt(spans[entry], data, width=width, upload=upload) for entry, width, data in step.prompt_logprobs),
         )
 
     def batch(self, parts: StepParts) -> Batch:
         """The batch of a step whose numbers are sent; its tokens are entered into the slot tables."""
-        step, token_ids_T = parts.step, parts.token_ids_T.tensor
-        for opened, slots in zip(step.opened, parts.opened, strict=True):  # with the slots that it shares with a sibling
+        token_ids_T = parts.token_ids_T.tensor
+        for opened, slots in zip(parts.step.opened, parts.opened, strict=True):  # with the slots that it shares with a sibling
             self._tables.open(opened.row, opened.prefix_start, [part.tensor for part in slots])
         slots_T = tuple(part.tensor for part in parts.write_slots_T)
-        rows_B, query_lens_B, seq_lens_B = parts.rows_B.tensor, parts.query_lens_B.tensor, parts.seq_lens_B.tensor
-        rows_T, columns_T = _places(rows_B, query_lens_B, seq_lens_B=seq_lens_B, num_tokens=len(token_ids_T))
-        if _MINUS_ONE in step.token_ids:  # or, rarely, in two neighbours' bytes, which changes nothing
+        spans_B4 = parts.spans_B4.tensor.view(-1, 4)
+        rows_T, columns_T = _places(spans_B4, num_tokens=len(token_ids_T))
+        if parts.has_unknown_ids:
             token_ids_T = gather_ids(token_ids_T, rows_T, self._last_ids_R)
         self._tables.write(rows_T, columns_T, slots_T)
-        starts_B = query_lens_B.cumsum(0) - query_lens_B
-        spans_B4 = torch.stack((rows_B, starts_B, query_lens_B, seq_lens_B), dim=1).to(torch.int32)
         return Batch(
             token_ids_T=token_ids_T,
             positions_T=parts.positions_T.tensor,
@@ -94,7 +102,7 @@ class StepReader:
             write_slots_T=slots_T,
             slot_tables=self._tables.tables,
             cache=self._cache,
-            spans_B4=spans_B4,
+            spans_B4=spans_B4.to(torch.int32),
         )
 
     def remember(self, rows_S: Tensor, ids_S: Tensor) -> None:
@@ -102,12 +110,13 @@ class StepReader:
         scatter_ids(ids_S, rows_S, self._last_ids_R)
 
 
-def _places(rows_B: Tensor, query_lens_B: Tensor, *, seq_lens_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+def _places(spans_B4: Tensor, *, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Each token's device row and its place in the sequence (which positions given by a model need not be)."""
-    if num_tokens == len(rows_B):  # only decode rows: one token each
+    rows_B, starts_B, query_lens_B, seq_lens_B = spans_B4.unbind(1)
+    if num_tokens == len(spans_B4):  # only decode rows: one token each
         return rows_B, seq_lens_B - 1
-    shift_B = seq_lens_B - query_lens_B.cumsum(0)
-    both_2T = torch.stack((rows_B, shift_B)).repeat_interleave(query_lens_B, dim=1, output_size=num_tokens)
+    shifts_B = seq_lens_B - query_lens_B - starts_B
+    both_2T = torch.stack((rows_B, shifts_B)).repeat_interleave(query_lens_B, dim=1, output_size=num_tokens)
     return both_2T[0], both_2T[1] + torch.arange(num_tokens, device=rows_B.device)
 
 

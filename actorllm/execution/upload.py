@@ -16,57 +16,57 @@ from torch import Tensor
 class Part:
     """Some of the numbers. `tensor` [N], int64 or float64, is on the device as soon as the upload is sent."""
 
-    __slots__ = ("_is_float", "_tensor")
+    __slots__ = ("_is_float", "_start", "_stop", "_tensor", "_upload")
 
-    def __init__(self, *, is_float: bool = False) -> None:
+    def __init__(self, upload: "Upload", start: int, *, stop: int, is_float: bool = False) -> None:
+        self._upload = upload
+        self._start, self._stop = start, stop
         self._is_float = is_float
         self._tensor: Tensor | None = None
 
+    def __len__(self) -> int:
+        return self._stop - self._start
+
     @property
     def tensor(self) -> Tensor:
-        assert self._tensor is not None, "the upload is not sent yet"
+        if self._tensor is None:
+            assert self._upload.numbers is not None, "the upload is not sent yet"
+            words_N = self._upload.numbers[self._start : self._stop]
+            self._tensor = words_N.view(torch.float64) if self._is_float else words_N
         return self._tensor
-
-    def _arrive(self, words_N: Tensor) -> None:
-        self._tensor = words_N.view(torch.float64) if self._is_float else words_N
 
 
 class Upload:
-    """Add all parts, `send` once, then read their tensors; these are views of one tensor."""
+    """Add all parts, `send` once, then read their tensors; these are views of one tensor, `numbers`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._narrow: list[tuple[Part, bytes]] = []
-        self._wide: list[tuple[Part, bytes]] = []
+        self._words = array("q")
+        self.numbers: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._words)
 
     def ints(self, data: bytes) -> Part:
         """int32, little-endian."""
-        part = Part()
-        self._narrow.append((part, data))
-        return part
+        return self._part(array("q", array("i", data)))
 
     def longs(self, values: Iterable[int]) -> Part:
         """Whole numbers beyond int32."""
-        part = Part()
-        self._wide.append((part, array("q", values).tobytes()))
-        return part
+        return self._part(array("q", values))
 
     def floats(self, values: Iterable[float]) -> Part:
         """Numbers in double precision."""
-        part = Part(is_float=True)
-        self._wide.append((part, array("d", values).tobytes()))
-        return part
+        return self._part(array("q", array("d", values).tobytes()), is_float=True)
 
-    def send(self) -> None:
-        """Start the copy; nothing waits for it. On a CPU there is none."""
-        narrow, wide = (b"".join(data for _, data in parts) for parts in (self._narrow, self._wide))
-        num_narrow, num_wide = len(narrow) // 4, len(wide) // 8
-        numbers = torch.empty(num_narrow + num_wide, dtype=torch.int64, pin_memory=self._device.type == "cuda")
-        if num_narrow:
-            numbers[:num_narrow] = torch.frombuffer(bytearray(narrow), dtype=torch.int32)
-        if num_wide:
-            numbers[num_narrow:] = torch.frombuffer(bytearray(wide), dtype=torch.int64)
-        lens = [len(data) // 4 for _, data in self._narrow] + [len(data) // 8 for _, data in self._wide]
-        sent = numbers.to(self._device, non_blocking=True).split(lens)
-        for (part, _), words in zip(self._narrow + self._wide, sent, strict=True):
-            part._arrive(words)
+    def send(self, into: Tensor | None = None) -> None:
+        """Start the copy, to a tensor that has the right size already or a new one; nothing waits for it."""
+        numbers = torch.frombuffer(self._words, dtype=torch.int64) if self._words else torch.empty(0, dtype=torch.int64)
+        if self._device.type == "cuda":
+            numbers = numbers.pin_memory()
+        self.numbers = numbers.to(self._device, non_blocking=True) if into is None else into.copy_(numbers, non_blocking=True)
+
+    def _part(self, words: "array[int]", *, is_float: bool = False) -> Part:
+        start = len(self._words)
+        self._words += words
+        return Part(self, start, stop=len(self._words), is_float=is_float)

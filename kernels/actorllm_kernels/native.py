@@ -7,6 +7,7 @@ a compiler, or where it fails, there is no library, and a warning says so once. 
 `-march=x86-64` for the portable paths, `-fsanitize=address,undefined` for the sanitizers. Knows no operator.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,8 +19,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch  # noqa: F401 - first: the kernels then share torch's libgomp, which has the same soname
@@ -51,14 +53,41 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+class Kernel:
+    """An entry point of the library, which must exist; it returns nothing. Its calls are told to who listens (`noting`)."""
+
+    def __init__(self, name: str, argument_types: tuple[type, ...]) -> None:
+        kernels = library()
+        assert kernels is not None, "ask `library` first"
+        self.name = name
+        self.argument_types = argument_types
+        self._entry = kernels[name]
+        self._entry.argtypes, self._entry.restype = argument_types, None
+
+    def __call__(self, *arguments: int | float | None) -> None:
+        self._entry(*arguments)
+        if (note := _note.get()) is not None:
+            note(self, arguments)
+
+
+Note = Callable[[Kernel, tuple[int | float | None, ...]], None]
+_note: ContextVar[Note | None] = ContextVar("note", default=None)
+
+
 @functools.cache
-def function(name: str, argument_types: tuple[type, ...]) -> "ctypes._NamedFuncPointer":
-    """An entry point of the library, which must exist; it returns nothing."""
-    kernels = library()
-    assert kernels is not None, "ask `library` first"
-    found = kernels[name]
-    found.argtypes, found.restype = argument_types, None
-    return found
+def function(name: str, argument_types: tuple[type, ...]) -> Kernel:
+    """The entry point `name`."""
+    return Kernel(name, argument_types)
+
+
+@contextlib.contextmanager
+def noting(note: Note) -> Iterator[None]:
+    """Tell `note` of every call that this thread makes meanwhile, after it was made."""
+    token = _note.set(note)
+    try:
+        yield
+    finally:
+        _note.reset(token)
 
 
 def cache_folder() -> Path:

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attention_products.h"
+#include "replay.h"
 
 namespace {
 
@@ -292,3 +293,5 @@ extern "C" void actorllm_attend(
     else if (pool_type == 1) run(uint16_t{});
     else run(float{});
 }
+
+REPLAYABLE(actorllm_attend)

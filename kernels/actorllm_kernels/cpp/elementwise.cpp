@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "replay.h"
 #include "simd.h"
 
 namespace {
@@ -208,6 +209,14 @@ extern "C" void actorllm_rms_norm(
         rms_norm_row(x + t * x_stride, y ? y + t * y_stride : nullptr, weight, eps, D, sum ? sum + t * D : nullptr, out + t * D);
 }
 
+// A `y_stride` of 0 adds the same row to all.
+extern "C" void actorllm_add(
+    const float* x, int64_t x_stride, const float* y, int64_t y_stride, int64_t num_rows, int64_t D, float* out, int num_threads) {
+#pragma omp parallel for num_threads(threads_for(num_rows * D, num_threads)) schedule(static)
+    for (int64_t t = 0; t < num_rows; t++)
+        for (int64_t d = 0; d < D; d++) out[t * D + d] = x[t * x_stride + d] + y[t * y_stride + d];
+}
+
 // `activation` 0: SiLU, 1: GELU by tanh.
 extern "C" void actorllm_gated(
     const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t num_rows, int64_t I, int activation, float* out, int num_threads) {
@@ -258,3 +267,8 @@ extern "C" void actorllm_rotate_and_store(
     else if (pool_type == 1) run(uint16_t{});
     else run(float{});
 }
+
+REPLAYABLE(actorllm_add)
+REPLAYABLE(actorllm_rms_norm)
+REPLAYABLE(actorllm_gated)
+REPLAYABLE(actorllm_rotate_and_store)

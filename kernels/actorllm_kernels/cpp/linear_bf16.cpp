@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "panels.h"
+#include "replay.h"
 
 namespace {
 
@@ -109,3 +110,5 @@ extern "C" void actorllm_linear_bf16(
         for (int i = 0; i < shares.num_groups; i++) group(p, i * GROUP, shares.size(i));
     }
 }
+
+REPLAYABLE(actorllm_linear_bf16)

@@ -7,6 +7,7 @@
 // Legend: M rows, N outputs, K inputs, G inputs of a group.
 
 #include "dot.h"
+#include "replay.h"
 #include "rows.h"
 
 namespace {
@@ -99,3 +100,5 @@ extern "C" void actorllm_linear_int4(
     const Problem p{coded, w, scales, out, N, group_len};
     code_and_multiply<TILE_ROWS, Tiles>(coded, x, x_stride, p, Shares(M, N, K, num_threads), PARTS);
 }
+
+REPLAYABLE(actorllm_linear_int4)

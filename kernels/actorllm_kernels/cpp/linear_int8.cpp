@@ -6,6 +6,7 @@
 // Legend: M rows, N outputs, K inputs.
 
 #include "dot.h"
+#include "replay.h"
 #include "rows.h"
 
 namespace {
@@ -82,3 +83,5 @@ extern "C" void actorllm_linear_int8(
     const Problem p{coded, w, scales, out, N};
     code_and_multiply<TILE_ROWS, Tiles>(coded, x, x_stride, p, Shares(M, N, K, num_threads), PARTS);
 }
+
+REPLAYABLE(actorllm_linear_int8)

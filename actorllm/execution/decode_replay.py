@@ -1,0 +1,108 @@
+"""Decode steps on a CPU, recorded once for each number of rows and then replayed.
+
+A step with one token a row does the same work on other numbers each time; of a small model it is as much Python as arithmetic.
+What is recorded goes from the numbers of the step to the logits. Before it is trusted, the first replay is compared with the same step
+computed without it. A model that cannot be replayed is computed as ever. Knows no sampling.
+
+Legend: B rows, which are also tokens and samples, V vocabulary.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from actorllm.execution.recording import NotReplayable, Recording, record
+from actorllm.execution.step import StepParts
+from actorllm.execution.upload import Upload
+from actorllm_kernels.attention import Span
+from actorllm_kernels.native import library
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 32
+"""Beyond, the Python of a step takes little beside its arithmetic."""
+
+MOST_BYTES = 64 * 2**20
+"""What all recordings of a model may hold."""
+
+
+class _Unknown:
+    """A number that differs from step to step."""
+
+    def __eq__(self, other: object) -> bool:
+        raise NotReplayable("the model looks at the rows' lengths")
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+@dataclass
+class _Recorded:
+    """A recording, the numbers that it reads, and whether a replay of it was compared."""
+
+    numbers: Tensor
+    recording: Recording
+    is_right: bool = False
+
+
+class DecodeReplay:
+    """The decode steps of one model on one rank. `compute(parts)` gives the logits [B, V] of a step that is sent; `num_replays` are
+    the steps that were replayed in its place.
+
+    Writing the same keys and values twice must change nothing, so it is not for models with recurrent states.
+    """
+
+    def __init__(self, compute: Callable[[StepParts], Tensor]) -> None:
+        self._compute = compute
+        self._recorded: dict[tuple[int, ...], _Recorded] = {}
+        self._memory: dict[int, Tensor] = {}
+        self._is_possible = library() is not None
+        self.num_replays = 0
+
+    def logits(self, parts: StepParts, upload: Upload) -> Tensor:
+        """Send a decode step and compute it; the result [B, V] is valid until the next one."""
+        key = len(parts.spans), len(parts.positions_T), len(upload), parts.has_unknown_ids
+        recorded = self._recorded.get(key)
+        upload.send(into=recorded.numbers if recorded else None)
+        if recorded is not None and recorded.is_right:
+            self.num_replays += 1
+            return recorded.recording.run()
+        if recorded is not None:
+            return self._check(recorded, parts)
+        if not self._is_possible or len(parts.spans) > MOST_ROWS or self._num_bytes() > MOST_BYTES:
+            return self._compute(parts)
+        return self._record(key, parts, upload)
+
+    def _record(self, key: tuple[int, ...], parts: StepParts, upload: Upload) -> Tensor:
+        unknown = _Unknown()
+        spans = tuple(Span(unknown, span.start, 1, unknown) for span in parts.spans)  # pyright: ignore[reportArgumentType]
+        try:
+            logits_BV, recording = record(lambda: self._compute(replace(parts, spans=spans)), self._block)
+        except Exception as error:  # boundary: whatever a recording cannot do, the step itself can, or tells
+            logger.debug("decode steps are not replayed: %s: %s", type(error).__name__, error)
+            self._is_possible = False
+            return self._compute(parts)
+        assert upload.numbers is not None, "it was sent"
+        self._recorded[key] = _Recorded(upload.numbers, recording)
+        return logits_BV
+
+    def _check(self, recorded: _Recorded, parts: StepParts) -> Tensor:
+        logits_BV = self._compute(parts)
+        recorded.is_right = torch.equal(recorded.recording.run(), logits_BV)
+        if not recorded.is_right and logits_BV.isfinite().all():
+            logger.warning("a replayed decode step differs from the step itself: steps are not replayed")
+            self._is_possible = False
+            self._recorded.clear()
+        return logits_BV
+
+    def _block(self, num_bytes: int) -> Tensor:
+        """Memory for a recording; one that is large enough for several is shared, because they run one after another."""
+        size = 1 << (num_bytes - 1).bit_length()
+        if size not in self._memory:
+            self._memory[size] = torch.empty(size, dtype=torch.uint8)
+        return self._memory[size]
+
+    def _num_bytes(self) -> int:
+        return sum(self._memory) + sum(each.recording.num_bytes for each in self._recorded.values())
