@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,18 +39,24 @@ def test_kernels_compile_and_fit(repository: Path, capsys: pytest.CaptureFixture
     found, unused = [row for row in told if "kernel" in row], [row for row in told if "unused" in row]
     found.sort(key=lambda row: (row["gpu"], row["kernel"], row["case"]))
     with capsys.disabled():
-        print(f"\n{'gpu':<6} {'kernel':<20} {'shapes':<70} {'registers':>9} {'spilled':>8} {'shared':>8}")
-        for row in found:
-            taken = [row.get(name, "-") for name in ("num_registers", "spilled_bytes", "shared_bytes")]
-            print(f"{row['gpu']:<6} {row['kernel']:<20} {row['case']:<70} {taken[0]:>9} {taken[1]:>8} {taken[2]:>8}")
-        for gpu in GPUS:
-            seconds = [row["seconds"] for row in found if row["gpu"] == gpu]
-            print(f"{gpu}: {len(seconds)} launches, {sum(seconds):.0f} s in {num_shares} processes")
-        for row in (row for row in found if "failure" in row or row["spilled_bytes"] or row["shared_bytes"] > row["limit"]):
-            print(f"{row['gpu']} {row['kernel']}, {row['case']}: {row.get('failure', 'spills, or does not fit')}")
+        print_table(found, num_shares)
     assert {row["gpu"] for row in found} == {*GPUS}
     assert not [row for row in found if "failure" in row]
     assert not [row for row in found if row["shared_bytes"] > row["limit"]]
     may_spill = {"prefill_kernel": 64} if is_whole else {}  # a tile of half the size would cost more than a few bytes do
     assert not [row for row in found if row["spilled_bytes"] > may_spill.get(row["kernel"], 0)]
     assert unused == ([{"gpu": gpu, "unused": []} for gpu in GPUS] if is_whole else [])
+
+
+def print_table(found: list[dict], num_shares: int) -> None:
+    """To the error stream, which is seen where tests run in several processes, too."""
+    say = partial(print, file=sys.stderr)
+    say(f"\n{'gpu':<6} {'kernel':<20} {'shapes':<70} {'registers':>9} {'spilled':>8} {'shared':>8}")
+    for row in found:
+        taken = [row.get(name, "-") for name in ("num_registers", "spilled_bytes", "shared_bytes")]
+        say(f"{row['gpu']:<6} {row['kernel']:<20} {row['case']:<70} {taken[0]:>9} {taken[1]:>8} {taken[2]:>8}")
+    for gpu in GPUS:
+        seconds = [row["seconds"] for row in found if row["gpu"] == gpu]
+        say(f"{gpu}: {len(seconds)} launches, {sum(seconds):.0f} s of a processor, in {num_shares} processes")
+    for row in (row for row in found if "failure" in row or row["spilled_bytes"] or row["shared_bytes"] > row["limit"]):
+        say(f"{row['gpu']} {row['kernel']}, {row['case']}: {row.get('failure', 'spills, or does not fit')}")

@@ -47,6 +47,16 @@ def block_of(begin_ptr, index, E: tl.constexpr, E_TILE: tl.constexpr, BLOCK_M: t
 
 
 @triton.jit
+def load_inputs(ptr, offset_M, mask_M, first, FORM: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """[M, C] the inputs of the columns from `first` on, of the rows at `offset_M`; where a column has two, the second ones, too."""
+    c_C = first + tl.arange(0, BLOCK_C)
+    offsets_MC = offset_M[:, None] + c_C[None, :]
+    mask_MC = mask_M[:, None] & (c_C < COLUMNS)[None, :]
+    x_MC = tl.load(ptr + offsets_MC, mask=mask_MC, other=0)
+    return x_MC, tl.load(ptr + offsets_MC + COLUMNS, mask=mask_MC, other=0) if FORM == INT4 else x_MC
+
+
+@triton.jit
 def add_product(
     acc_MN, x_MC, high_MC, weight_ptr, scale_ptr, n_N, mask_N, first, FORM: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
@@ -93,11 +103,7 @@ def gate_up_kernel(
             scales = scale_ptr + outputs * GROUPS
         gate_MN, up_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, COLUMNS, BLOCK_C):
-            c_C = start + tl.arange(0, BLOCK_C)
-            x_offsets = token_M.to(tl.int64)[:, None] * x_stride + c_C[None, :]
-            mask_MC = mask_M[:, None] & (c_C < COLUMNS)[None, :]
-            x_MC = tl.load(x_ptr + x_offsets, mask=mask_MC, other=0)
-            high_MC = tl.load(x_ptr + x_offsets + COLUMNS, mask=mask_MC, other=0) if FORM == INT4 else x_MC
+            x_MC, high_MC = load_inputs(x_ptr, token_M.to(tl.int64) * x_stride, mask_M, start, FORM, COLUMNS, BLOCK_C)
             gate_MN = add_product(
                 gate_MN, x_MC, high_MC, weights, scales, gate_N, mask_N, start, FORM, COLUMNS, GROUP, GROUPS, BLOCK_C, DTYPE
             )
@@ -137,11 +143,7 @@ def down_kernel(
             scales = scale_ptr + outputs * GROUPS
         acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, COLUMNS, BLOCK_C):
-            c_C = start + tl.arange(0, BLOCK_C)
-            offsets = place_M.to(tl.int64)[:, None] * INNER + c_C[None, :]
-            mask_MC = mask_M[:, None] & (c_C < COLUMNS)[None, :]
-            inner_MC = tl.load(inner_ptr + offsets, mask=mask_MC, other=0)
-            high_MC = tl.load(inner_ptr + offsets + COLUMNS, mask=mask_MC, other=0) if FORM == INT4 else inner_MC
+            inner_MC, high_MC = load_inputs(inner_ptr, place_M.to(tl.int64) * INNER, mask_M, start, FORM, COLUMNS, BLOCK_C)
             acc_MN = add_product(
                 acc_MN, inner_MC, high_MC, weights, scales, d_N, mask_N, start, FORM, COLUMNS, GROUP, GROUPS, BLOCK_C, DTYPE
             )

@@ -128,8 +128,8 @@ def rotary_store_kernel(
             q_ptr + token * q_stride_t, q_stride_h, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_P, rest,
             D, R, IS_SPREAD, PAIR_STEPS, REST_STEPS, PAIR_FACTOR, REST_FACTOR, BLOCK_B, BLOCK_P, BLOCK_REST,
         )  # fmt: skip
-        to_ptr = out_ptr + (token * H + head_B[:, None]) * D
-        store_turned(to_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, PLAIN, out_ptr.dtype.element_ty, BLOCK_P)
+        heads_ptr = out_ptr + (token * H + head_B[:, None]) * D
+        store_turned(heads_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, PLAIN, out_ptr.dtype.element_ty, BLOCK_P)
     else:
         head_B = (tile - q_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
         mask_B = head_B < K
@@ -144,8 +144,8 @@ def rotary_store_kernel(
                 size_B = tl.maximum(size_B, tl.maximum(sizes(x_BP), sizes(y_BP)))
             factor_B = factors(size_B, k_scale_ptr + slot * k_scale_stride + head_B, mask_B, FORM)
             x_BP, y_BP, rest_BD = over(x_BP, factor_B), over(y_BP, factor_B), over(rest_BD, factor_B)
-        to_ptr = k_pool_ptr + slot * k_pool_stride + head_B[:, None] * k_pool_stride_h
-        store_turned(to_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, FORM, k_pool_ptr.dtype.element_ty, BLOCK_P)
+        pool_ptr = k_pool_ptr + slot * k_pool_stride + head_B[:, None] * k_pool_stride_h
+        store_turned(pool_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, FORM, k_pool_ptr.dtype.element_ty, BLOCK_P)
         store_values(
             v_ptr + token * v_stride_t, v_stride_h, v_pool_ptr + slot * v_pool_stride, v_pool_stride_h,
             v_scale_ptr if FORM == PLAIN else v_scale_ptr + slot * v_scale_stride, head_B, mask_B, E, FORM, BLOCK_E,
