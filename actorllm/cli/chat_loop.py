@@ -22,7 +22,8 @@ HELP = """\
 /exit            leave, as Ctrl-D does
 
 Enter sends. Alt-Enter, Ctrl-J, and Enter after a backslash begin a new line; pasted text may have several lines.
-The arrow keys bring back earlier messages. Ctrl-C stops an answer. A space before a slash sends it as a message.
+The arrow keys bring back earlier messages. A space before a slash sends it as a message.
+What is typed while an answer comes is sent next. Ctrl-C stops the answer, and drops what was typed meanwhile.
 """
 COMMANDS = ("/reset", "/regenerate", "/system ", "/save ", "/help", "/exit")
 """As the Tab key completes them: what takes an argument ends with a space."""

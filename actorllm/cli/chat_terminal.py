@@ -88,7 +88,8 @@ class Terminal:
     def forget_typed_ahead(self) -> None:
         """What was typed before and not read yet is gone, as the terminal itself does it at Ctrl-C."""
         clear_typeahead(self._session.input)
-        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        with suppress(termios.error):  # the terminal may have gone
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def printable(text: str) -> str:

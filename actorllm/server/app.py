@@ -248,7 +248,7 @@ def _guarding(settings: ServerSettings) -> Any:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         name = re.sub(r":\d*$", "", request.headers.get("Host", "localhost"))
-        if is_guarded and not _is_loopback(name) and name.lower() not in allowed:
+        if is_guarded and not _is_loopback(name) and name.lower().strip("[]") not in allowed:
             message = (
                 f"this server listens on {settings.host} and is not known as {name[:80]!r}: ask for {settings.host}, or, if that is "
                 "the name of a proxy before it, serve with --allow-origin https://NAME"

@@ -190,7 +190,7 @@ async def test_a_port_in_use() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        async with actorllm("serve", "no-such-folder", "--port", port) as process:  # told before the model is looked for
+        async with actorllm("serve", "acme/no-such-model", "--port", port) as process:  # told before the model is looked for
             assert await process.ends() == 2
     assert f"actorllm: error: cannot listen on 127.0.0.1 port {port}" in process.said
     assert "Traceback" not in process.said
@@ -244,12 +244,14 @@ def test_a_settings_file_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: seen.append(seconds))
     file = tmp_path / "settings.toml"
     file.write_text("[scheduling]\ndepth = 2\nmax_waiting = 3\n")
-    assert main(["serve", "model", "--config", str(file), "--max-waiting", "5", "--kv-memory", "1.5GiB", "--served-model-name", "a", "b"]) == 0
+    flags = ["--max-waiting", "5", "--kv-memory", "1.5GiB", "--served-model-name", "a", "b", "--allow-origin", "null", "--allow-origin", "https://c"]
+    assert main(["serve", "acme/model", "--config", str(file), *flags]) == 0
     interval, settings = seen
     assert interval == serve.SWITCH_INTERVAL
     assert (settings.scheduling.depth, settings.scheduling.max_waiting) == (2, 5)
     assert settings.execution.kv_memory == 3 * 2**29
-    assert settings.model.path == "model" and settings.model.served_names == ("a", "b")
+    assert settings.model.path == "acme/model" and settings.model.served_names == ("a", "b")
+    assert settings.server.allowed_origins == ("null", "https://c")
 
 
 @pytest.mark.parametrize("arguments", [

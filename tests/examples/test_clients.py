@@ -73,7 +73,7 @@ async def test_the_browser_client(repository: Path, *, is_let_in: bool) -> None:
         socket = fake.address.replace("http", "ws") + "/v1/chat/ws"
         await page.goto((repository / "examples" / "chat_in_browser.html").as_uri() + f"?url={socket}")
         if not is_let_in:
-            await expect(page.locator("p.error")).to_contain_text("is closed")
+            await expect(page.locator("p.error")).to_contain_text("does not let this page in (actorllm serve --allow-origin null)")
             return
         await page.get_by_label("Message").fill("hello")
         await page.get_by_label("Message").press("Enter")
