@@ -63,7 +63,7 @@ class DecodeReplay:
 
     def logits(self, parts: StepParts, upload: Upload) -> Tensor:
         """Send a decode step and compute it; the result [B, V] is valid until the next one."""
-        key = len(parts.spans), len(parts.positions_T), len(upload), parts.has_unknown_ids
+        key = len(parts.spans), len(parts.step.positions), len(upload), parts.has_unknown_ids
         recorded = self._recorded.get(key)
         upload.send(into=recorded.numbers if recorded else None)
         if recorded is not None and recorded.is_right:

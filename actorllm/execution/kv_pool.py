@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from actorllm.models.contract import CacheGroup
+from actorllm_kernels.token_ids import enter_slots
 
 
 class KVPool:
@@ -81,7 +82,7 @@ class SlotTables:
             if len(shared):
                 table[row, start : start + len(shared)] = shared
 
-    def write(self, rows_T: Tensor, positions_T: Tensor, slots_T: Sequence[Tensor]) -> None:
-        """The tokens of a batch take their slots."""
+    def write(self, rows_T: Tensor, columns_T: Tensor, slots_T: Sequence[Tensor]) -> None:
+        """The tokens of a batch take their slots, each at its place in the sequence of its row."""
         for table, slots in zip(self.tables, slots_T, strict=True):
-            table[rows_T, positions_T] = slots.to(torch.int32)
+            enter_slots(table, rows_T, columns_T, slots)

@@ -34,8 +34,9 @@ class PromptTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepParts:
-    """A step on its way to the device, in the order of its message. `spans_B4` holds every entry's `Span`; `sample_tokens_S` are the
-    flat tokens that samples read."""
+    """A step on its way to the device, in the order of its message. `rows_T` and `columns_T` are each token's device row and its place
+    in the sequence (which positions given by a model need not be), `spans_B4` every entry's `Span` as int32; `sample_tokens_S` are
+    the flat tokens that samples read."""
 
     step: Step
     spans: tuple[Span, ...]
@@ -43,6 +44,8 @@ class StepParts:
     token_ids_T: Part
     positions_T: Part
     write_slots_T: tuple[Part, ...]
+    rows_T: Part
+    columns_T: Part
     spans_B4: Part
     sample_tokens_S: Part
     prompts: tuple[PromptTokens, ...]
@@ -51,7 +54,7 @@ class StepParts:
     def is_decode(self) -> bool:
         """Whether each entry is one token, all are sampled, and nothing else happens."""
         num_rows = len(self.spans)
-        is_plain = not self.step.opened and not self.prompts and num_rows == len(self.token_ids_T)
+        is_plain = not self.step.opened and not self.prompts and 4 * num_rows == len(self.step.token_ids)
         return is_plain and self.step.sample_rows == pack(range(num_rows))
 
     @property
@@ -78,7 +81,9 @@ class StepReader:
             token_ids_T=upload.ints(step.token_ids),
             positions_T=upload.ints(step.positions),
             write_slots_T=tuple(upload.ints(slots) for slots in step.write_slots),
-            spans_B4=upload.longs(chain.from_iterable(spans)),
+            rows_T=upload.longs(row for row, _, query_len, _ in spans for _ in range(query_len)),
+            columns_T=upload.longs(chain.from_iterable(range(end - query_len, end) for _, _, query_len, end in spans)),
+            spans_B4=upload.int32s(pack(chain.from_iterable(spans))),
             sample_tokens_S=upload.ints(step.sample_rows),
             prompts=tuple(_prompt(spans[entry], data, width=width, upload=upload) for entry, width, data in step.prompt_logprobs),
         )
@@ -89,11 +94,10 @@ class StepReader:
         for opened, slots in zip(parts.step.opened, parts.opened, strict=True):  # with the slots that it shares with a sibling
             self._tables.open(opened.row, opened.prefix_start, [part.tensor for part in slots])
         slots_T = tuple(part.tensor for part in parts.write_slots_T)
-        spans_B4 = parts.spans_B4.tensor.view(-1, 4)
-        rows_T, columns_T = _places(spans_B4, num_tokens=len(token_ids_T))
+        rows_T = parts.rows_T.tensor
         if parts.has_unknown_ids:
             token_ids_T = gather_ids(token_ids_T, rows_T, self._last_ids_R)
-        self._tables.write(rows_T, columns_T, slots_T)
+        self._tables.write(rows_T, parts.columns_T.tensor, slots_T)
         return Batch(
             token_ids_T=token_ids_T,
             positions_T=parts.positions_T.tensor,
@@ -102,22 +106,12 @@ class StepReader:
             write_slots_T=slots_T,
             slot_tables=self._tables.tables,
             cache=self._cache,
-            spans_B4=spans_B4.to(torch.int32),
+            spans_B4=parts.spans_B4.tensor.view(-1, 4),
         )
 
     def remember(self, rows_S: Tensor, ids_S: Tensor) -> None:
         """Sampled ids, for later steps; a failed sample (-1) counts as token 0, because its row is about to end."""
         scatter_ids(ids_S, rows_S, self._last_ids_R)
-
-
-def _places(spans_B4: Tensor, *, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Each token's device row and its place in the sequence (which positions given by a model need not be)."""
-    rows_B, starts_B, query_lens_B, seq_lens_B = spans_B4.unbind(1)
-    if num_tokens == len(spans_B4):  # only decode rows: one token each
-        return rows_B, seq_lens_B - 1
-    shifts_B = seq_lens_B - query_lens_B - starts_B
-    both_2T = torch.stack((rows_B, shifts_B)).repeat_interleave(query_lens_B, dim=1, output_size=num_tokens)
-    return both_2T[0], both_2T[1] + torch.arange(num_tokens, device=rows_B.device)
 
 
 def _prompt(span: Span, next_ids: bytes, *, width: int, upload: Upload) -> PromptTokens:

@@ -14,25 +14,21 @@ from torch import Tensor
 
 
 class Part:
-    """Some of the numbers. `tensor` [N], int64 or float64, is on the device as soon as the upload is sent."""
+    """Some of the numbers. `tensor` [N] is on the device as soon as the upload is sent."""
 
-    __slots__ = ("_is_float", "_start", "_stop", "_tensor", "_upload")
+    __slots__ = ("_dtype", "_start", "_stop", "_tensor", "_upload")
 
-    def __init__(self, upload: "Upload", start: int, *, stop: int, is_float: bool = False) -> None:
+    def __init__(self, upload: "Upload", start: int, *, stop: int, dtype: torch.dtype) -> None:
         self._upload = upload
         self._start, self._stop = start, stop
-        self._is_float = is_float
+        self._dtype = dtype
         self._tensor: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self._stop - self._start
 
     @property
     def tensor(self) -> Tensor:
         if self._tensor is None:
             assert self._upload.numbers is not None, "the upload is not sent yet"
-            words_N = self._upload.numbers[self._start : self._stop]
-            self._tensor = words_N.view(torch.float64) if self._is_float else words_N
+            self._tensor = self._upload.numbers[self._start : self._stop].view(self._dtype)
         return self._tensor
 
 
@@ -51,13 +47,17 @@ class Upload:
         """int32, little-endian."""
         return self._part(array("q", array("i", data)))
 
+    def int32s(self, data: bytes) -> Part:
+        """int32 that stay so: an even number of them."""
+        return self._part(array("q", data), dtype=torch.int32)
+
     def longs(self, values: Iterable[int]) -> Part:
         """Whole numbers beyond int32."""
         return self._part(array("q", values))
 
     def floats(self, values: Iterable[float]) -> Part:
         """Numbers in double precision."""
-        return self._part(array("q", array("d", values).tobytes()), is_float=True)
+        return self._part(array("q", array("d", values).tobytes()), dtype=torch.float64)
 
     def send(self, into: Tensor | None = None) -> None:
         """Start the copy, to a tensor that has the right size already or a new one; nothing waits for it."""
@@ -66,7 +66,7 @@ class Upload:
             numbers = numbers.pin_memory()
         self.numbers = numbers.to(self._device, non_blocking=True) if into is None else into.copy_(numbers, non_blocking=True)
 
-    def _part(self, words: "array[int]", *, is_float: bool = False) -> Part:
+    def _part(self, words: "array[int]", *, dtype: torch.dtype = torch.int64) -> Part:
         start = len(self._words)
         self._words += words
-        return Part(self, start, stop=len(self._words), is_float=is_float)
+        return Part(self, start, stop=len(self._words), dtype=dtype)

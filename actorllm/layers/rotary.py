@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.rope_types import ROPE_TYPES, Dynamic, LongRope, RopeType, take_positive
-from actorllm_kernels.rotary_store import Angles, rotate
+from actorllm_kernels.rotary_store import Angles, angles_at, angles_of, rotate
 
 logger = logging.getLogger(__name__)
 
@@ -100,16 +100,13 @@ class Rotary:
 
     def tables(self, positions_T: Tensor, dtype: torch.dtype) -> RotaryTables:
         """The angles of a batch's tokens ([T], or with sections [their number, T]); computed in float32, given in `dtype`."""
-        positions = positions_T.to(torch.float32).unsqueeze(-1)
+        frequencies, form = self._frequencies(positions_T), {"factor": self.type.attention_factor, "is_interleaved": self.is_interleaved}
         if self.sections:
-            rows = zip(positions, self.sections, strict=True)
-            positions = torch.cat([row_T1.expand(-1, size) for row_T1, size in rows], dim=-1)
-        angles_TF = positions * self._frequencies(positions_T)
-        angles_TR = angles_TF.repeat_interleave(2, dim=-1) if self.is_interleaved else torch.cat((angles_TF, angles_TF), dim=-1)
-        cos_TR, sin_TR = angles_TR.cos(), angles_TR.sin()
-        if self.type.attention_factor != 1:
-            cos_TR, sin_TR = cos_TR * self.type.attention_factor, sin_TR * self.type.attention_factor
-        return RotaryTables(cos_TR.to(dtype).unsqueeze(1), sin_TR.to(dtype).unsqueeze(1), self.is_interleaved)
+            rows = zip(positions_T.to(torch.float32).unsqueeze(-1), self.sections, strict=True)
+            angles = angles_at(torch.cat([row_T1.expand(-1, size) for row_T1, size in rows], dim=-1) * frequencies, **form)
+        else:
+            angles = angles_of(positions_T, frequencies, **form)
+        return RotaryTables(angles.cos_T1R.to(dtype), angles.sin_T1R.to(dtype), self.is_interleaved)
 
     def _frequencies(self, positions_T: Tensor) -> Tensor:
         """Inverse frequencies [F], or [T, F] where they depend on the position."""

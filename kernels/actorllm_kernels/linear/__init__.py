@@ -78,7 +78,7 @@ class Bf16:
         return (reference.pack_bf16(codes[0]),)
 
     def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
-        return reference.rows_bf16(packed[0], outputs)
+        return (cpu if cpu.suits_lookup(packed[0], outputs) else reference).rows_bf16(packed[0], outputs)
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_bf16(x_TI, packed[0], num_outputs)
@@ -106,7 +106,7 @@ class Int8:
         return reference.pack_int8(codes[0], codes[1])
 
     def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
-        return reference.rows_int8(packed[0], packed[1], outputs, num_inputs)
+        return (cpu if cpu.suits_lookup(packed[0], outputs) else reference).rows_int8(packed[0], packed[1], outputs, num_inputs)
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_int8(x_TI, packed[0], packed[1], num_outputs)
@@ -144,7 +144,7 @@ class Int4:
         return reference.pack_int4(codes[0], codes[1], self.group_len)
 
     def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
-        return reference.rows_int4(packed[0], packed[1], outputs, num_inputs)
+        return (cpu if cpu.suits_lookup(packed[0], outputs) else reference).rows_int4(packed[0], packed[1], outputs, num_inputs)
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_int4(x_TI, packed[0], packed[1], num_outputs)

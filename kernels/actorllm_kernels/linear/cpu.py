@@ -5,11 +5,20 @@ from ctypes import c_int, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from actorllm_kernels.linear.reference import PANEL
 from actorllm_kernels.native import function, library
 
 _BF16 = (c_void_p, c_int64, c_void_p, c_void_p) + (c_int,) * 4
 _INT8 = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p) + (c_int,) * 4
 _INT4 = (*_INT8, c_int)
+
+
+_ROWS = (c_int64, c_int64, c_int64, c_int)
+
+
+def suits_lookup(packed: Tensor, outputs_T: Tensor) -> bool:
+    """Whether the kernels can look rows of this weight up, and exist."""
+    return packed.device.type == "cpu" and outputs_T.dim() == 1 and outputs_T.dtype == torch.int64 and library() is not None
 
 
 def suits(x_TI: Tensor) -> bool:
@@ -55,6 +64,38 @@ def linear_int4(x_TI: Tensor, packed_PEB4: Tensor, scales_PGB: Tensor, num_outpu
         num_rows, num_outputs, num_inputs, group_len, torch.get_num_threads(),
     )  # fmt: skip
     return out_TO
+
+
+def rows_bf16(packed_PIB: Tensor, outputs_T: Tensor) -> Tensor:
+    """See `reference.rows_bf16`."""
+    outputs_T, num_rows, num_inputs = outputs_T.contiguous(), packed_PIB.shape[0] * PANEL, packed_PIB.shape[1]
+    out_TI = torch.empty(len(outputs_T), num_inputs)
+    function("actorllm_rows_bf16", (c_void_p,) * 3 + _ROWS)(
+        packed_PIB.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs, num_rows, torch.get_num_threads()
+    )
+    return out_TI
+
+
+def rows_int8(packed_PQB4: Tensor, scales_PB: Tensor, outputs_T: Tensor, num_inputs: int) -> Tensor:
+    """See `reference.rows_int8`."""
+    outputs_T = outputs_T.contiguous()
+    out_TI = torch.empty(len(outputs_T), num_inputs)
+    function("actorllm_rows_int8", (c_void_p,) * 4 + _ROWS)(
+        packed_PQB4.data_ptr(), scales_PB.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(),
+        len(outputs_T), num_inputs, packed_PQB4.shape[0] * PANEL, torch.get_num_threads(),
+    )  # fmt: skip
+    return out_TI
+
+
+def rows_int4(packed_PEB4: Tensor, scales_PGB: Tensor, outputs_T: Tensor, num_inputs: int) -> Tensor:
+    """See `reference.rows_int4`."""
+    outputs_T, num_octets, num_groups = outputs_T.contiguous(), packed_PEB4.shape[1], scales_PGB.shape[1]
+    out_TI = torch.empty(len(outputs_T), num_inputs)
+    function("actorllm_rows_int4", (c_void_p,) * 4 + (c_int64, c_int64, c_int64, c_int, c_int, c_int64, c_int))(
+        packed_PEB4.data_ptr(), scales_PGB.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs,
+        num_octets, num_groups, num_octets * 8 // max(1, num_groups) or 32, packed_PEB4.shape[0] * PANEL, torch.get_num_threads(),
+    )  # fmt: skip
+    return out_TI
 
 
 def _rows(x_TI: Tensor) -> Tensor:

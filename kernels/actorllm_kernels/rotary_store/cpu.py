@@ -1,6 +1,6 @@
 """Rotating and storing by the C++ kernel: float32 tokens into float32, bfloat16 or int8 pools, in one call."""
 
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ _ARGUMENTS = (
     + (c_int, c_int, c_void_p)
     + (c_int,) * 6
 )
+_ANGLES = (c_void_p, c_int64, c_void_p, c_int, c_float, c_int, c_void_p, c_void_p, c_int64, c_int)
 
 
 def suits(
@@ -67,6 +68,23 @@ def rotate_and_store(
         out_THD.data_ptr(), num_tokens, num_heads, k_TKD.shape[1], head_dim, v_TKE.shape[2], torch.get_num_threads(),
     )  # fmt: skip
     return out_THD
+
+
+def suits_positions(positions_T: Tensor, frequencies_F: Tensor) -> bool:
+    """Whether `angles_of` can compute this, and exists."""
+    is_known = positions_T.dtype == torch.int64 and frequencies_F.dtype == torch.float32 and positions_T.device.type == "cpu"
+    return is_known and positions_T.dim() == frequencies_F.dim() == 1 and library() is not None
+
+
+def angles_of(positions_T: Tensor, frequencies_F: Tensor, *, factor: float = 1.0, is_interleaved: bool = False) -> Angles:
+    """As the reference's, within two units in the last place of 1."""
+    num_tokens, num_frequencies, frequencies_F = len(positions_T), len(frequencies_F), frequencies_F.contiguous()
+    cos_T1R, sin_T1R = (torch.empty(num_tokens, 1, 2 * num_frequencies) for _ in range(2))
+    function("actorllm_angles", _ANGLES)(
+        positions_T.data_ptr(), positions_T.stride(0), frequencies_F.data_ptr(), num_frequencies, factor, is_interleaved,
+        cos_T1R.data_ptr(), sin_T1R.data_ptr(), num_tokens, torch.get_num_threads(),
+    )  # fmt: skip
+    return Angles(cos_T1R, sin_T1R, is_interleaved)
 
 
 def store_quantized(values_TKD: Tensor, slots_T: Tensor, pool_NKD: Tensor, scales_NK: Tensor) -> None:

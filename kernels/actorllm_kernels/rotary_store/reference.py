@@ -19,6 +19,20 @@ class Angles(NamedTuple):
     is_interleaved: bool = False
 
 
+def angles_of(positions_T: Tensor, frequencies_F: Tensor, *, factor: float = 1.0, is_interleaved: bool = False) -> Angles:
+    """The angles of int64 positions, in float32: position times frequency; cosines and sines times `factor` (YaRN's, arXiv 2309.00071)."""
+    return angles_at(positions_T.to(torch.float32).unsqueeze(-1) * frequencies_F, factor=factor, is_interleaved=is_interleaved)
+
+
+def angles_at(angles_TF: Tensor, *, factor: float, is_interleaved: bool) -> Angles:
+    """The same for given angles."""
+    angles_TR = angles_TF.repeat_interleave(2, dim=-1) if is_interleaved else torch.cat((angles_TF, angles_TF), dim=-1)
+    cos_TR, sin_TR = angles_TR.cos(), angles_TR.sin()
+    if factor != 1:
+        cos_TR, sin_TR = cos_TR * factor, sin_TR * factor
+    return Angles(cos_TR.unsqueeze(1), sin_TR.unsqueeze(1), is_interleaved)
+
+
 def rotate(x_THD: Tensor, angles: Angles) -> Tensor:
     """The first R values of each head, rotated in pairs; the others as they are."""
     turn = _turn_neighbours if angles.is_interleaved else _turn_halves

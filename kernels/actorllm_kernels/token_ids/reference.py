@@ -1,4 +1,4 @@
-"""What handing on sampled ids means, in torch operators: the specification. All tensors are int64."""
+"""What handing on sampled ids and entering slots mean, in torch operators: the specification. All tensors are int64, but tables int32."""
 
 import torch
 from torch import Tensor
@@ -15,3 +15,8 @@ def scatter_ids(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> None:
     `rows_S` holds no row twice.
     """
     last_ids_R[rows_S] = ids_S.clamp(min=0)
+
+
+def enter_slots(table_RC: Tensor, rows_T: Tensor, columns_T: Tensor, slots_T: Tensor) -> None:
+    """Each token's slot is entered at its row and its place in the sequence."""
+    table_RC[rows_T, columns_T] = slots_T.to(torch.int32)
