@@ -173,8 +173,10 @@ class Chat {
 
   /** Another tab has written or removed a conversation. */
   #takeOver(name, isRemoved) {
-    const isUnderWay = this.current.name === name && (this.#pending.size > 0 || this.#held !== null);
-    if (this.#isBusy(name) || isUnderWay) return void (isRemoved || this.#library.conversations.get(name)?.part());
+    if (this.#isBusy(name) || (this.current.name === name && !this.#canLook())) {
+      if (!isRemoved) this.#library.conversations.get(name)?.part();
+      return;
+    }
     this.#forget(name);
     this.#library.reload(name);
     if (this.current.name === name) this.#bringToFront(this.#library.conversations.get(name) ?? this.#fresh());

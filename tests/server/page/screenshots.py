@@ -13,7 +13,7 @@ from tests.server.conftest import serving
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "screenshots"
 QUESTIONS = ("How do I start you?", "How do I serve my own model?", "Tell me a story about a cat.")
-DESK: dict[str, Any] = {"viewport": {"width": 960, "height": 640}}
+DESK: dict[str, Any] = {"viewport": {"width": 960, "height": 700}}
 PICTURES = {"light": DESK | {"color_scheme": "light"}, "dark": DESK | {"color_scheme": "dark"}}
 
 
