@@ -1,11 +1,12 @@
-"""The C++ kernels that a step begins with, against their references: ids, slots, rows of tables, and angles of positions."""
+"""The C++ kernels that a step begins and ends with, against their references: ids, slots, rows of tables, angles of positions, and
+the best token."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actorllm_kernels import embedding, linear, rotary_store, token_ids
+from actorllm_kernels import embedding, linear, rotary_store, sampling, token_ids
 from actorllm_kernels.linear import reference
 from actorllm_kernels.native import library
 
@@ -26,6 +27,10 @@ def test_ids_and_slots(num_tokens: int, seed: int) -> None:
     last_ids_R = ints((5,), 99, seed + 2)
     expected = token_ids.reference.gather_ids(ids_T, rows_T, last_ids_R)
     assert token_ids.cpu.gather_ids(ids_T, rows_T, last_ids_R).equal(expected)
+    both_2R, distinct = last_ids_R.repeat(2, 1), torch.randperm(5)[: min(5, num_tokens)]
+    token_ids.cpu.scatter_ids(ids_T[: len(distinct)], distinct, both_2R[0])
+    token_ids.reference.scatter_ids(ids_T[: len(distinct)], distinct, both_2R[1])
+    assert both_2R[0].equal(both_2R[1])
     tables = torch.zeros(2, 5, 21, dtype=torch.int32)
     places = torch.arange(num_tokens), ints((num_tokens,), 2**31 - 1, seed + 3)
     token_ids.cpu.enter_slots(tables[0, :, 1:], rows_T, *places)
@@ -62,3 +67,30 @@ def test_angles(num_tokens: int, num_frequencies: int, is_interleaved: bool, fac
     for ours, theirs in zip(got[:2], expected[:2], strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=2e-7, rtol=0)
     assert got.is_interleaved == is_interleaved
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 4),
+    st.integers(1, 60),
+    st.sampled_from([0.0, torch.inf, -torch.inf, torch.nan, 1e38]),
+    st.integers(0, 59),
+    st.booleans(),
+    seeds,
+)
+def test_the_best_token(num_samples: int, vocab_size: int, odd: float, place: int, is_coarse: bool, seed: int) -> None:
+    """Of equal ones the first; none where something is not finite."""
+    logits = torch.randn(num_samples, vocab_size + 3, generator=torch.Generator().manual_seed(seed))[:, 2 : 2 + vocab_size]
+    if is_coarse:
+        logits = logits.round()
+    if num_samples:
+        logits[seed % num_samples, place % vocab_size] = odd
+    nobody = torch.zeros(num_samples, dtype=torch.int64)
+    rows = sampling.Rows(torch.zeros(1, dtype=torch.int64), torch.zeros(1, sampling.NUM_PARAMETERS, dtype=torch.float64))
+    needs = sampling.Needs(is_random=False, has_top_k=False, has_top_p=False, has_min_p=False)
+    assert sampling.cpu.best(logits).equal(sampling.reference.draw(logits, nobody, nobody, rows=rows, needs=needs))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
+def test_rows_without_a_best_token(bad: float) -> None:
+    assert sampling.cpu.best(torch.full((2, 40), bad)).tolist() == [-1, -1]

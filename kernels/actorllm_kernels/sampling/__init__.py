@@ -1,6 +1,6 @@
 """From logits to tokens, every row by its own parameters: penalties, adjustments, and the draw by seed and position.
 
-`reference` specifies it; `triton` are the kernels for GPUs, which find the edges of top-k and top-p without sorting. Logits are
+`reference` specifies it; `cpu` is a C++ kernel for greedy rows, `triton` are the kernels for GPUs, which find the edges of top-k and top-p without sorting. Logits are
 float32, and are changed in place. Legend: R device rows, S samples, V vocabulary.
 """
 
@@ -9,7 +9,7 @@ from types import ModuleType
 from torch import Tensor
 
 from actorllm_kernels.backends import takes_triton
-from actorllm_kernels.sampling import reference
+from actorllm_kernels.sampling import cpu, reference
 from actorllm_kernels.sampling.parameters import GREEDY_BELOW, NUM_PARAMETERS, Adjustments, Needs, Rows, Seen
 
 __all__ = ["GREEDY_BELOW", "NUM_PARAMETERS", "Adjustments", "Needs", "Rows", "Seen", "adjust", "count", "draw", "penalize"]
@@ -27,6 +27,8 @@ def adjust(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adjustment
 
 def draw(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, rows: Rows, needs: Needs) -> Tensor:
     """[S] int64, see `reference.draw`; the fastest way there is here."""
+    if not needs.is_random and cpu.suits(logits_SV):
+        return cpu.best(logits_SV)
     return kernels_for(logits_SV).draw(logits_SV, rows_S, positions_S, rows=rows, needs=needs)
 
 

@@ -21,7 +21,7 @@ def gather_ids(ids_T: Tensor, rows_T: Tensor, last_ids_R: Tensor) -> Tensor:
 
 def scatter_ids(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> None:
     """See `reference.scatter_ids`; the fastest way there is here."""
-    kernels_for(ids_S).scatter_ids(ids_S, rows_S, last_ids_R)
+    (cpu if cpu.suits(ids_S) else kernels_for(ids_S)).scatter_ids(ids_S, rows_S, last_ids_R)
 
 
 def enter_slots(table_RC: Tensor, rows_T: Tensor, columns_T: Tensor, slots_T: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from actorllm_kernels.native import function, library
 
 _GATHER = (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64)
+_SCATTER = (c_void_p, c_void_p, c_void_p, c_int64)
 _ENTER = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64)
 
 
@@ -23,6 +24,12 @@ def gather_ids(ids_T: Tensor, rows_T: Tensor, last_ids_R: Tensor) -> Tensor:
         ids_T.data_ptr(), rows_T.data_ptr(), rows_T.stride(0), last_ids_R.data_ptr(), out_T.data_ptr(), len(ids_T)
     )
     return out_T
+
+
+def scatter_ids(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> None:
+    """As the reference's."""
+    ids_S, rows_S = ids_S.contiguous(), rows_S.contiguous()
+    function("actorllm_scatter_ids", _SCATTER)(ids_S.data_ptr(), rows_S.data_ptr(), last_ids_R.data_ptr(), len(ids_S))
 
 
 def enter_slots(table_RC: Tensor, rows_T: Tensor, columns_T: Tensor, slots_T: Tensor) -> None:
