@@ -11,7 +11,6 @@ one expert.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +22,12 @@ from actorllm.weights.linear_weight import LinearWeight, join_weights
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.experts import ExpertStack, MatrixStack, run_experts
 from actorllm_kernels.gated import GatedProduct
+from actorllm_kernels.routing import Rule, choose
 
 
 @dataclass(frozen=True)
-class Routing:
-    """How logits become a choice of `top_k` out of `num_experts`, and its weights.
-
-    Weights are the chosen scores, divided by their sum with `is_normalised`, times `scale`. With `num_groups`, the
-    experts are that many groups of neighbours, and only the `top_groups` best of them are chosen from; a group is as good as
-    its `group_best` best experts together.
-    """
-
-    num_experts: int
-    top_k: int
-    scores: Literal["softmax", "sigmoid"] = "softmax"
-    is_normalised: bool = False
-    scale: float = 1.0
-    num_groups: int = 1
-    top_groups: int = 1
-    group_best: int = 1
+class Routing(Rule):
+    """A `Rule` from a config.json: raises `UnsupportedConfig` for numbers that do not fit each other."""
 
     def __post_init__(self) -> None:
         group_size, rest = divmod(self.num_experts, self.num_groups)
@@ -53,25 +39,6 @@ class Routing:
             raise UnsupportedConfig(
                 f"config.json: {self.top_k} experts a token cannot be chosen out of {self.top_groups * group_size}"
             )
-
-    def choose(self, logits_TE: Tensor, correction_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(weights [T, K], experts [T, K]) from float32 logits; `correction_E` is added to the scores for choosing alone."""
-        scores_TE = logits_TE.sigmoid() if self.scores == "sigmoid" else logits_TE.softmax(dim=-1)
-        merits_TE = scores_TE if correction_E is None else scores_TE + correction_E
-        if self.num_groups > 1:
-            merits_TE = self._within_best_groups(merits_TE)
-        experts_TK = merits_TE.topk(self.top_k, dim=-1).indices
-        weights_TK = scores_TE.gather(1, experts_TK)
-        if self.is_normalised:
-            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-        return weights_TK * self.scale, experts_TK
-
-    def _within_best_groups(self, merits_TE: Tensor) -> Tensor:
-        """Experts outside of the best groups get the merit -inf."""
-        grouped = merits_TE.view(len(merits_TE), self.num_groups, -1)
-        best = grouped.topk(self.group_best, dim=-1).values.sum(dim=-1).topk(self.top_groups, dim=-1).indices
-        is_out = torch.ones(grouped.shape[:2], dtype=torch.bool, device=best.device).scatter_(1, best, False)
-        return grouped.masked_fill(is_out.unsqueeze(-1), -torch.inf).flatten(1)
 
 
 class Router(nn.Module):
@@ -105,7 +72,7 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         assert self.weight is not None, "the layer has no weights yet"
         logits_TE = nn.functional.linear(x_TD.float(), self.weight, self.bias)
-        weights_TK, experts_TK = self.routing.choose(logits_TE, self.correction)
+        weights_TK, experts_TK = choose(logits_TE, self.correction, rule=self.routing)
         return weights_TK.to(x_TD.dtype), experts_TK
 
 

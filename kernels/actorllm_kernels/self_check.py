@@ -38,6 +38,9 @@ from actorllm_kernels.quantize import LARGEST, dequantize, dequantize_parts, qua
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import reference as store_reference
 from actorllm_kernels.rotary_store import triton as store_triton
+from actorllm_kernels.routing import Rule
+from actorllm_kernels.routing import reference as routing_reference
+from actorllm_kernels.routing import triton as routing_triton
 from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen
 from actorllm_kernels.sampling import reference as sampling_reference
 from actorllm_kernels.sampling import triton as sampling_triton
@@ -215,6 +218,18 @@ def check_linear_fp8(device: torch.device) -> Results:
         yield f"{num_rows} rows", *_both(triton_fp8.linear_fp8, linear_reference.linear_fp8, x, codes, scales)
 
 
+def check_routing(device: torch.device) -> Results:
+    """The best of all experts, and of the best groups by corrected scores."""
+    logits, correction = (_random(*shape, device=device) + torch.linspace(0, 0.7, 60, device=device) for shape in ((5, 60), (60,)))  # no two alike
+    for name, rule, given in (
+        ("softmax", Rule(60, 4), None),
+        ("sigmoid", Rule(60, 6, "sigmoid", is_normalised=True, scale=2.5, num_groups=5, top_groups=2, group_best=2), correction),
+    ):
+        (weights, experts), (their_weights, their_experts) = _both(routing_triton.choose, routing_reference.choose, logits, given, rule=rule)
+        yield f"{name} experts", experts, their_experts
+        yield f"{name} weights", weights, their_weights
+
+
 def check_experts(device: torch.device) -> Results:
     """Plain, and clamped with biases and gates and ups in turns."""
     gate_up, down = _experts(device)
@@ -318,6 +333,7 @@ CHECKS: Mapping[str, Callable[[torch.device], Results]] = {
     "gated": check_gated,
     "linear": check_linear,
     "linear_fp8": check_linear_fp8,
+    "routing": check_routing,
     "experts": check_experts,
     "coded_experts": check_coded_experts,
     "embedding": check_embedding,

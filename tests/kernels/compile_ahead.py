@@ -30,6 +30,8 @@ from actorllm_kernels.linear import triton as linear
 from actorllm_kernels.norm import triton as norm
 from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import triton as rotary_store
+from actorllm_kernels.routing import Rule
+from actorllm_kernels.routing import triton as routing
 from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen
 from actorllm_kernels.sampling import triton as sampling
 from actorllm_kernels.token_ids import triton as token_ids
@@ -151,6 +153,13 @@ def products_fp8(num_rows: int) -> list[Launch]:
     return triton_fp8.launches(x, codes, scales, out_MN=out)
 
 
+def routes(num_experts: int, rule: Rule) -> list[Launch]:
+    """Choosing experts for 64 tokens."""
+    logits, correction = meta(64, num_experts, dtype=torch.float32), meta(num_experts, dtype=torch.float32)
+    chosen = meta(64, rule.top_k, dtype=torch.float32), meta(64, rule.top_k, dtype=torch.int64)
+    return [routing.launch(logits, correction if rule.scores == "sigmoid" else None, rule=rule, chosen=chosen)]
+
+
 def mixture(
     num_tokens: int,
     sizes: tuple[int, int, int, int],
@@ -176,10 +185,10 @@ def mixture(
             for shape in shapes
         ]
     stack = ExpertStack(*matrices, *biases, is_interleaved=is_full)
-    assignments = meta(num_tokens * top_k, dtype=torch.int64), meta(num_experts + 1, dtype=torch.int32)
+    chosen = meta(num_tokens, top_k, dtype=torch.int64)
     x, out, weights = numbers(num_tokens, hidden), numbers(num_tokens, hidden), numbers(num_tokens, top_k)
     combine = GatedProduct(limit=7.0, gain=1.702) if is_full else GatedProduct()
-    return experts.launches(x, weights, assignments, stack, combine=combine, out_TD=out)
+    return experts.launches(x, weights, chosen, stack, combine=combine, out_TD=out)
 
 
 def few() -> Iterator[tuple[str, list[Launch]]]:
@@ -199,6 +208,7 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield f"8192 x 28672, {num_bits} bits, 16 rows", products(16, num_bits=num_bits, group_len=group_len)
     for num_rows in (16, 512):
         yield f"8192 x 28672, fp8, {num_rows} rows", products_fp8(num_rows)
+    yield "8 of 256 experts in 8 groups", routes(256, Rule(256, 8, "sigmoid", True, 2.5, num_groups=8, top_groups=4, group_best=2))
     for num_tokens in (16, 2048):
         yield f"{num_tokens} tokens, 8 of 128 experts", mixture(num_tokens, (128, 8, 2048, 768))
     for form, group_len in ((torch.int8, None), (torch.uint8, 128)):
@@ -223,6 +233,10 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
         )
     for num_rows in (1, 64, 512):
         yield f"{num_rows} rows, fp8", products_fp8(num_rows)
+    for num_experts, top_k, groups in ((8, 2, 1), (32, 4, 1), (60, 4, 1), (64, 6, 1), (128, 8, 1), (160, 6, 8), (256, 8, 8), (384, 8, 1)):
+        for best, scores in ((1, "softmax"), (2, "sigmoid")):
+            rule = Rule(num_experts, top_k, scores, num_groups=groups, top_groups=min(groups, 3), group_best=best)
+            yield f"{top_k} of {num_experts} experts, {scores}", routes(num_experts, rule)
     for num_tokens, is_full, dtype in itertools.product((1, 512, 4096), (False, True), (torch.bfloat16, torch.float32)):
         name = f"{num_tokens} tokens, 4 of 32 experts, {dtype}{', all extras' if is_full else ''}"
         yield name, mixture(num_tokens, (32, 4, 2880, 2880), is_full=is_full, dtype=dtype)

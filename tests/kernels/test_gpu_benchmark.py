@@ -18,7 +18,7 @@ def test_rehearsal(repository: Path, tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert {row["case"].split()[0] for row in rows} >= {"decode", "prefill", "sum", "silu", "rotate", "16", "12", "4", "embedding", "sampled", "sample", "penalties"}
+    assert {row["case"].split()[0] for row in rows} >= {"decode", "prefill", "sum", "silu", "rotate", "16", "12", "4", "choose", "embedding", "sampled", "sample", "penalties"}
     assert all(row["failure"] == "" and 0 <= row["error"] < 0.02 and row["taken"] > 0 for row in rows)
     assert (tmp_path / "gpu.svg").read_text().count("<rect") == len(rows) + 1
 

@@ -28,7 +28,24 @@ from actorllm_kernels.triton_forms import FORMS, FP8, FP8_SHIFT, INT4, PLAIN, de
 
 LEAST_ROWS, MOST_ROWS = 16, 128
 """Of a block: the fewest that matrix units take, and what is enough to reuse a tile of weights."""
-SUM_BLOCK = 1024
+SUM_BLOCK = SORT_BLOCK = 1024
+
+
+@triton.jit(do_not_specialize=["count"])
+def sort_kernel(expert_ptr, order_ptr, begin_ptr, count, E: tl.constexpr, BLOCK: tl.constexpr):
+    """One expert's assignments in their order, behind those of the experts before it. Grid: (experts,)."""
+    expert, n_N = tl.program_id(0), tl.arange(0, BLOCK)
+    before_N = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, count, BLOCK):
+        before_N += (tl.load(expert_ptr + first + n_N, mask=first + n_N < count, other=E) < expert).to(tl.int32)
+    place = tl.sum(before_N, axis=0)
+    tl.store(begin_ptr + expert, place)
+    for first in range(0, count, BLOCK):
+        is_mine_N = (tl.load(expert_ptr + first + n_N, mask=first + n_N < count, other=E) == expert).to(tl.int32)
+        tl.store(order_ptr + place + tl.cumsum(is_mine_N, axis=0) - 1, first + n_N, mask=is_mine_N > 0)
+        place += tl.sum(is_mine_N, axis=0)
+    if expert == E - 1:
+        tl.store(begin_ptr + E, place)
 
 
 @triton.jit
@@ -184,32 +201,33 @@ def takes(matrices: MatrixStack, num_inputs: int, dtype: torch.dtype) -> bool:
 def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: ExpertStack, *, combine: GatedProduct) -> Tensor:
     """As the reference's."""
     out_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
-    order, begin_E = sorted_by_expert(experts_TK, stack.num_experts)
-    for launch in launches(x_TD, weights_TK, (order, begin_E), stack, combine=combine, out_TD=out_TD):
+    for launch in launches(x_TD, weights_TK, experts_TK, stack, combine=combine, out_TD=out_TD):
         launch.run()
     return out_TD
 
 
-def sorted_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The assignments (token * K + place) sorted by their experts [T * K], and where each expert's begin, and the last one's end
-    [E + 1]."""
-    chosen, order = experts_TK.flatten().sort(stable=True)
-    bounds = torch.arange(num_experts + 1, device=chosen.device, dtype=chosen.dtype)
-    return order, torch.searchsorted(chosen, bounds, out_int32=True)
+def sort_launch(experts_TK: Tensor, *, order: Tensor, begin_E: Tensor) -> Launch:
+    """Into `order` [T * K] int32 the assignments (token * K + place) sorted by their experts, and into `begin_E` [E + 1] int32 where
+    each expert's begin, and the last one's end."""
+    arguments = {"expert_ptr": experts_TK.contiguous(), "order_ptr": order, "begin_ptr": begin_E, "count": experts_TK.numel()}
+    num_experts = len(begin_E) - 1
+    return Launch(sort_kernel, (num_experts,), arguments, {"E": num_experts, "BLOCK": SORT_BLOCK}, num_stages=1)
 
 
 def launches(
     x_TD: Tensor,
     weights_TK: Tensor,
-    assignments: tuple[Tensor, Tensor],
+    experts_TK: Tensor,
     stack: ExpertStack,
     *,
     combine: GatedProduct,
     out_TD: Tensor,
     chosen: tuple[Configuration, Configuration] | None = None,
 ) -> list[Launch]:
-    """The kernels to run, in order, into `out_TD`; `assignments` are those of `sorted_by_expert`."""
-    (num_tokens, top_k), num_experts, (order, begin_E) = weights_TK.shape, stack.num_experts, assignments
+    """The kernels to run, in order, into `out_TD`."""
+    (num_tokens, top_k), num_experts = weights_TK.shape, stack.num_experts
+    order = torch.empty(num_tokens * top_k, dtype=torch.int32, device=x_TD.device)
+    begin_E = torch.empty(num_experts + 1, dtype=torch.int32, device=x_TD.device)
     hidden, inner = stack.sizes
     x_TD = x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
     first, second = chosen or configurations(x_TD, num_tokens * top_k, stack)
@@ -220,6 +238,7 @@ def launches(
     places = {"order_ptr": order, "begin_ptr": begin_E}
     step, up = (2, 1) if stack.is_interleaved else (1, inner)
     return [
+        sort_launch(experts_TK, order=order, begin_E=begin_E),
         Launch(
             gate_up_kernel,
             (most_blocks(num_tokens * top_k, num_experts, first.block("m")), triton.cdiv(inner, first.block("n"))),

@@ -13,6 +13,9 @@ from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.linear import Form, Fp8, IntWeight, WeightOnly, triton_fp8
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear
+from actorllm_kernels.routing import Rule
+from actorllm_kernels.routing import reference as routing_reference
+from actorllm_kernels.routing import triton as routing
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
 
 COPIES = 2 if REHEARSAL else 4
@@ -55,6 +58,24 @@ def fp8_problem(num_rows: int, shape: tuple[int, int], *, chosen: Configuration 
     )
 
 
+def routing_problem(num_tokens: int, num_experts: int) -> Problem:
+    """The weights and experts of DeepSeek-V3's rule, which the rival chooses by torch's operators."""
+    rule = Rule(num_experts, 8, "sigmoid", is_normalised=True, scale=2.5, num_groups=8, top_groups=4, group_best=2)
+    logits, correction = random(num_tokens, num_experts, dtype=torch.float32), random(num_experts, dtype=torch.float32, seed=1)
+    weights = torch.full((num_tokens, 8), torch.nan, device=DEVICE)
+    experts = torch.full((num_tokens, 8), -1, device=DEVICE)
+    launch = routing.launch(logits, correction, rule=rule, chosen=(weights, experts))
+
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
+        wanted, their_experts = routing_reference.choose(logits, correction, rule=rule)
+        return torch.cat((weights, experts), dim=1), torch.cat((wanted, their_experts), dim=1)
+
+    def rival() -> Callable[[], object]:
+        return lambda: routing_reference.choose(logits, correction, rule=rule)
+
+    return Problem([launch], results, num_bytes(logits, correction, weights, experts), rival=rival)
+
+
 def experts_problem(
     num_tokens: int,
     sizes: tuple[int, int, int, int],
@@ -69,14 +90,13 @@ def experts_problem(
     gate_up, down = random(num_experts, 2 * inner, hidden) / hidden**0.5, random(num_experts, hidden, inner, seed=1) / inner**0.5
     matrices = [MatrixStack(each) if form is None else stack_of_codes(form, each) for each in (gate_up, down)]
     stack, out, combine = ExpertStack(*matrices), torch.full_like(x, torch.nan), GatedProduct()
-    assignments = experts.sorted_by_expert(chosen, num_experts)
 
     def expected() -> torch.Tensor:
         exact = ExpertStack(*(each if each.scales_EOG is not None else MatrixStack(each.values_EOI.float()) for each in matrices))
         return experts_reference.run_experts(x.float(), weights.float(), chosen, exact, combine=combine)
 
     return Problem(
-        experts.launches(x, weights, assignments, stack, combine=combine, out_TD=out, chosen=cut),
+        experts.launches(x, weights, chosen, stack, combine=combine, out_TD=out, chosen=cut),
         lambda: (out, expected()),
         num_bytes(*(part for each in matrices for part in (each.values_EOI, each.scales_EOG))) * len(chosen.unique()) // num_experts + num_bytes(x, out, weights),
         6 * num_tokens * top_k * hidden * inner,
@@ -99,6 +119,8 @@ def product_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
     for num_rows in (1, 16, 40) if REHEARSAL else (1, 16, 64, 4096):
         yield f"{num_rows} rows, {shape[1]} x {shape[0]}, fp8", partial(fp8_problem, num_rows, shape)
     sizes = (8, 2, 64, 32) if REHEARSAL else (128, 8, 2048, 768)
+    for num_tokens in (4,) if REHEARSAL else (64, 4096):
+        yield f"choose 8 of 256 experts for {num_tokens} tokens", partial(routing_problem, num_tokens, 256)
     for num_tokens in (4, 12) if REHEARSAL else (1, 16, 64, 4096):
         name = f"{num_tokens} tokens, {sizes[1]} of {sizes[0]} experts, {sizes[2]} x {sizes[3]}"
         yield name, partial(experts_problem, num_tokens, sizes)
