@@ -48,6 +48,11 @@ class SchedulingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     wait_timeout: Seconds | None = 600.0
     run_timeout: Seconds | None = 3600.0
 
+    @property
+    def num_under_way(self) -> int:
+        """Steps at once: `depth`, or one where nobody has chosen for the device."""
+        return self.depth or 1
+
 
 class ExecutionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where and how steps run. `device` is "cpu", "cuda", "cuda:1" and so on, or "auto": a GPU if there is one. `kv_cache` is how

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 MOST_ROWS = 32
 """Beyond, the Python of a step takes little beside its arithmetic."""
 
+MOST_SAMPLE_NUMBERS = 3
+"""That a row's sample brings with it: its device row, its position, and its place if it has logprobs."""
+
 MOST_BYTES = 64 * 2**20
 """What all recordings of a model may hold."""
 
@@ -63,19 +66,22 @@ class DecodeReplay:
 
     def logits(self, parts: StepParts, upload: Upload) -> Tensor:
         """Send a decode step and compute it; the result [B, V] is valid until the next one."""
-        key = len(parts.spans), len(parts.step.positions), len(upload), parts.has_unknown_ids
+        num_rows = len(parts.spans)
+        key = num_rows, len(parts.step.positions), parts.has_unknown_ids
         recorded = self._recorded.get(key)
-        upload.send(into=recorded.numbers if recorded else None)
+        # The step's own numbers come first; how many others follow depends on what is sampled, and is not read in a replay.
+        numbers = recorded.numbers if recorded else torch.empty(len(upload) + num_rows * MOST_SAMPLE_NUMBERS, dtype=torch.int64)
+        upload.send(into=numbers)
         if recorded is not None and recorded.is_right:
             self.num_replays += 1
             return recorded.recording.run()
         if recorded is not None:
             return self._check(recorded, parts)
-        if not self._is_possible or len(parts.spans) > MOST_ROWS or self._num_bytes() > MOST_BYTES:
+        if not self._is_possible or num_rows > MOST_ROWS or self._num_bytes() > MOST_BYTES:
             return self._compute(parts)
-        return self._record(key, parts, upload)
+        return self._record(key, parts, numbers=numbers)
 
-    def _record(self, key: tuple[int, ...], parts: StepParts, upload: Upload) -> Tensor:
+    def _record(self, key: tuple[int, ...], parts: StepParts, *, numbers: Tensor) -> Tensor:
         unknown = _Unknown()
         spans = tuple(Span(unknown, span.start, 1, unknown) for span in parts.spans)  # pyright: ignore[reportArgumentType]
         try:
@@ -84,8 +90,7 @@ class DecodeReplay:
             logger.debug("decode steps are not replayed: %s: %s", type(error).__name__, error)
             self._is_possible = False
             return self._compute(parts)
-        assert upload.numbers is not None, "it was sent"
-        self._recorded[key] = _Recorded(upload.numbers, recording)
+        self._recorded[key] = _Recorded(numbers, recording)
         return logits_BV
 
     def _check(self, recorded: _Recorded, parts: StepParts) -> Tensor:

@@ -60,11 +60,14 @@ class Upload:
         return self._part(array("q", array("d", values).tobytes()), dtype=torch.float64)
 
     def send(self, into: Tensor | None = None) -> None:
-        """Start the copy, to a tensor that has the right size already or a new one; nothing waits for it."""
+        """Start the copy, to the beginning of a tensor that is large enough or to a new one; nothing waits for it."""
         numbers = torch.frombuffer(self._words, dtype=torch.int64) if self._words else torch.empty(0, dtype=torch.int64)
         if self._device.type == "cuda":
             numbers = numbers.pin_memory()
-        self.numbers = numbers.to(self._device, non_blocking=True) if into is None else into.copy_(numbers, non_blocking=True)
+        if into is None:
+            self.numbers = numbers.to(self._device, non_blocking=True)
+        else:
+            self.numbers = into[: len(numbers)].copy_(numbers, non_blocking=True)
 
     def _part(self, words: "array[int]", *, dtype: torch.dtype = torch.int64) -> Part:
         start = len(self._words)

@@ -26,7 +26,7 @@ class Planner:
         self._max_chunk = settings.max_step_tokens
         if any(group.window is not None for group in residents.groups):
             # Slots behind a window return when their step is done; the steps under way share the room for one.
-            self._max_chunk = max(1, settings.max_step_tokens // (settings.depth or 1))
+            self._max_chunk = max(1, settings.max_step_tokens // settings.num_under_way)
         self.num_pauses = 0
 
     def plan(self, now: float) -> StepBuilder:

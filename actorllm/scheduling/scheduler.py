@@ -54,7 +54,7 @@ class Scheduler:
         blamed: frozenset[Request] = frozenset(),
     ) -> None:
         self._table, self._settings, self._context, self._epoch = table, settings, context, epoch
-        self._depth = settings.depth or 1
+        self._depth = settings.num_under_way
         self._policy = POLICIES[settings.policy]
         self._residents = Residents(tuple(groups), settings.max_running)
         self._admission = ADMISSIONS[settings.admission](self._residents, settings.max_step_tokens)

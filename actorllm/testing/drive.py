@@ -78,6 +78,7 @@ class Drive:
         self.scores: dict[str, PromptScores] = {}
         self.choices: dict[tuple[str, int], Received] = {}
         self.finished: dict[str, FinishedRequest] = {}
+        self.blamed: list[set[str]] = []
         self._launched: deque[Step] = deque()
         self._done: deque[StepDone] = deque()
         self.crash()
@@ -115,6 +116,7 @@ class Drive:
         self._launched.clear()
         self._done.clear()
         blamed = self.scheduler.under_way if self.epoch else frozenset()
+        self.blamed.append({request.request_id for request in blamed})
         self.epoch += 1
         context = Context(self.context, largest=self.context)
         self.scheduler = Scheduler(

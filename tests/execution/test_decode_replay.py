@@ -105,3 +105,19 @@ def test_a_model_with_states_is_computed_as_ever() -> None:
     sizes = RunnerSizes(num_slots=(64,), max_running=2, context=64)
     device = ResidentRunner(RecurrentLM(), sizes, dtype=torch.float32, device=torch.device("cpu"))
     assert device.decode is None
+
+
+def test_what_is_sampled_does_not_matter_to_a_recording(new_steps) -> None:
+    """Logprobs of some rows bring more numbers with a step."""
+    device, steps, plain_device, plain_steps = runner(plain), new_steps(), runner(plain, replays_decode=False), new_steps()
+    for asked in (0, None, 2, None, None, 1):
+        for each_device, each_steps in ((device, steps), (plain_device, plain_steps)):
+            each_steps.close(0).close(1).open(0, logprobs=asked).open(1).feed(0, [3], to=[0]).feed(1, [5], to=[1])
+            each_device.run(each_steps.step())
+        for _ in range(3):
+            got, expected = (
+                each_device.run(each_steps.decode(0, 1).step())
+                for each_device, each_steps in ((device, steps), (plain_device, plain_steps))
+            )
+            assert (got.sampled, got.logprobs) == (expected.sampled, expected.logprobs)
+    assert device.decode is not None and device.decode.num_replays == 6 * 3 - 2
