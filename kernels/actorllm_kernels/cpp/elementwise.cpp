@@ -7,13 +7,10 @@
 #include <vector>
 
 #include "replay.h"
+#include "row_loop.h"
 #include "simd.h"
 
 namespace {
-
-constexpr int64_t MIN_PARALLEL = 32768;  // values: about 10 us of work
-
-inline int threads_for(int64_t num_values, int num_threads) { return num_values < MIN_PARALLEL ? 1 : num_threads; }
 
 // out = (x + y) / rms(x + y) * weight over D values; the sum is kept in `sum` if there is a y.
 void rms_norm_row(const float* x, const float* y, const float* weight, float eps, int64_t D, float* sum_out, float* out) {
@@ -204,28 +201,27 @@ struct Pool {
 extern "C" void actorllm_rms_norm(
     const float* x, int64_t x_stride, const float* y, int64_t y_stride, const float* weight, float eps,
     int64_t num_rows, int64_t D, float* sum, float* out, int num_threads) {
-#pragma omp parallel for num_threads(threads_for(num_rows * D, num_threads)) schedule(static)
-    for (int64_t t = 0; t < num_rows; t++)
+    for_rows(num_rows, num_rows * D, num_threads, [&](int64_t t) {
         rms_norm_row(x + t * x_stride, y ? y + t * y_stride : nullptr, weight, eps, D, sum ? sum + t * D : nullptr, out + t * D);
+    });
 }
 
 // A `y_stride` of 0 adds the same row to all.
 extern "C" void actorllm_add(
     const float* x, int64_t x_stride, const float* y, int64_t y_stride, int64_t num_rows, int64_t D, float* out, int num_threads) {
-#pragma omp parallel for num_threads(threads_for(num_rows * D, num_threads)) schedule(static)
-    for (int64_t t = 0; t < num_rows; t++)
+    for_rows(num_rows, num_rows * D, num_threads, [&](int64_t t) {
         for (int64_t d = 0; d < D; d++) out[t * D + d] = x[t * x_stride + d] + y[t * y_stride + d];
+    });
 }
 
 // `activation` 0: SiLU, 1: GELU by tanh.
 extern "C" void actorllm_gated(
     const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t num_rows, int64_t I, int activation, float* out, int num_threads) {
-#pragma omp parallel for num_threads(threads_for(num_rows * I, num_threads)) schedule(static)
-    for (int64_t t = 0; t < num_rows; t++) {
+    for_rows(num_rows, num_rows * I, num_threads, [&](int64_t t) {
         const float *gates = gate + t * gate_stride, *ups = up + t * up_stride;
         if (activation == 0) gated_row(gates, ups, I, out + t * I, silu);
         else gated_row(gates, ups, I, out + t * I, gelu_tanh);
-    }
+    });
 }
 
 // The pools are float32, bfloat16 or, with factors, int8 (`pool_type` 0, 1, 2); `cos` and `sin` are [num_tokens, R], `out` is
@@ -244,12 +240,10 @@ extern "C" void actorllm_rotate_and_store(
         using T = decltype(type);
         const Pool<T> key_pool{{static_cast<T*>(k_pool), k_slot_stride, k_pool_head_stride}, k_factors, k_factor_stride};
         const Pool<T> value_pool{{static_cast<T*>(v_pool), v_slot_stride, v_pool_head_stride}, v_factors, v_factor_stride};
-        const int threads = threads_for(int64_t(num_tokens) * (num_heads + 2 * num_kv_heads) * D, num_threads);
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int t = 0; t < num_tokens; t++) {
-            const Rotation rotation{cos + int64_t(t) * R, sin + int64_t(t) * R, R, is_interleaved != 0};
+        for_rows(num_tokens, int64_t(num_tokens) * (num_heads + 2 * num_kv_heads) * D, num_threads, [&](int64_t t) {
+            const Rotation rotation{cos + t * R, sin + t * R, R, is_interleaved != 0};
             for (int h = 0; h < num_heads; h++) {
-                float* to = out + (int64_t(t) * num_heads + h) * D;
+                float* to = out + (t * num_heads + h) * D;
                 rotation.head(queries.at(t, h), D, to);
                 if (is_spread) rotation.spread(to, D);
             }
@@ -261,7 +255,7 @@ extern "C" void actorllm_rotate_and_store(
                 });
                 if (E) value_pool.store(slots[t], h, E, [&](auto* to) { put_row(to, values.at(t, h), E); });
             }
-        }
+        });
     };
     if (pool_type == 2) run(int8_t{});
     else if (pool_type == 1) run(uint16_t{});

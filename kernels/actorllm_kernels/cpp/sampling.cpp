@@ -4,11 +4,10 @@
 #include <cmath>
 
 #include "replay.h"
+#include "row_loop.h"
 #include "simd.h"
 
 namespace {
-
-constexpr int64_t MIN_PARALLEL = 1 << 17;  // values: about 10 us of work
 
 // The first of equal values; -1 where the best is not finite, or a value is NaN.
 int64_t best_of(const float* x, int64_t V) {
@@ -36,8 +35,7 @@ int64_t best_of(const float* x, int64_t V) {
 }  // namespace
 
 extern "C" void actorllm_best(const float* logits, int64_t stride, int64_t* ids, int64_t S, int64_t V, int num_threads) {
-#pragma omp parallel for num_threads(S * V < MIN_PARALLEL ? 1 : num_threads) schedule(static)
-    for (int64_t s = 0; s < S; s++) ids[s] = best_of(logits + s * stride, V);
+    for_rows(S, S * V, num_threads, [&](int64_t s) { ids[s] = best_of(logits + s * stride, V); });
 }
 
 // last[rows[s]] = ids[s], or 0 where that is negative.

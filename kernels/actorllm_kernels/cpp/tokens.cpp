@@ -6,22 +6,18 @@
 
 #include "panels.h"
 #include "replay.h"
+#include "row_loop.h"
 
 namespace {
-
-constexpr int64_t MIN_PARALLEL = 32768;  // values: about 10 us of work
-
-inline int threads_for(int64_t num_values, int num_threads) { return num_values < MIN_PARALLEL ? 1 : num_threads; }
 
 // out[t] = row(ids[t]) of K values; NaN where the table has no such row.
 template <class Row>
 void take_rows(const int64_t* ids, float* out, int64_t T, int64_t K, int64_t num_rows, int num_threads, Row row) {
-#pragma omp parallel for num_threads(threads_for(T * K, num_threads)) schedule(static)
-    for (int64_t t = 0; t < T; t++) {
+    for_rows(T, T * K, num_threads, [&](int64_t t) {
         float* to = out + t * K;
         if (ids[t] >= 0 && ids[t] < num_rows) row(ids[t], to);
         else std::fill(to, to + K, std::numeric_limits<float>::quiet_NaN());
-    }
+    });
 }
 
 inline float widen(uint16_t x) { return load_one(&x); }
@@ -57,8 +53,7 @@ extern "C" void actorllm_enter_slots(
 extern "C" void actorllm_angles(
     const int64_t* positions, int64_t position_stride, const float* frequencies, int F, float factor, int is_interleaved, float* cos,
     float* sin, int64_t T, int num_threads) {
-#pragma omp parallel for num_threads(threads_for(T * F * 4, num_threads)) schedule(static)
-    for (int64_t t = 0; t < T; t++) {
+    for_rows(T, T * F * 4, num_threads, [&](int64_t t) {
         const float position = float(positions[t * position_stride]);
         float *cosines = cos + t * 2 * F, *sines = sin + t * 2 * F;
 #pragma omp simd
@@ -76,7 +71,7 @@ extern "C" void actorllm_angles(
             std::copy(sines, sines + F, sines + F);
             std::copy(cosines, cosines + F, cosines + F);
         }
-    }
+    });
 }
 
 // Rows of a table of floats.

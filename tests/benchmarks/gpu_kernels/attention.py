@@ -50,7 +50,7 @@ def attention_problem(
         num_queries = sum(span.query_len for span in some.spans)
         return out, attention_reference.attend(q[:num_queries].float(), *exact(), some, scale=scores.scale)
 
-    pairs = sum(query_len * seq_len - query_len * (query_len - 1) // 2 for query_len, seq_len in lens)
+    seen = [min(position + 1, window or seq_len) for query_len, seq_len in lens for position in range(seq_len - query_len, seq_len)]
     size = pools.v_NKE.shape[2]
     stored = (pools.k_NKD,) if value_dim else (pools.k_NKD, pools.v_NKE, pools.v_scales_NK)
     is_dense = window is None and form == BF16 and not value_dim and len({*lens}) == 1 and lens[0][0] in (1, lens[0][1])
@@ -58,7 +58,7 @@ def attention_problem(
         launches,
         results,
         num_bytes(*stored, pools.k_scales_NK, q, out),
-        2 * pairs * num_heads * (head_dim + size),
+        2 * sum(seen) * num_heads * (head_dim + size),
         partial(torch_attention, lens, heads, head_dim) if is_dense else None,
     )
 
