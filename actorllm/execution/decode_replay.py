@@ -69,17 +69,21 @@ class DecodeReplay:
         num_rows = len(parts.spans)
         key = num_rows, len(parts.step.positions), parts.has_unknown_ids
         recorded = self._recorded.get(key)
+        if recorded is None and not self._can_record(num_rows):
+            upload.send()
+            return self._compute(parts)
         # The step's own numbers come first; how many others follow depends on what is sampled, and is not read in a replay.
         numbers = recorded.numbers if recorded else torch.empty(len(upload) + num_rows * MOST_SAMPLE_NUMBERS, dtype=torch.int64)
         upload.send(into=numbers)
-        if recorded is not None and recorded.is_right:
-            self.num_replays += 1
-            return recorded.recording.run()
-        if recorded is not None:
+        if recorded is None:
+            return self._record(key, parts, numbers=numbers)
+        if not recorded.is_right:
             return self._check(recorded, parts)
-        if not self._is_possible or num_rows > MOST_ROWS or self._num_bytes() > MOST_BYTES:
-            return self._compute(parts)
-        return self._record(key, parts, numbers=numbers)
+        self.num_replays += 1
+        return recorded.recording.run()
+
+    def _can_record(self, num_rows: int) -> bool:
+        return self._is_possible and num_rows <= MOST_ROWS and self._num_bytes() <= MOST_BYTES
 
     def _record(self, key: tuple[int, ...], parts: StepParts, *, numbers: Tensor) -> Tensor:
         unknown = _Unknown()

@@ -5,6 +5,7 @@ the function's input tensors first, as with CUDA graphs. Neighbouring kernels ar
 because Python looked at a number or a shape depends on one, raises `NotReplayable`. Knows no model.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -153,12 +154,13 @@ def packed(
     """The same steps with `tensors`, which only kernels touch, in one block of memory, where tensors that are not in use at the
     same time share a place: what is used again soon is still in the processor's cache. With the block, and each one's place."""
     sizes = {_address(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
+    starts = sorted(sizes)
     uses: dict[int, list[int]] = {}
     bases: dict[int, int] = {}
     for index, step in enumerate(steps):
         for pointer in step.pointers if isinstance(step, Call) else ():
-            base = next((base for base, size in sizes.items() if base <= pointer < base + size), None)
-            if base is not None:
+            place = bisect_right(starts, pointer) - 1
+            if place >= 0 and pointer < (base := starts[place]) + sizes[base]:
                 bases[pointer] = base
                 uses.setdefault(base, []).append(index)
     if _address(result) in uses:
