@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr int MAX_ROWS = 32;             // score rows of an item, unless one query has more heads
+constexpr int MAX_ROWS = 60;             // score rows of an item, unless one query has more heads
 constexpr int SCORE_FLOATS = 48 * 1024;  // 192 KiB of scores leave room for keys and values in 512 KiB
 constexpr int FEW_ROWS = 8;              // below this, keys are read where they lie instead of being transposed first
 constexpr int MIN_SPLIT = 512;           // keys that are worth a part of their own
@@ -107,7 +107,10 @@ void score_keys(const Problem<T>& p, const Item& item, const int32_t* slots, int
     }
     for (int begin = 0; begin < num_keys; begin += TILE) {
         unpack_keys(p.k, item.kv_head, p.D, slots + begin, std::min(TILE, num_keys - begin), s.keys.data());
-        by_rows(num_rows, [&](int m, auto M) { scores_of_tile<M>(q + m, s.keys.data(), p.D, scores + m * stride + begin, stride); });
+        for (int j = 0; j < TILE; j += 2 * VL)  // keys that stay in the first-level cache while all rows pass
+            by_rows(num_rows, [&](int m, auto M) {
+                scores_of_pair<M>(q + m, s.keys.data() + j, p.D, scores + m * stride + begin + j, stride);
+            });
     }
 }
 
@@ -117,14 +120,19 @@ void sum_values(const Problem<T>& p, const Item& item, const int32_t* slots, int
     float* sums = s.sums.data();
     if (p.reads_in_place(num_rows)) {
         const auto value = [&](int j) { return p.v.at(slots[j], item.kv_head); };
-        by_rows(num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride, stride, num_keys, value, p.E, sums + m * p.E); });
+        by_rows(num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride, stride, num_keys, value, p.E, sums + m * p.E, p.E); });
         return;
     }
     for (int begin = 0; begin < num_keys; begin += TILE) {
         const int n = std::min(TILE, num_keys - begin);
         unpack_values(p.v, item.kv_head, p.E, slots + begin, n, s.values.data());
-        const auto value = [&](int j) { return s.values.data() + j * p.E; };
-        by_rows(num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride + begin, stride, n, value, p.E, sums + m * p.E); });
+        for (int e = 0; e < p.E; e += 2 * VL) {  // the same for columns of values
+            const auto value = [&](int j) { return s.values.data() + j * p.E + e; };
+            const int num_columns = std::min(2 * VL, p.E - e);
+            by_rows(num_rows, [&](int m, auto M) {
+                add_values<M>(weights + m * stride + begin, stride, n, value, num_columns, sums + m * p.E + e, p.E);
+            });
+        }
     }
 }
 

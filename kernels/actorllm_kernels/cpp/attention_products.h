@@ -14,6 +14,7 @@
 namespace {
 
 constexpr int TILE = 128;                     // keys that are unpacked at once
+constexpr int TILE_ROWS = 6;                  // rows of two vectors of keys or values: 12 sums fit the registers
 constexpr int AHEAD = 16;                     // keys between what is read and what is fetched: slots may lie anywhere
 constexpr int ROWS_AT_ONCE = VL == 16 ? 4 : 2;  // of keys that are read where they lie: sums of all must fit the registers
 
@@ -78,23 +79,21 @@ void scores_of_rows(const float* const* q, const Pool<T>& pool, int head, int D,
     }
 }
 
-// The same for many rows: the tile's keys are transposed, so that a vector holds VL keys.
+// The same for many rows and two vectors of keys of a tile, which is transposed: a vector holds VL keys.
 template <int M>
-void scores_of_tile(const float* const* q, const float* keys_DL, int D, float* scores, int stride) {
-    for (int j = 0; j < TILE; j += 2 * VL) {
-        vf acc[M][2] = {};
-        for (int d = 0; d < D; d++) {
-            const vf first = load(keys_DL + d * TILE + j), second = load(keys_DL + d * TILE + j + VL);
-            for (int m = 0; m < M; m++) {
-                const vf x = splat(q[m][d]);
-                acc[m][0] += x * first;
-                acc[m][1] += x * second;
-            }
-        }
+void scores_of_pair(const float* const* q, const float* keys_DL, int D, float* scores, int stride) {
+    vf acc[M][2] = {};
+    for (int d = 0; d < D; d++) {
+        const vf first = load(keys_DL + d * TILE), second = load(keys_DL + d * TILE + VL);
         for (int m = 0; m < M; m++) {
-            store(scores + m * stride + j, acc[m][0]);
-            store(scores + m * stride + j + VL, acc[m][1]);
+            const vf x = splat(q[m][d]);
+            acc[m][0] += x * first;
+            acc[m][1] += x * second;
         }
+    }
+    for (int m = 0; m < M; m++) {
+        store(scores + m * stride, acc[m][0]);
+        store(scores + m * stride + VL, acc[m][1]);
     }
 }
 
@@ -137,50 +136,54 @@ void unpack_values(const Pool<T>& pool, int head, int E, const int32_t* slots, i
 
 // sums[m] += weights[m] . values in W vectors of columns; `value(j)` is where they begin in value j.
 template <int M, int W, class Value>
-inline void add_columns(const float* weights, int stride, int num_keys, Value value, float* sums, int E) {
+inline void add_columns(const float* weights, int stride, int num_keys, Value value, float* sums, int sums_stride) {
     vf acc[M][W];
     for (int m = 0; m < M; m++)
-        for (int w = 0; w < W; w++) acc[m][w] = load(sums + m * E + w * VL);
+        for (int w = 0; w < W; w++) acc[m][w] = load(sums + m * sums_stride + w * VL);
     for (int j = 0; j < num_keys; j++) {
         const auto* v = value(j);
-        vf x[M];
-        for (int m = 0; m < M; m++) x[m] = splat(weights[m * stride + j]);
-        for (int w = 0; w < W; w++) {
-            const vf part = load(v + w * VL);
-            for (int m = 0; m < M; m++) acc[m][w] += x[m] * part;
+        vf parts[W];
+        for (int w = 0; w < W; w++) parts[w] = load(v + w * VL);
+        for (int m = 0; m < M; m++) {
+            const vf x = splat(weights[m * stride + j]);
+            for (int w = 0; w < W; w++) acc[m][w] += x * parts[w];
         }
     }
     for (int m = 0; m < M; m++)
-        for (int w = 0; w < W; w++) store(sums + m * E + w * VL, acc[m][w]);
+        for (int w = 0; w < W; w++) store(sums + m * sums_stride + w * VL, acc[m][w]);
 }
 
-// The same for all E columns, in as wide passes as the registers hold: each pass reads a part of every value.
+// The same for E columns, in as wide passes as the registers hold: each pass reads a part of every value.
 template <int M, class Value>
-void add_values(const float* weights, int stride, int num_keys, Value value, int E, float* sums) {
+void add_values(const float* weights, int stride, int num_keys, Value value, int E, float* sums, int sums_stride) {
     constexpr int WIDE = VL == 16 ? (M < 3 ? 8 : 4) : M < 2 ? 8 : M < 3 ? 4 : 2;
     int e = 0;
     const auto from = [&](int first) { return [&value, first](int j) { return value(j) + first; }; };
-    for (; e + WIDE * VL <= E; e += WIDE * VL) add_columns<M, WIDE>(weights, stride, num_keys, from(e), sums + e, E);
-    for (; e + 2 * VL <= E; e += 2 * VL) add_columns<M, 2>(weights, stride, num_keys, from(e), sums + e, E);
-    for (; e + VL <= E; e += VL) add_columns<M, 1>(weights, stride, num_keys, from(e), sums + e, E);
+    for (; e + WIDE * VL <= E; e += WIDE * VL) add_columns<M, WIDE>(weights, stride, num_keys, from(e), sums + e, sums_stride);
+    for (; e + 2 * VL <= E; e += 2 * VL) add_columns<M, 2>(weights, stride, num_keys, from(e), sums + e, sums_stride);
+    for (; e + VL <= E; e += VL) add_columns<M, 1>(weights, stride, num_keys, from(e), sums + e, sums_stride);
     for (; e < E; e++)
         for (int m = 0; m < M; m++) {
-            float total = sums[m * E + e];
+            float total = sums[m * sums_stride + e];
             for (int j = 0; j < num_keys; j++) total += weights[m * stride + j] * load_one(value(j) + e);
-            sums[m * E + e] = total;
+            sums[m * sums_stride + e] = total;
         }
 }
 
-// Calls f<M>(first row) for all rows, four at a time.
+template <int REST, class F>
+void rest_of_rows(int num_rows, int m, F&& f) {
+    if constexpr (REST > 0) {
+        if (num_rows == REST) f(m, std::integral_constant<int, REST>{});
+        else rest_of_rows<REST - 1>(num_rows, m, f);
+    }
+}
+
+// Calls f<M>(first row) for all rows, `TILE_ROWS` at a time.
 template <class F>
 void by_rows(int num_rows, F&& f) {
     int m = 0;
-    for (; m + 4 <= num_rows; m += 4) f(m, std::integral_constant<int, 4>{});
-    switch (num_rows - m) {
-        case 3: f(m, std::integral_constant<int, 3>{}); break;
-        case 2: f(m, std::integral_constant<int, 2>{}); break;
-        case 1: f(m, std::integral_constant<int, 1>{}); break;
-    }
+    for (; m + TILE_ROWS <= num_rows; m += TILE_ROWS) f(m, std::integral_constant<int, TILE_ROWS>{});
+    rest_of_rows<TILE_ROWS - 1>(num_rows - m, m, f);
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 //
 // A vector runs along the outputs of a panel, and each row's input is spread over it, so a sum's order, and with it
 // the result, does not depend on the other rows. Few rows stream each weight once, at the memory's rate. Many rows are
-// first laid out tile by tile (rows that are a power of two apart would share few lines of the caches), and then
-// pass over a chunk of a panel that stays in the first-level cache.
+// first laid out tile by tile (rows that are a power of two apart would share few lines of the caches), and then a block
+// of them, which stays in the second-level cache, passes over a chunk of a panel, which stays in the first.
 //
 // Legend: M rows, N outputs, K inputs, V vectors of a panel.
 
@@ -16,8 +16,9 @@
 namespace {
 
 constexpr int V = PANEL / VL;
-constexpr int CHUNK = 256;      // inputs of a panel that stay in 8 KiB while many rows pass
 constexpr int TILE_ROWS = 6;
+constexpr int BLOCK = 10 * TILE_ROWS;
+constexpr int CHUNK = 768;      // inputs: 24 KiB of a panel, 180 KiB of a block
 constexpr int AHEAD = 64;       // inputs: a panel's weights are fetched 2 KiB before the first tile uses them
 
 struct Problem {
@@ -52,7 +53,7 @@ void tile(const Problem& p, int m0, int panel, int begin, int end) {
     };
     int k = begin;
     for (; k + 2 <= end; k += 2) {
-        if (m0 == 0)
+        if (m0 % BLOCK == 0)
             for (int i = 0; i < PANELS; i++) __builtin_prefetch(w + (int64_t(i) * p.K + k + AHEAD) * PANEL);
         step(k);
         step(k + 1);
@@ -80,12 +81,13 @@ void lay_out(const Problem& p, int m) {
         for (int i = 0; i < rows; i++) to[int64_t(k) * rows + i] = p.x[(m + i) * p.x_stride + k];
 }
 
-void group(const Problem& p, int panel, int num_panels) {
-    const int wide = VL == 16 ? num_panels : 1, chunk = p.tiles ? CHUNK : std::max(p.K, 1);
+// The outputs of a block of rows, from `first` on, and a group of panels.
+void block(const Problem& p, int first, int panel, int num_panels) {
+    const int wide = VL == 16 ? num_panels : 1, chunk = p.tiles ? CHUNK : std::max(p.K, 1), end = std::min(p.M, first + BLOCK);
     const int step = p.tiles ? wide : num_panels;
     for (int i = 0; i < num_panels; i += step)
         for (int k = 0; k == 0 || k < p.K; k += chunk)
-            by_tiles<TILE_ROWS, Tiles>(p.M, p, panel + i, step, k, std::min(p.K, k + chunk));
+            by_tiles<TILE_ROWS, Tiles>(first, end, p, panel + i, step, k, std::min(p.K, k + chunk));
 }
 
 }  // namespace
@@ -100,6 +102,7 @@ extern "C" void actorllm_linear_bf16(
         p.tiles = scratch.data();
     }
     const Shares shares(M, N, K, num_threads);
+    const int num_blocks = (M + BLOCK - 1) / BLOCK;
 #pragma omp parallel num_threads(shares.num_threads)
     {
         if (p.tiles) {
@@ -107,7 +110,10 @@ extern "C" void actorllm_linear_bf16(
             for (int m = 0; m < M; m += TILE_ROWS) lay_out(p, m);
         }
 #pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < shares.num_groups; i++) group(p, i * GROUP, shares.size(i));
+        for (int i = 0; i < num_blocks * shares.num_groups; i++) {
+            const int group = i % shares.num_groups;
+            block(p, i / shares.num_groups * BLOCK, group * GROUP, shares.size(group));
+        }
     }
 }
 

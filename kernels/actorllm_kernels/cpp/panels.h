@@ -31,12 +31,11 @@ void rest(int num, const Problem& p, int m, Args&&... args) {
 
 }  // namespace panels
 
-// Calls F<rows>::run(problem, first row, args...) for M rows: tiles of MOST rows, then one of the rest.
+// Calls F<rows>::run(problem, first row, args...) for the rows from `m` to `end`: tiles of MOST rows, then one of the rest.
 template <int MOST, template <int> class F, class Problem, class... Args>
-void by_tiles(int M, const Problem& p, Args&&... args) {
-    int m = 0;
-    for (; m + MOST <= M; m += MOST) F<MOST>::run(p, m, args...);
-    panels::rest<MOST - 1, F>(M - m, p, m, args...);
+void by_tiles(int m, int end, const Problem& p, Args&&... args) {
+    for (; m + MOST <= end; m += MOST) F<MOST>::run(p, m, args...);
+    panels::rest<MOST - 1, F>(end - m, p, m, args...);
 }
 
 // One row's outputs of a panel, as vectors; the last panel may hold fewer than PANEL outputs.
