@@ -47,12 +47,15 @@ def attention(
     head_dim: int,
     *,
     form: torch.dtype = torch.bfloat16,
+    of_bytes: torch.dtype = torch.bfloat16,
     value_dim: int | None = None,
     extras: bool = False,
+    num_rows: int = 64,
 ) -> list[Launch]:
-    """Attention of 64 rows; with `extras`, all that a model may add."""
-    num_rows, (num_heads, num_kv_heads) = 64, heads
-    dtype = torch.bfloat16 if form.itemsize == 1 else form
+    """Attention of `num_rows` rows over pools of `form`, with queries of its dtype, or `of_bytes` where a value has one byte; with
+    `extras`, all that a model may add."""
+    num_heads, num_kv_heads = heads
+    dtype = of_bytes if form.itemsize == 1 else form
     q = meta(num_rows * query_len, num_heads, head_dim, dtype=dtype)
     k, v = meta(100_000, num_kv_heads, head_dim, dtype=form), meta(100_001, num_kv_heads, head_dim, dtype=form)[1:]  # nor latents
     sizes = (num_kv_heads, 2) if value_dim else (num_kv_heads,)

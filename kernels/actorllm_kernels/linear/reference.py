@@ -27,6 +27,8 @@ SCALE_DIVISORS = (-8.0, -8.6, -9.4, -7.4, 7.0)
 """What the weight of largest magnitude in a group of 4-bit weights is tried to become."""
 BLOCK_VALUES = 2**20
 """Weights that become codes at once."""
+EXPANDED_VALUES = 2**24
+"""Codes that are expanded at once for a product of many rows: enough outputs to keep a GPU busy, in 64 MiB of float32."""
 SMALLEST_ROW = 1e-30
 """A row whose values are all below counts as zero: the reciprocal of its scale would not be finite."""
 
@@ -240,8 +242,16 @@ def pack_by_output(codes_OI: Tensor, scales_OG: Tensor, *, num_bits: int) -> Int
 
 
 def linear_weight_only(x_TI: Tensor, weight: IntWeight) -> Tensor:
-    """[T, O] in x's dtype, which the weights' values are rounded to."""
-    return linear(x_TI, weight.values().to(x_TI.dtype))
+    """[T, O] in x's dtype, which the weights' values are rounded to, `EXPANDED_VALUES` at a time: the memory that this takes is a
+    few times that, however large the matrix is."""
+    num_outputs, block = len(weight.codes_OI), max(1, EXPANDED_VALUES // max(1, weight.num_inputs))
+    if num_outputs <= block:
+        return linear(x_TI, weight.values().to(x_TI.dtype))
+    out_TO = x_TI.new_empty(*x_TI.shape[:-1], num_outputs)
+    for begin in range(0, num_outputs, block):
+        some = IntWeight(weight.codes_OI[begin : begin + block], weight.scales_OG[begin : begin + block])
+        out_TO[..., begin : begin + block] = linear(x_TI, some.values().to(x_TI.dtype))
+    return out_TO
 
 
 def fp8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
 from actorllm_kernels.linear.reference import IntWeight
 
 MOST_ROWS = 64
-"""More rows are worth a dense copy of the weights and torch's product."""
+"""More rows are worth expanding the weights, a block of outputs at a time, for torch's product."""
 LEAST_ROWS = 16
 """The fewest rows of a tile that matrix units take."""
 MOST_PARTS = 16
