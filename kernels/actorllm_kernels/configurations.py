@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,31 @@ from actorllm_kernels.native import cache_folder
 logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent / "configurations.json"
+SHARED_KIB = {
+    "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_110": 227, "sm_120": 99,
+    "sm_121": 99,
+}  # fmt: skip
+"""Shared memory that a program may have, by compute capability, from 8.0 on as Triton supports (CUDA's programming guide)."""
+LEAST_SHARED_KIB = min(SHARED_KIB.values())
+"""Of a GPU that is not listed."""
 OTHER_GPU = 100.0
-OTHER_TRITON = 0.01
-"""Distances: any shape on this GPU is nearer than a like shape on another one; another version of Triton matters least."""
+"""Distance: any shape on this GPU is nearer than a like shape on another one."""
 
 Sizes = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The choices for one kernel: sizes of its tiles by name, and the compiler's options."""
+    """The choices for one kernel: sizes of its tiles by name, and the compiler's options.
+
+    `max_registers` of a thread say how many programs are to lie on a multiprocessor at once. Where it is None the assembler chooses,
+    and spills a few values if that lets one more program lie there.
+    """
 
     blocks: Sizes
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
     def block(self, name: str) -> int:
         """The size of tile `name`."""
@@ -47,25 +58,45 @@ class Key:
     gpu: str
     triton: str
 
+    @property
+    def shared_kib(self) -> int:
+        """Shared memory that a program may have on this GPU."""
+        return SHARED_KIB.get(self.gpu, LEAST_SHARED_KIB)
+
     def distance(self, other: "Key") -> float:
-        """How unlike two keys are: by the ratio of each size, infinite where they cannot stand for each other."""
+        """How unlike `other` is: by the ratio of each size, and of both GPUs' shared memory.
+
+        Infinite where it cannot stand for this key: with other sizes, or chosen for a GPU that has more shared memory.
+        """
         mine, theirs = dict(self.shape), dict(other.shape)
         if self.kernel != other.kernel or mine.keys() != theirs.keys():
             return math.inf
         shape = sum(abs(math.log2(mine[name] / theirs[name])) for name in mine)
-        return shape + OTHER_GPU * (self.gpu != other.gpu) + OTHER_TRITON * (self.triton != other.triton)
+        if self.gpu == other.gpu:
+            return shape
+        if self.shared_kib < other.shared_kib:
+            return math.inf
+        return shape + OTHER_GPU * (1 + math.log2(self.shared_kib / other.shared_kib))
 
 
 @functools.cache
 def configuration(key: Key) -> Configuration:
     """The nearest one there is; the user's before a shipped one that is as near. Raises `KeyError` for an unknown kernel."""
-    known = {**read(SHIPPED), **read(user_file())}
-    return known[nearest(key, known)]
+    measured = read(user_file())
+    known = {**read(SHIPPED), **measured}
+    return known[nearest(key, known, first=measured)]
 
 
-def nearest(key: Key, known: Collection[Key]) -> Key:
-    """The one that is least unlike, of several the last. Raises `KeyError` where none can stand for `key`."""
-    found = min(reversed([*known]), key=key.distance)
+def nearest(key: Key, known: Collection[Key], *, first: Collection[Key] = ()) -> Key:
+    """The one that is least unlike: of several one of `first`, of these one for the same Triton, of these the last.
+
+    So what was measured goes on to serve when Triton is replaced. Raises `KeyError` where none can stand for `key`.
+    """
+
+    def rank(other: Key) -> tuple[float, bool, bool]:
+        return key.distance(other), other not in first, other.triton != key.triton
+
+    found = min(reversed([*known]), key=rank)
     if math.isinf(key.distance(found)):
         raise KeyError(f"no configuration for kernel {key.kernel} with {[name for name, _ in key.shape]}")
     return found
@@ -82,7 +113,7 @@ def store(key: Key, chosen: Configuration) -> None:
     path = user_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
-    beside.write_text(json.dumps([_entry(*each) for each in known.items()], indent=1) + "\n")
+    beside.write_text(text_of(known))
     beside.replace(path)
     configuration.cache_clear()
 
@@ -98,10 +129,18 @@ def read(path: Path) -> dict[Key, Configuration]:
         return {}
 
 
+def text_of(known: Mapping[Key, Configuration]) -> str:
+    """A file of configurations: sorted, one in a line."""
+    entries = sorted(known.items(), key=lambda each: (each[0].kernel, each[0].gpu, each[0].shape, each[0].triton))
+    return "[\n" + ",\n".join(json.dumps(_entry(*each)) for each in entries) + "\n]\n"
+
+
 def _parsed(entry: dict[str, Any]) -> tuple[Key, Configuration]:
     key = Key(entry["kernel"], tuple(sorted(entry["shape"].items())), entry["gpu"], entry["triton"])
-    return key, Configuration(tuple(sorted(entry["blocks"].items())), entry["num_warps"], entry["num_stages"])
+    blocks = tuple(sorted(entry["blocks"].items()))
+    return key, Configuration(blocks, entry["num_warps"], entry["num_stages"], entry.get("max_registers"))
 
 
 def _entry(key: Key, chosen: Configuration) -> dict[str, Any]:
-    return {**vars(key), "shape": dict(key.shape), **vars(chosen), "blocks": dict(chosen.blocks)}
+    entry = {**vars(key), "shape": dict(key.shape), **vars(chosen), "blocks": dict(chosen.blocks)}
+    return {name: value for name, value in entry.items() if value is not None}

@@ -58,7 +58,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its grid, arguments (tensors, numbers, None), compile-time constants and compiler options."""
+    """A kernel with its grid, arguments (tensors, numbers, None), compile-time constants and compiler options.
+
+    A thread has at most `max_registers`; None leaves it to the assembler.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -66,6 +69,13 @@ class Launch:
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The compiler's, by Triton's names."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.max_registers is None else options | {"maxnreg": self.max_registers}
 
     @property
     def name(self) -> str:
@@ -74,8 +84,7 @@ class Launch:
 
     def run(self) -> None:
         """On the current device and stream; does not wait."""
-        options = {} if INTERPRETED else {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        self.kernel[self.grid](**self.arguments, **self.constants, **options)
+        self.kernel[self.grid](**self.arguments, **self.constants, **({} if INTERPRETED else self.options))
 
     def compiled(self, capability: int) -> Any:
         """Triton's compiled kernel for an NVIDIA GPU of compute capability `capability` (80, 90), specialised as a call would be."""
@@ -91,8 +100,7 @@ class Launch:
             if is_aligned or (is_specialised and isinstance(value, int) and value % ALIGNMENT == 0):
                 attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
         source = ASTSource(self.kernel, signature, constants, attributes)
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
 
     def resources(self, capability: int) -> Resources:
         """What the kernel takes on such a GPU, as NVIDIA's tool reads it from the code. Raises `subprocess.CalledProcessError`."""

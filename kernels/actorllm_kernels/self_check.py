@@ -29,7 +29,7 @@ from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated import reference as gated_reference
 from actorllm_kernels.gated import triton as gated_triton
 from actorllm_kernels.latent_attention import attend_latent_reference, rotate_and_store_latent_reference
-from actorllm_kernels.linear import Form, Fp8, IntWeight, WeightOnly, triton_fp8
+from actorllm_kernels.linear import Fp8, IntWeight, WeightOnly, triton_fp8
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear_triton
 from actorllm_kernels.norm import reference as norm_reference
@@ -243,7 +243,7 @@ def check_coded_experts(device: torch.device) -> Results:
     """Every form of codes, those of 4 bits in groups."""
     gate_up, down = _experts(device)
     for form in (WeightOnly(8), WeightOnly(4), Fp8()):
-        yield form.name, *_both_experts(ExpertStack(_as_codes(form, gate_up), _as_codes(form, down)), GatedProduct())
+        yield form.name, *_both_experts(ExpertStack(MatrixStack.of_codes(form, gate_up), MatrixStack.of_codes(form, down)), GatedProduct())
 
 
 def _experts(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -258,13 +258,6 @@ def _both_experts(stack: ExpertStack, combine: GatedProduct) -> tuple[Tensor, Te
     others = _random(20, 3, device=torch.device("cpu")).argsort(dim=1)[:, :1]
     experts = torch.cat((torch.full((20, 1), 3), others), dim=1).to(device)
     return _both(experts_triton.run_experts, experts_reference.run_experts, x, weights, experts, stack, combine=combine)
-
-
-def _as_codes(form: Form, weights_EOI: Tensor) -> MatrixStack:
-    parts = [form.by_output(form.pack(form.codes(weight_OI))) for weight_OI in weights_EOI]
-    codes, scales = zip(*(part for part in parts if part is not None), strict=True)
-    as_bytes = torch.stack([each.view(torch.uint8) for each in codes])  # 8-bit floats cannot be stacked everywhere
-    return MatrixStack(as_bytes.view(codes[0].dtype), torch.stack(scales))
 
 
 def check_embedding(device: torch.device) -> Results:

@@ -1,9 +1,8 @@
 """Finds the fastest way to cut a kernel on the GPU that is here, and keeps it for later starts. Knows no kernel."""
 
-import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -29,17 +28,17 @@ class Attempt(Protocol):
 
 def tune(
     key: Key,
-    candidates: Iterable[Configuration],
+    tried: Iterable[Configuration],
     make: Callable[[Configuration], Attempt],
     *,
     measure: Callable[[Sequence[Launch]], float],
 ) -> Configuration | None:
-    """The candidate whose launches take the least time by `measure`, stored under `key`; None if none can run.
+    """The candidate whose launches take the least time by `measure`, stored under `key`; None if none of those `tried` can run.
 
     A candidate that needs more than the GPU has, that does not compile, or whose results are wrong, is left out.
     """
     best, least = None, math.inf
-    for candidate in candidates:
+    for candidate in tried:
         try:
             attempt = make(candidate)
             for launch in attempt.launches:
@@ -55,12 +54,6 @@ def tune(
     if best is not None:
         store(key, best)
     return best
-
-
-def grid(num_warps: Sequence[int], num_stages: Sequence[int], **blocks: Sequence[int]) -> Iterator[Configuration]:
-    """Every combination of tile sizes, warps and stages."""
-    for warps, stages, *sizes in itertools.product(num_warps, num_stages, *blocks.values()):
-        yield Configuration(tuple(sorted(zip(blocks, sizes, strict=True))), warps, stages)
 
 
 def seconds_on_gpu(launches: Sequence[Launch], *, repeats: int = 20) -> float:

@@ -1,6 +1,6 @@
 """Compiles Triton kernels for GPUs that are not here, and prints what each takes as one line of JSON.
 
-Run as `python -m tests.kernels.compile_ahead sm_80|sm_90 [--all] [--share I/N]`: a process of its own, because a process that
+Run as `python -m tests.kernels.compile_ahead sm_80|sm_89|sm_90 [--all] [--share I/N]`: a process of its own, because a process that
 interprets kernels cannot compile them; share I of N takes every Nth launch, so that N processes use as many processors. What is
 compiled are launches over tensors without memory, of the sizes of real models; of launches that are cut alike and have the same
 compile-time constants the first stands for all. With `--all` share 0 also tells which shipped configurations nothing was cut by.
@@ -36,8 +36,8 @@ from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen
 from actorllm_kernels.sampling import triton as sampling
 from actorllm_kernels.token_ids import triton as token_ids
 
-GPUS = {"sm_80": (163 * 1024, 108), "sm_90": (227 * 1024, 132)}
-"""By GPU: bytes of shared memory a program may have, and multiprocessors."""
+GPUS = {"sm_80": 108, "sm_89": 128, "sm_90": 132}
+"""Multiprocessors, by GPU."""
 meta = partial(torch.empty, device="meta")
 
 
@@ -202,6 +202,9 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield "latent 512+64", attention(query_len, (16, 1), 576, value_dim=512)
         yield "latent 512+64, int8", attention(query_len, (16, 1), 576, value_dim=512, form=torch.int8)
     yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
+    for heads, head_dim in (((64, 8), 64), ((48, 1), 96)):  # where the assembler is at its limits
+        name = f"{heads[0]}:{heads[1]} heads, {head_dim}, int8 beside float16"
+        yield name, attention(1, heads, head_dim, form=torch.int8, of_bytes=torch.float16)
     yield "hidden size 8192", around()
     yield "64:8 heads, 128", stores(128)
     yield "64:8 heads, 128, int8", stores(128, torch.int8)
@@ -220,7 +223,7 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
 
 
 def every() -> Iterator[tuple[str, list[Launch]]]:
-    """Every head size, form and group with all that a model may add; plainly, and in float16, the usual groups and sizes."""
+    """Every size, form and group."""
     yield "64 tokens", ids()
     for vocab_size in (32_000, 50_257, 128_256, 262_144):
         yield f"64 of {vocab_size} tokens", samples(vocab_size)
@@ -247,18 +250,25 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
     for num_tokens, codes, dtype in itertools.product((16, 512, 4096), coded, (torch.bfloat16, torch.float32)):
         name = f"{num_tokens} tokens, 8 of 128 experts, {codes[0]} in {codes[1] or 'whole'} groups, {dtype}"
         yield name, mixture(num_tokens, (128, 8, 2048, 768), dtype=dtype, codes=codes)
-    forms = torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float32
-    grouped, sizes = (64, 8), (64, 80, 96, 128, 256)
-    for query_len, form in itertools.product((1, 512), forms):
-        for heads, head_dim in itertools.product((grouped, (48, 1), (32, 32)), sizes):
-            name = f"{heads[0]}:{heads[1]} heads, {head_dim}, {form}, all extras"
-            yield name, attention(query_len, heads, head_dim, form=form, extras=True)
-        for head_dim in sizes:
-            yield f"{grouped[0]}:{grouped[1]} heads, {head_dim}, {form}", attention(query_len, grouped, head_dim, form=form)
-        for num_heads in (16, 128):
-            yield f"latent, {num_heads} heads, {form}", attention(query_len, (num_heads, 1), 576, form=form, value_dim=512)
-    for query_len in (1, 512):
-        yield "64:8 heads, 128, float16, all extras", attention(query_len, grouped, 128, form=torch.float16, extras=True)
+    yield from every_attention()
+
+
+def every_attention() -> Iterator[tuple[str, list[Launch]]]:
+    """Every head size, group, form and dtype; of decode, which must not spill, plainly and with extras, in one part and in many."""
+    all_heads, sizes = ((64, 8), (48, 1), (32, 32)), (64, 80, 96, 128, 256)
+    floats, codes = (torch.bfloat16, torch.float16), (torch.int8, torch.float8_e4m3fn)
+    forms = [*zip((*floats, torch.float32), (*floats, torch.float32), strict=True), *itertools.product(codes, floats)]
+    for heads, head_dim, (form, dtype), extras in itertools.product(all_heads, sizes, forms, (False, True)):
+        name = f"{heads[0]}:{heads[1]} heads, {head_dim}, {form} beside {dtype}{', all extras' if extras else ''}"
+        for num_rows in (4, 2048):  # the keys of few rows are cut into parts
+            rows = attention(1, heads, head_dim, form=form, of_bytes=dtype, extras=extras, num_rows=num_rows)
+            yield f"{name}, {num_rows} rows", rows
+        if dtype != torch.float16 and (extras or heads == (64, 8)):
+            yield name, attention(512, heads, head_dim, form=form, extras=extras)
+    for num_heads, (form, dtype), query_len in itertools.product((16, 128), forms, (1, 512)):
+        latent = attention(query_len, (num_heads, 1), 576, form=form, of_bytes=dtype, value_dim=512)
+        yield f"latent, {num_heads} heads, {form} beside {dtype}", latent
+    yield "64:8 heads, 128, float16, all extras", attention(512, (64, 8), 128, form=torch.float16, extras=True)
 
 
 def distinct(cases: Iterator[tuple[str, list[Launch]]]) -> Iterator[tuple[str, Launch]]:
@@ -267,7 +277,7 @@ def distinct(cases: Iterator[tuple[str, list[Launch]]]) -> Iterator[tuple[str, L
     for name, launches in cases:
         for launch in launches:
             kinds = {key: value.dtype if isinstance(value, torch.Tensor) else type(value) for key, value in launch.arguments.items()}
-            key = launch.name, str(kinds), str(launch.constants), launch.num_warps, launch.num_stages
+            key = launch.name, str(kinds), str(launch.constants), str(launch.options)
             if key not in seen:
                 seen.add(key)
                 yield name, launch
@@ -280,7 +290,7 @@ def processor_seconds() -> float:
 
 def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str, *, share: tuple[int, int] = (0, 1), is_whole: bool = False) -> None:
     """Compile one share of the cases' kernels for one GPU."""
-    limit, processors = GPUS[gpu]
+    limit, processors = configurations.SHARED_KIB[gpu] * 1024, GPUS[gpu]
     asked: set[Key] = set()
 
     def remembered(key: Key) -> Configuration:
@@ -292,7 +302,6 @@ def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str, *, share: tuple[in
         patch.object(device, "configuration", remembered),
         patch.object(triton, "num_processors", return_value=processors),
         patch.object(linear, "num_processors", return_value=processors),
-        patch.object(triton_fp8, "num_processors", return_value=processors),
         patch.object(triton_fp8, "gpu", return_value=gpu),
     ):
         for name, launch in itertools.islice(distinct(cases), share[0], None, share[1]):

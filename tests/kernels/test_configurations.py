@@ -5,7 +5,19 @@ import json
 import pytest
 
 from actorllm_kernels import configurations
-from actorllm_kernels.configurations import SHIPPED, Configuration, Key, configuration, read, store, user_file
+from actorllm_kernels.candidates import CHOICES, Choices, candidates
+from actorllm_kernels.configurations import (
+    SHARED_KIB,
+    SHIPPED,
+    Configuration,
+    Key,
+    configuration,
+    nearest,
+    read,
+    store,
+    text_of,
+    user_file,
+)
 
 ONE = Configuration((("m", 16), ("n", 64)), 4, 3)
 OTHER = Configuration((("m", 32), ("n", 32)), 8, 2)
@@ -57,6 +69,35 @@ def test_another_gpu_is_further_than_any_shape():
     assert configuration(key(gpu="sm_120")) == OTHER
 
 
+def test_what_was_measured_with_another_triton_goes_before_what_is_shipped():
+    newer = key(triton="3.99.0")
+    store(key(triton="3.8.0"), ONE)
+    assert configuration(key()) == configuration(newer) == ONE, "the shipped ones are for 3.9"
+    store(newer, OTHER)
+    assert (configuration(newer), configuration(key(triton="3.8.0"))) == (OTHER, ONE)
+    assert configuration(key(64, triton="3.8.0")) == read(SHIPPED)[key(64)], "another size is further than what is shipped"
+
+
+@pytest.mark.parametrize("gpu", [*SHARED_KIB, "sm_150"])
+def test_nothing_is_cut_as_for_a_gpu_with_more_shared_memory(gpu):
+    known, limit = read(SHIPPED), SHARED_KIB.get(gpu, 99)
+    for each in known:
+        found = nearest(Key(each.kernel, each.shape, gpu, each.triton), known)
+        assert SHARED_KIB[found.gpu] == max(SHARED_KIB[other.gpu] for other in known if SHARED_KIB[other.gpu] <= limit)
+
+
+def test_the_shipped_file_is_sorted():
+    assert SHIPPED.read_text() == text_of(read(SHIPPED))
+
+
+def test_tuning_tries_what_there_is_first():
+    for each, chosen in read(SHIPPED).items():
+        found = [*candidates(each)]
+        assert found[0] == chosen and len({*found}) == len(found) > 3
+        assert {name for name, _ in found[-1].blocks} == {name for name, _ in chosen.blocks}
+    assert {each.kernel for each in read(SHIPPED)} == CHOICES.keys()
+
+
 def test_a_kernel_that_nobody_knows_is_an_error():
     with pytest.raises(KeyError, match="no_such_kernel"):
         configuration(key(kernel="no_such_kernel"))
@@ -93,7 +134,7 @@ def test_tuning_keeps_the_fastest_that_runs(monkeypatch):
     def measure(found):
         return taken[found[0].candidate.block("n")] / found[0].candidate.num_warps
 
-    candidates = list(tuning.grid((4, 8), (2,), m=(16,), n=(16, 32, 64, 128, 256)))
+    candidates = list(Choices((4, 8), (2,), {"m": (16,), "n": (16, 32, 64, 128, 256)}))
     assert len(candidates) == 10
     best = tuning.tune(key(), candidates, Attempt, measure=measure)
     assert best == Configuration((("m", 16), ("n", 32)), 8, 2)

@@ -51,10 +51,7 @@ def codes_of(form: str, weights_EOI: torch.Tensor) -> MatrixStack:
         codes = torch.randint(-127, 128, weights_EOI.shape, generator=torch.Generator().manual_seed(1), dtype=torch.int8)
         scales = torch.rand(*weights_EOI.shape[:2], weights_EOI.shape[2] // 16, generator=torch.Generator().manual_seed(2))
         return MatrixStack(codes.to(DEVICE), scales.to(DEVICE) / (127 * weights_EOI.shape[2] ** 0.5))
-    known = FORMS[form]
-    parts = [known.by_output(known.pack(known.codes(weight_OI))) for weight_OI in weights_EOI]
-    codes, scales = zip(*parts, strict=True)
-    return MatrixStack(torch.stack([each.view(torch.uint8) for each in codes]).view(codes[0].dtype), torch.stack(scales))
+    return MatrixStack.of_codes(FORMS[form], weights_EOI)
 
 
 def draw(num_tokens: int, hidden: int, num_experts: int, top_k: int, *, seed: int = 0) -> tuple[torch.Tensor, ...]:

@@ -18,7 +18,18 @@ def test_rehearsal(repository: Path, tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert {row["case"].split()[0] for row in rows} >= {"decode", "prefill", "sum", "silu", "rotate", "16", "12", "4", "choose", "embedding", "sampled", "sample", "penalties"}
+    cases = [row["case"] for row in rows]
+    for kernel in ("decode", "prefill"):
+        for kind in ("int8", "fp8", "fp16", "window", "soft cap", "sinks", "ALiBi", "latent 512+64, 16", "heads of 80", "heads of 96"):
+            kind = kind.replace("64, 16", "64, 128") if kernel == "decode" else kind
+            assert any(case.startswith(kernel) and kind in case for case in cases), (kernel, kind)
+    for kind in (
+        "sum and RMS", "sum and layer", "silu", "gelu", "rotate and store", "latents, float8", "embedding", "sampled ids", "weights of 8 bits",
+        "in groups of 32", "in groups of 128", "96, fp8", "choose 8 of", "2 of 8 experts", "experts, 64 x 32, int4", "top-p", "min-p", "penalties",
+        "bias and bans", "count",
+    ):  # fmt: skip
+        assert any(kind in case for case in cases), kind
+    assert {row["rival_name"] for row in rows if row["case"].startswith("prefill") and row["rival"]} == {"flash"}
     assert all(row["failure"] == "" and 0 <= row["error"] < 0.02 and row["taken"] > 0 for row in rows)
     assert (tmp_path / "gpu.svg").read_text().count("<rect") == len(rows) + 1
 
@@ -56,13 +67,24 @@ def test_a_neighbour_of_the_right_token_is_a_failure(repository: Path, monkeypat
 
     def failure(num_wrong: int, **options) -> str:
         got = wanted + (torch.arange(100) < num_wrong)
-        return problem([], lambda: (got, wanted), 0, **options).check()[1]
+        return problem([], lambda: [(wanted, wanted), (got, wanted)], 0, **options).check()[1]
 
     assert failure(1) == failure(3, largest_share=0.02) == "differs from the reference"
     assert failure(0) == failure(2, largest_share=0.02) == ""
     logits = wanted.float()
-    assert problem([], lambda: (logits * 1.01, logits), 0).is_right()
-    assert not problem([], lambda: (logits * torch.nan, logits), 0).is_right()
+    assert problem([], lambda: [(logits * 1.01, logits)], 0).is_right()
+    assert not problem([], lambda: [(logits * torch.nan, logits)], 0).is_right()
+    assert not problem([], lambda: [(logits[:50], logits)], 0).is_right(), "not all of it was given"
+
+
+def test_one_wrong_row_of_many_is_a_failure(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(repository / "tests" / "benchmarks"))
+    problem = importlib.import_module("gpu_kernels.problem").Problem
+    wanted = torch.randn(80, 100, 16, generator=torch.Generator().manual_seed(1))
+    got = wanted.clone()
+    got[70, 90] = 0
+    error, failure = problem([], lambda: [(got, wanted)], 0).check()
+    assert error < 0.02 and failure.startswith("a row differs by")
 
 
 CHILD = """
@@ -119,11 +141,13 @@ def test_every_kernel_with_configurations_is_tuned(repository: Path) -> None:
     code = (
         "import sys, json; sys.argv = ['gpu.py', '--rehearse']; sys.path.insert(0, 'tests/benchmarks')\n"
         "from gpu_kernels.tuned import tuned_cases\n"
+        "from actorllm_kernels.candidates import CHOICES, candidates\n"
         "from actorllm_kernels.configurations import SHIPPED, read\n"
         "cases = list(tuned_cases())\n"
         "known = {key.kernel: {name for name, _ in key.shape} for key in read(SHIPPED)}\n"
         "assert {case.key.kernel: {name for name, _ in case.key.shape} for case in cases} == known\n"
-        "assert all(case.make(case.candidates[0]).launches for case in {each.key.kernel: each for each in cases}.values())"
+        "assert CHOICES.keys() == known.keys()\n"
+        "assert all(case.make([*candidates(case.key)][-1]).launches for case in {each.key.kernel: each for each in cases}.values())"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]

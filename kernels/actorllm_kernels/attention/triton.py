@@ -4,13 +4,15 @@ Decode rows (one query) go over their keys in parallel parts whose results are m
 queries. Both are launched over the whole batch and each leaves the other's rows alone. What is launched depends on the
 number of rows and tokens, the table's width and the shapes, on no length; nothing waits for the GPU.
 
-A call takes memory for its result, and decode in several parts for what they hand on to the merge, from torch's caching allocator, as
-every operator of torch does. While a graph is captured it comes from that graph's own pool: a replay allocates nothing. `launches`
-writes into memory that its caller owns, and reads lengths when it runs: made once, they serve every step of as many rows.
+A call takes memory for its result from torch's caching allocator, as every operator of torch does, and decode in several parts for
+what they hand on to the merge. While a graph is captured it comes from that graph's own pool: a replay allocates nothing. `launches`
+instead write their result into memory that the caller owns; what parts hand on they keep themselves, as long as they live. They read
+lengths when they run: made once, they serve every step of as many rows, one after the other.
 
 Legend: T tokens of the batch, B its rows, H query heads, K key/value heads, D head_dim, E head_dim of values, N slots.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +48,7 @@ class Scores:
 class Pools:
     """A layer's keys and values; of int8 or float8_e4m3fn they have a factor for each token and head.
 
-    Keys that begin with their values (latents) have two then, [N, 1, 2]: for the values and for the rest.
+    Keys that begin with their values (latents: `values_begin_keys`) have two then, [N, 1, 2]: for the values and for the rest.
     """
 
     k_NKD: Tensor
@@ -54,10 +56,12 @@ class Pools:
     k_scales_NK: Tensor | None = None
     v_scales_NK: Tensor | None = None
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether values are the beginning of keys, as with latents: then they are read once."""
-        return self.k_NKD.data_ptr() == self.v_NKE.data_ptr() and self.k_NKD.shape[1] == 1
+    @functools.cached_property
+    def values_begin_keys(self) -> bool:
+        """Whether values are the first numbers of the only head's keys, in the same memory, as with latents: then they are read once."""
+        k_N1E = self.k_NKD[..., : self.v_NKE.shape[2]]
+        is_same_view = k_N1E.shape == self.v_NKE.shape and k_N1E.stride() == self.v_NKE.stride()
+        return self.k_NKD.shape[1] == 1 and is_same_view and k_N1E.data_ptr() == self.v_NKE.data_ptr()
 
 
 def suits(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor) -> bool:
@@ -65,7 +69,7 @@ def suits(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor) -> bool:
     if not (q_THD.is_cuda or INTERPRETED) or q_THD.dtype not in LANGUAGE_TYPES or k_NKD.dtype != v_NKE.dtype:
         return False
     is_quantized = k_NKD.dtype in FORMS
-    if is_quantized and Pools(k_NKD, v_NKE).is_shared and v_NKE.shape[2] != split_size(q_THD.shape[2])[0]:
+    if is_quantized and Pools(k_NKD, v_NKE).values_begin_keys and v_NKE.shape[2] != split_size(q_THD.shape[2])[0]:
         return False  # a key's two factors must meet the two parts that it is read in
     return (k_NKD.dtype == q_THD.dtype or is_quantized) and k_NKD.stride(2) == 1 and v_NKE.stride(2) == 1
 
@@ -118,9 +122,7 @@ def decode(
     block_m, block_n = min(max(triton.next_power_of_2(group), LEAST_M), chosen.block("m")), chosen.block("n")
     num_tiles = pools.k_NKD.shape[1] * triton.cdiv(group, block_m)
     if num_parts is None:
-        free = triton.next_power_of_2(triton.cdiv(num_processors(q_THD.device) * PROGRAMS_PER_PROCESSOR, num_rows * num_tiles))
-        most = triton.next_power_of_2(triton.cdiv(keys.slot_table.shape[1], block_n * TILES_PER_PART))
-        num_parts = min(free, most, MOST_PARTS)
+        num_parts = parts_that_fill(q_THD.device, num_rows * num_tiles, most_keys=keys.slot_table.shape[1], block_n=block_n)
     part, log = None, None
     if num_parts > 1:
         part = torch.empty(num_rows, num_heads, num_parts, size, dtype=torch.float32, device=q_THD.device)
@@ -137,6 +139,7 @@ def decode(
             constants | {"BLOCK_M": block_m, "BLOCK_N": block_n, "PARTS": num_parts},
             chosen.num_warps,
             chosen.num_stages,
+            chosen.max_registers,
         )
     ]
     if num_parts > 1:
@@ -147,6 +150,12 @@ def decode(
             Launch(kernels.merge_kernel, (num_rows, num_heads), arguments, used | {"BLOCK_N": block_n, "PARTS": num_parts})
         )
     return found
+
+
+def parts_that_fill(device: torch.device, num_programs: int, *, most_keys: int, block_n: int) -> int:
+    """Into how many parts, a power of two, a row's keys are cut so that `num_programs` tiles of heads fill the GPU."""
+    free = triton.next_power_of_2(triton.cdiv(num_processors(device) * PROGRAMS_PER_PROCESSOR, num_programs))
+    return min(free, triton.next_power_of_2(triton.cdiv(most_keys, block_n * TILES_PER_PART)), MOST_PARTS)
 
 
 def prefill(
@@ -172,6 +181,7 @@ def prefill(
         _constants(q_THD, pools, keys, scores=scores) | constants,
         chosen.num_warps,
         chosen.num_stages,
+        chosen.max_registers,
     )
 
 
@@ -183,11 +193,11 @@ def shape_of(q_THD: Tensor, pools: Pools) -> dict[str, int]:
 def _arguments(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> dict[str, object]:
     k, v = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in (pools.k_NKD, pools.v_NKE))
     require_dense(spans_B4=keys.spans_B4, sinks_H=scores.sinks_H, slopes_H=scores.slopes_H)
-    k_scales, v_scales = pools.k_scales_NK, pools.k_scales_NK if pools.is_shared else pools.v_scales_NK
+    k_scales, v_scales = pools.k_scales_NK, pools.k_scales_NK if pools.values_begin_keys else pools.v_scales_NK
     if k.dtype != q_THD.dtype:
         if k_scales is None or v_scales is None or k_scales.stride() != v_scales.stride():
             raise ValueError(f"pools of {pools.k_NKD.dtype} need factors of one layout for keys and for values")
-        if pools.is_shared != (k_scales.dim() == 3):
+        if pools.values_begin_keys != (k_scales.dim() == 3):
             raise ValueError("keys that begin with their values need two factors, others one")
     return {
         "q_ptr": q_THD, "k_ptr": k, "v_ptr": v, "out_ptr": out_THE, "span_ptr": keys.spans_B4, "table_ptr": keys.slot_table,
@@ -207,7 +217,7 @@ def _constants(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores)
         "GROUP": q_THD.shape[1] // pools.k_NKD.shape[1],
         "HAS_CAP": scores.soft_cap is not None, "HAS_SLOPES": scores.slopes_H is not None, "HAS_SINKS": scores.sinks_H is not None,
         "HAS_WINDOW": keys.window is not None, "FORM": FORMS.get(pools.k_NKD.dtype, PLAIN).value,
-        "V_IN_K": pools.is_shared and size == first,
+        "V_IN_K": pools.values_begin_keys and size == first,
         "D": head_dim, "D1": first, "D2": second, "E": size, "E_BLOCK": max(triton.next_power_of_2(size), LEAST_M),
         "DTYPE": LANGUAGE_TYPES[torch.float32 if INTERPRETED else q_THD.dtype],  # the interpreter has no products of bfloat16
     }  # fmt: skip

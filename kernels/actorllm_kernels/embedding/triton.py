@@ -54,4 +54,5 @@ def launch(
         {"BLOCK": chosen.block("n")},
         chosen.num_warps,
         chosen.num_stages,
+        chosen.max_registers,
     )

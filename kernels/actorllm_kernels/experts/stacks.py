@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actorllm_kernels.linear import IntWeight
+from actorllm_kernels.linear import Form, IntWeight
 from actorllm_kernels.quantize import dequantize
 
 
@@ -21,6 +21,17 @@ class MatrixStack:
 
     values_EOI: Tensor
     scales_EOG: Tensor | None = None
+
+    @classmethod
+    def of_codes(cls, form: Form, weights_EOI: Tensor) -> "MatrixStack":
+        """The codes of floating-point weights, in a form that keeps them output by output. Raises `ValueError` for others."""
+        parts = [form.by_output(form.pack(form.codes(weight_OI))) for weight_OI in weights_EOI]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            raise ValueError(f"{form.name} keeps weights in panels, which cannot be stacked")
+        codes, scales = zip(*found, strict=True)
+        as_bytes = torch.stack([each.view(torch.uint8) for each in codes])  # 8-bit floats cannot be stacked everywhere
+        return cls(as_bytes.view(codes[0].dtype), torch.stack(scales))
 
     @property
     def is_packed(self) -> bool:

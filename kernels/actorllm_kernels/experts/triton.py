@@ -253,6 +253,7 @@ def launches(
             },
             first.num_warps,
             first.num_stages,
+            first.max_registers,
         ),
         Launch(
             down_kernel,
@@ -264,6 +265,7 @@ def launches(
             {**sizes, **tile(stack.down, second), "D": hidden, "HAS_BIAS": stack.down_bias_ED is not None},
             second.num_warps,
             second.num_stages,
+            second.max_registers,
         ),
         Launch(
             sum_kernel,

@@ -73,4 +73,5 @@ def launch(
         {"NAME": activation, "BLOCK": chosen.block("n")},
         chosen.num_warps,
         chosen.num_stages,
+        chosen.max_registers,
     )

@@ -125,9 +125,7 @@ def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configu
     block_m, block_n = max(triton.next_power_of_2(num_rows), LEAST_ROWS), chosen.block("n")
     block_k = tile_columns(chosen.block("k"), weight.group_len, num_inputs)
     num_tiles = triton.cdiv(num_outputs, block_n)
-    free = num_processors(x_MK.device) * PROGRAMS_PER_PROCESSOR // num_tiles
-    num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(weight.codes_OI.shape[1], 4 * block_k)))
-    num_parts = 1 << (num_parts.bit_length() - 1)
+    num_parts = parts_that_fill(x_MK.device, num_tiles, num_columns=weight.codes_OI.shape[1], block_k=block_k)
     part = torch.empty(num_parts, num_rows, num_outputs, dtype=torch.float32, device=x_MK.device) if num_parts > 1 else None
     found = [
         Launch(
@@ -145,11 +143,20 @@ def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configu
             },
             chosen.num_warps,
             chosen.num_stages,
+            chosen.max_registers,
         )
     ]  # fmt: skip
     if part is not None:
         found.append(sum_of_parts(part, out_MN))
     return found
+
+
+def parts_that_fill(device: torch.device, num_programs: int, *, num_columns: int, block_k: int) -> int:
+    """Into how many parts, a power of two, the columns are cut so that `num_programs` tiles of outputs fill the GPU; a part of fewer
+    than four tiles of columns would cost more to add than it saves."""
+    free = num_processors(device) * PROGRAMS_PER_PROCESSOR // num_programs
+    num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(num_columns, 4 * block_k)))
+    return 1 << (num_parts.bit_length() - 1)
 
 
 def sum_of_parts(part: Tensor, out_MN: Tensor) -> Launch:

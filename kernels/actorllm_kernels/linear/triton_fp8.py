@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
-from actorllm_kernels.device import chosen_for, gpu, num_processors
+from actorllm_kernels.device import chosen_for, gpu
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
-from actorllm_kernels.linear.triton import LEAST_ROWS, MOST_PARTS, PROGRAMS_PER_PROCESSOR, sum_of_parts
+from actorllm_kernels.linear.triton import LEAST_ROWS, parts_that_fill, sum_of_parts
 from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, decoded, encoded, largest, quotient
 
 FEW_ROWS = 64
@@ -104,9 +104,7 @@ def launches(
     grid = triton.cdiv(num_rows, block_m), triton.cdiv(num_outputs, block_n)
     num_parts = 1
     if num_rows <= FEW_ROWS:
-        free = num_processors(device) * PROGRAMS_PER_PROCESSOR // grid[1]
-        num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(num_inputs, 4 * block_k)))
-        num_parts = 1 << (num_parts.bit_length() - 1)
+        num_parts = parts_that_fill(device, grid[1], num_columns=num_inputs, block_k=block_k)
     part = torch.empty(num_parts, num_rows, num_outputs, dtype=torch.float32, device=device) if num_parts > 1 else None
     rounded_MK = torch.empty(num_rows, num_inputs, dtype=torch.uint8, device=device)
     x_scales_M = torch.empty(num_rows, dtype=torch.float32, device=device)
@@ -131,6 +129,7 @@ def launches(
             },
             chosen.num_warps,
             chosen.num_stages,
+            chosen.max_registers,
         ),
     ]  # fmt: skip
     if part is not None:

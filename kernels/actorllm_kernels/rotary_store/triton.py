@@ -296,4 +296,5 @@ def launch(
         },
         chosen.num_warps,
         chosen.num_stages,
+        chosen.max_registers,
     )  # fmt: skip

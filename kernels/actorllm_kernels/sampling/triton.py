@@ -110,8 +110,8 @@ def launches(
     sizes = {"V": vocab_size, "PARTS": num_parts}
     tiles = {"PART": part, "LANES": chosen.block("lanes")}
     known = {**sizes, "BLOCK_P": triton.next_power_of_2(num_parts)}
-    over_parts = partial(Launch, grid=(num_samples, num_parts), num_warps=chosen.num_warps, num_stages=chosen.num_stages)
-    over_samples = partial(Launch, grid=(num_samples,), num_warps=chosen.num_warps, num_stages=chosen.num_stages)
+    cut = partial(Launch, num_warps=chosen.num_warps, num_stages=chosen.num_stages, max_registers=chosen.max_registers)
+    over_parts, over_samples = partial(cut, grid=(num_samples, num_parts)), partial(cut, grid=(num_samples,))
     best, best_id = {"best_ptr": memory.best_SP}, {"id_ptr": memory.id_SP}
     found = [over_parts(kernels.best_kernel, arguments={**logits, **best, **best_id}, constants={**sizes, **tiles})]
     final = {"final_ptr": memory.edges[1]}

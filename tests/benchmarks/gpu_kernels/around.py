@@ -16,42 +16,42 @@ from actorllm_kernels.rotary_store import Angles
 from actorllm_kernels.rotary_store import reference as store_reference
 from actorllm_kernels.rotary_store import triton as rotary_store
 from actorllm_kernels.token_ids import triton as token_ids
-from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, num_bytes, random
+from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Pair, Problem, normal, num_bytes
 
 HEADS = (8, 2) if REHEARSAL else (64, 8)
 
 
 def norm_problem(num_rows: int, size: int, *, is_rms: bool, chosen: Configuration | None = None) -> Problem:
-    x, y, weight = random(num_rows, size), random(num_rows, size, seed=1), random(size, seed=2)
+    x, y, weight = normal(num_rows, size), normal(num_rows, size, seed=1), normal(size, seed=2)
     results = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
     options = {"weight_D": weight, "bias_D": None if is_rms else weight, "eps": 1e-5, "is_rms": is_rms, "results": results}
     launch = norm.launch(x, y, **options, chosen=chosen)
 
-    def both() -> tuple[torch.Tensor, torch.Tensor]:
+    def both() -> list[Pair]:
         total = (x + y).float()
         if is_rms:
             normed = norm_reference.rms_norm(total, weight.float(), eps=1e-5)
         else:
             normed = norm_reference.layer_norm(total, weight_D=weight.float(), bias_D=weight.float(), eps=1e-5)
-        return torch.cat(results, dim=1), torch.cat((total, normed), dim=1)
+        return [*zip(results, (total, normed), strict=True)]
 
     return Problem([launch], both, num_bytes(x, y, *results))
 
 
 def gated_problem(num_rows: int, size: int, activation: str, *, chosen: Configuration | None = None) -> Problem:
-    gate, up = random(num_rows, 2 * size).chunk(2, dim=1)
+    gate, up = normal(num_rows, 2 * size).chunk(2, dim=1)
     out = torch.full((num_rows, size), torch.nan, dtype=BF16, device=DEVICE)
     launch = gated.launch(gate, up, activation=activation, out_TI=out, chosen=chosen)
     return Problem(
-        [launch], lambda: (out, gated_reference.gated(gate.float(), up.float(), activation=activation)), 3 * num_bytes(out)
+        [launch], lambda: [(out, gated_reference.gated(gate.float(), up.float(), activation=activation))], 3 * num_bytes(out)
     )
 
 
 def store_problem(num_tokens: int, form: torch.dtype, *, chosen: Configuration | None = None) -> Problem:
     num_heads, num_kv_heads = HEADS
-    q, k, v = random(num_tokens, num_heads + 2 * num_kv_heads, 128).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    q, k, v = normal(num_tokens, num_heads + 2 * num_kv_heads, 128).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     out = torch.full(q.shape, torch.nan, dtype=BF16, device=DEVICE)
-    angles = torch.cat((random(num_tokens, 1, 64, dtype=torch.float32),) * 2, dim=-1)
+    angles = torch.cat((normal(num_tokens, 1, 64, dtype=torch.float32),) * 2, dim=-1)
     tables = Angles(angles.cos().to(BF16), angles.sin().to(BF16))
     slots = torch.randperm(num_tokens, device=DEVICE)
     k_pool, v_pool = pools = [torch.zeros(num_tokens, num_kv_heads, 128, dtype=form, device=DEVICE) for _ in range(2)]
@@ -61,13 +61,13 @@ def store_problem(num_tokens: int, form: torch.dtype, *, chosen: Configuration |
         q, k, v, angles=tables, slots_T=slots, pools=(k_pool, v_pool), scales=scales, out_THD=out, chosen=chosen
     )
 
-    def results() -> tuple[torch.Tensor, torch.Tensor]:
+    def results() -> list[Pair]:
         exact = Angles(tables.cos_T1R.float(), tables.sin_T1R.float())
         stored = [pool.float()[slots] * (1 if scales is None else each[slots].unsqueeze(-1)) for pool, each in zip(pools, factors, strict=True)]
         wanted = [store_reference.rotate(heads.float(), exact) for heads in (q, k)]
         if scales is not None:
             wanted = [store_reference.spread(heads, exact) for heads in wanted]
-        return torch.cat((out.float(), *stored), dim=1), torch.cat((wanted[0], *(kept(each, form) for each in (wanted[1], v.float()))), dim=1)
+        return [*zip((out, *stored), (wanted[0], kept(wanted[1], form), kept(v.float(), form)), strict=True)]
 
     return Problem([launch], results, num_bytes(q, k, v, out, *pools, *(scales or ()), *tables[:2]))
 
@@ -79,33 +79,33 @@ def kept(x: torch.Tensor, form: torch.dtype) -> torch.Tensor:
 
 def latent_store_problem(num_tokens: int, form: torch.dtype) -> Problem:
     """Latents of 512 values with rotated keys of 64, and the rotated parts of all heads' queries."""
-    q, both = random(num_tokens, HEADS[0], 64), random(num_tokens, 576, seed=1)
+    q, both = normal(num_tokens, HEADS[0], 64), normal(num_tokens, 576, seed=1)
     latent, key = both.split([512, 64], dim=1)
-    angles = torch.cat((random(num_tokens, 1, 32, dtype=torch.float32),) * 2, dim=-1)
+    angles = torch.cat((normal(num_tokens, 1, 32, dtype=torch.float32),) * 2, dim=-1)
     tables, out = Angles(angles.cos().to(BF16), angles.sin().to(BF16)), torch.full(q.shape, torch.nan, dtype=BF16, device=DEVICE)
     slots, pool = torch.randperm(num_tokens, device=DEVICE), torch.zeros(num_tokens, 576, dtype=form, device=DEVICE)
     scales = torch.zeros(num_tokens, 2, device=DEVICE) if form.itemsize == 1 else None
     launch = rotary_store.launch_latent(q, latent, key, angles=tables, slots_T=slots, pool_NC=pool, scales_N2=scales, out_THP=out)
 
-    def results() -> tuple[torch.Tensor, torch.Tensor]:
+    def results() -> list[Pair]:
         exact = Angles(tables.cos_T1R.float(), tables.sin_T1R.float())
         stored = pool.float() if scales is None else dequantize_parts(pool, scales, 512)
-        rotated = [store_reference.rotate(heads.float(), exact).flatten(1) for heads in (q, key.unsqueeze(1))]
-        wanted = rotated[0], kept(latent.float(), form), kept(rotated[1], form)
-        return torch.cat((out.float().flatten(1), stored[slots]), dim=1), torch.cat(wanted, dim=1)
+        rotated_q, rotated_key = (store_reference.rotate(heads.float(), exact) for heads in (q, key.unsqueeze(1)))
+        got_latent, got_key = stored[slots].split([512, 64], dim=1)
+        return [(out, rotated_q), (got_latent, kept(latent.float(), form)), (got_key, kept(rotated_key.squeeze(1), form))]
 
     return Problem([launch], results, num_bytes(q, both, out, pool, scales, *tables[:2]))
 
 
 def embedding_problem(num_tokens: int, size: int, vocab_size: int, *, chosen: Configuration | None = None) -> Problem:
-    table, ids = random(vocab_size, size), torch.randperm(vocab_size, device=DEVICE)[:num_tokens]
+    table, ids = normal(vocab_size, size), torch.randperm(vocab_size, device=DEVICE)[:num_tokens]
     out = torch.full((num_tokens, size), torch.nan, dtype=BF16, device=DEVICE)
     launch = embedding.launch(ids, table, first_id=0, out_TD=out, chosen=chosen)
 
     def rival() -> Callable[[], object]:
         return lambda: torch.nn.functional.embedding(ids, table)
 
-    return Problem([launch], lambda: (out, table[ids].float()), 2 * num_bytes(out) + num_bytes(ids), rival=rival)
+    return Problem([launch], lambda: [(out, table[ids].float())], 2 * num_bytes(out) + num_bytes(ids), rival=rival)
 
 
 def ids_problem(num_rows: int) -> Problem:
@@ -113,7 +113,7 @@ def ids_problem(num_rows: int) -> Problem:
     sampled, rows = torch.arange(1, num_rows + 1, device=DEVICE), torch.randperm(num_rows, device=DEVICE)
     last, unknown, out = torch.zeros_like(rows), torch.full_like(rows, -1), torch.zeros_like(rows)
     launches = [token_ids.scatter_launch(sampled, rows, last), token_ids.gather_launch(unknown, rows, last, out_T=out)]
-    return Problem(launches, lambda: (out, sampled), 7 * num_bytes(rows))
+    return Problem(launches, lambda: [(out, sampled)], 7 * num_bytes(rows))
 
 
 def around_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:

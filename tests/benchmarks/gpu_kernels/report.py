@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-HEAD = f"{'':<52} {'error':>9} {'us':>10} {'floor us':>10} {'share':>6} {'bound':<10} {'torch us':>10} {'times':>6}"
+HEAD = f"{'':<70} {'error':>9} {'us':>10} {'floor us':>10} {'share':>6} {'bound':<10} {'torch us':>10} {'times':>6} {'by':<9}"
 
 
 @dataclass
 class Row:
-    """A line of the table; times in microseconds."""
+    """A line of the table; times in microseconds. `rival_name` says which of torch's ways was timed."""
 
     case: str
     error: float | None = None
@@ -17,6 +17,7 @@ class Row:
     bound: str = ""
     share: float | None = None
     rival: float | None = None
+    rival_name: str = ""
     failure: str = ""
 
 
@@ -27,8 +28,8 @@ def line(row: Row) -> str:
     beside = "-" if row.rival is None or row.taken is None else f"{row.rival / row.taken:.2f}"
     share = "-" if row.share is None else f"{row.share:.0%}"
     return (
-        f"{row.case:<52} {number(row.error, 5):>9} {number(row.taken, 1):>10} {number(row.floor, 1):>10} {share:>6}"
-        f" {row.bound:<10} {number(row.rival, 1):>10} {beside:>6} {row.failure}"
+        f"{row.case:<70} {number(row.error, 5):>9} {number(row.taken, 1):>10} {number(row.floor, 1):>10} {share:>6}"
+        f" {row.bound:<10} {number(row.rival, 1):>10} {beside:>6} {row.rival_name:<9} {row.failure}"
     )
 
 

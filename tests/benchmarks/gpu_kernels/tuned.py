@@ -1,4 +1,4 @@
-"""What is tuned: every kernel that has configurations, over the sizes of usual models, with the ways to cut it that are tried."""
+"""What is tuned: every kernel that has configurations, over the sizes of usual models; `candidates` has the ways to cut it."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,6 @@ import torch
 from actorllm_kernels import device as devices
 from actorllm_kernels.configurations import Configuration, Key
 from actorllm_kernels.linear import Form, WeightOnly
-from actorllm_kernels.tuning import grid
 from gpu_kernels.around import embedding_problem, gated_problem, norm_problem, store_problem
 from gpu_kernels.attention import attention_problem
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem
@@ -20,15 +19,14 @@ from gpu_kernels.sampling import ASKED, draw_problem
 
 @dataclass
 class Tuned:
-    """A kernel's shape, the ways to cut it, and what makes the problem that is timed for one of them."""
+    """A kernel's shape, and what makes the problem that is timed for one way to cut it."""
 
     key: Key
-    candidates: list[Configuration]
     make: Callable[[Configuration], Problem]
 
 
-def tuned(kernel: str, shape: Mapping[str, int], candidates: Iterator[Configuration], make: Callable[..., Problem]) -> Tuned:
-    return Tuned(devices.key_of(kernel, shape, DEVICE), list(candidates), lambda chosen: make(chosen=chosen))
+def tuned(kernel: str, shape: Mapping[str, int], make: Callable[..., Problem]) -> Tuned:
+    return Tuned(devices.key_of(kernel, shape, DEVICE), lambda chosen: make(chosen=chosen))
 
 
 def tuned_cases() -> Iterator[Tuned]:
@@ -39,20 +37,18 @@ def tuned_cases() -> Iterator[Tuned]:
     rows, vocab_sizes = (1, (300, 600)) if REHEARSAL else (64, (32_768, 131_072))
     for vocab_size in vocab_sizes:
         make = partial(draw_problem, rows, vocab_size, ASKED["top-k 50 and top-p 0.9"])
-        yield tuned("sampling", {"vocabulary": vocab_size}, grid((4, 8), (1, 3), part=(2048, 4096, 8192), lanes=(512, 1024)), make)
+        yield tuned("sampling", {"vocabulary": vocab_size}, make)
 
 
 def tuned_around() -> Iterator[Tuned]:
     rows, sizes = (3, (64,)) if REHEARSAL else (16384, (1024, 4096, 8192))
     for size in sizes:
-        yield tuned("norm", {"size": size}, grid((2, 4, 8, 16), (1,)), partial(norm_problem, rows, size, is_rms=True))
-    shape, size, values = {"bytes": BF16.itemsize}, 2 * sizes[-1], grid((2, 4, 8), (1,), n=(512, 1024, 2048, 4096))
-    yield tuned("gated", shape, values, partial(gated_problem, rows, size, "silu"))
-    values = grid((2, 4, 8), (1,), n=(512, 1024, 2048, 4096))
-    yield tuned("embedding", shape, values, partial(embedding_problem, rows, size, 2 * rows if REHEARSAL else 128_256))
+        yield tuned("norm", {"size": size}, partial(norm_problem, rows, size, is_rms=True))
+    shape, size = {"bytes": BF16.itemsize}, 2 * sizes[-1]
+    yield tuned("gated", shape, partial(gated_problem, rows, size, "silu"))
+    yield tuned("embedding", shape, partial(embedding_problem, rows, size, 2 * rows if REHEARSAL else 128_256))
     for form in (BF16, torch.int8):
-        values = grid((2, 4, 8), (1,), values=(512, 1024, 2048, 4096))
-        yield tuned("rotary_store", {"bytes": form.itemsize}, values, partial(store_problem, rows, form))
+        yield tuned("rotary_store", {"bytes": form.itemsize}, partial(store_problem, rows, form))
 
 
 def tuned_attention() -> Iterator[Tuned]:
@@ -60,13 +56,9 @@ def tuned_attention() -> Iterator[Tuned]:
     decode, prefill = [(1, context)] * rows, [(context, context)] * min(rows, 4)
     for head_dim in (64, 128):
         for form in (BF16, torch.int8):
-            for kernel, lens, heads, tiles in (
-                ("attend_decode", decode, (64, 8), (64,)),
-                ("attend_prefill", prefill, (32, 8), (64, 128)),
-            ):
+            for kernel, lens, heads in (("attend_decode", decode, (64, 8)), ("attend_prefill", prefill, (32, 8))):
                 shape = {"bytes": form.itemsize, "group": heads[0] // heads[1], "head_dim": head_dim}
-                make = partial(attention_problem, lens, heads, head_dim, form=form)
-                yield tuned(kernel, shape, grid((4, 8), (2, 3, 4, 5), m=tiles, n=(32, 64, 128)), make)
+                yield tuned(kernel, shape, partial(attention_problem, lens, heads, head_dim, form=form))
 
 
 def tuned_products() -> Iterator[Tuned]:
@@ -74,11 +66,9 @@ def tuned_products() -> Iterator[Tuned]:
     for num_bits in (8, 4):
         for num_rows in (16, 32, 64):
             make = partial(weight_only_problem, num_rows, sizes, num_bits=num_bits)
-            candidates = grid((4, 8), (3, 4, 5), n=(32, 64, 128), k=(64, 128, 256))
-            yield tuned("linear_weight_only", {"bits": num_bits, "rows": num_rows}, candidates, make)
+            yield tuned("linear_weight_only", {"bits": num_bits, "rows": num_rows}, make)
     for num_rows in (16, 64, 128):
-        candidates = grid((4, 8), (3, 4), n=(64, 128), k=(128, 256))
-        yield tuned("linear_fp8", {"rows": num_rows}, candidates, partial(fp8_problem, num_rows, sizes))
+        yield tuned("linear_fp8", {"rows": num_rows}, partial(fp8_problem, num_rows, sizes))
 
 
 def tuned_experts() -> Iterator[Tuned]:
@@ -96,4 +86,4 @@ def tuned_experts() -> Iterator[Tuned]:
                 cut[index] = chosen
                 return experts_problem(num_tokens, sizes, form=form, cut=(cut[0], cut[1]))
 
-            yield tuned(kernel, shape, grid((4, 8), (2, 3, 4), m=(rows,), n=(64, 128), c=(64, 128)), make)
+            yield tuned(kernel, shape, make)

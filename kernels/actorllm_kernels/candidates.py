@@ -1,0 +1,47 @@
+"""The ways to cut each kernel that are tried when it is tuned: data, beside what is shipped. Knows no launch."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from actorllm_kernels.configurations import Configuration, Key, configuration
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Every combination of warps, stages and sizes of tiles (by their names) is a candidate."""
+
+    num_warps: Sequence[int]
+    num_stages: Sequence[int]
+    blocks: Mapping[str, Sequence[int]]
+
+    def __iter__(self) -> Iterator[Configuration]:
+        for warps, stages, *sizes in itertools.product(self.num_warps, self.num_stages, *self.blocks.values()):
+            yield Configuration(tuple(sorted(zip(self.blocks, sizes, strict=True))), warps, stages)
+
+
+COLUMNS = (512, 1024, 2048, 4096)
+EXPERTS = {"n": (64, 128), "c": (64, 128)}
+CHOICES = {
+    "attend_decode": Choices((4, 8), (2, 3, 4, 5), {"m": (64,), "n": (32, 64, 128)}),
+    "attend_prefill": Choices((4, 8), (2, 3, 4, 5), {"m": (64, 128), "n": (32, 64, 128)}),
+    "linear_weight_only": Choices((4, 8), (3, 4, 5), {"n": (32, 64, 128), "k": (64, 128, 256)}),
+    "linear_fp8": Choices((4, 8), (3, 4), {"n": (64, 128), "k": (128, 256)}),
+    "experts_gate_up": Choices((4, 8), (2, 3, 4), EXPERTS),
+    "experts_down": Choices((4, 8), (2, 3, 4), EXPERTS),
+    "norm": Choices((2, 4, 8, 16), (1,), {}),
+    "gated": Choices((2, 4, 8), (1,), {"n": COLUMNS}),
+    "embedding": Choices((2, 4, 8), (1,), {"n": COLUMNS}),
+    "rotary_store": Choices((2, 4, 8), (1,), {"values": COLUMNS}),
+    "sampling": Choices((4, 8), (1, 3), {"part": (2048, 4096, 8192), "lanes": (512, 1024)}),
+}
+"""By kernel. A block of experts' rows is as high as their shape says: see `candidates`."""
+
+
+def candidates(key: Key) -> Iterator[Configuration]:
+    """How a kernel is cut for this key so far, then the others. Raises `KeyError` for an unknown kernel."""
+    known, choices = configuration(key), CHOICES[key.kernel]
+    if key.kernel.startswith("experts_"):
+        choices = Choices(choices.num_warps, choices.num_stages, {"m": (dict(key.shape)["rows"],), **choices.blocks})
+    yield known
+    yield from (each for each in choices if each != known)
