@@ -43,7 +43,7 @@ fuzz: install-dev
 	FUZZ_SECONDS=60 $(BIN)/python -m pytest -q -s tests/server/chat/test_fuzz.py
 
 kernels: install-dev # Triton kernels: many more random batches, and every shape compiled for sm_80, sm_89 and sm_90
-	OMP_NUM_THREADS=1 KERNEL_CASES=90 $(BIN)/python -m pytest -q -n $(PROCESSES) tests/kernels --ignore tests/kernels/test_compile_ahead.py
+	OMP_NUM_THREADS=1 KERNEL_CASES=90 $(BIN)/python -m pytest -q --timeout 3600 -n $(PROCESSES) tests/kernels --ignore tests/kernels/test_compile_ahead.py
 	KERNEL_CASES=90 $(BIN)/python -m pytest -q tests/kernels/test_compile_ahead.py
 
 oldest-triton: install-dev # the kernels' tests with the oldest Triton that is served, whose interpreter needs an older numpy

@@ -4,7 +4,6 @@ Knows no actor and no tokenizer: the caller says which ids are never valid.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,16 +21,17 @@ from actorllm.execution.devices import Devices
 from actorllm.execution.machine import KV_SHARE, Machine, give_back_freed_memory
 from actorllm.execution.model_plan import ModelPlan, has_weights, plan_model, plan_slots
 from actorllm.execution.runner import ResidentRunner, RunnerSizes
+from actorllm.execution.served_heads import served_heads
 from actorllm.layers.collectives import ThreadRanks
 from actorllm.layers.shard import Shard
-from actorllm.models.contract import CacheGroup, CausalLM
+from actorllm.models.contract import CausalLM
 from actorllm.models.loading import load_weights
 from actorllm.settings import EngineSettings, ExecutionSettings
 from actorllm.weights.checkpoint import Checkpoint
 from actorllm.weights.formats import Format
 from actorllm.weights.source import WeightSource, load_module
 from actorllm_kernels import native
-from actorllm_kernels.backends import Heads, is_triton_here
+from actorllm_kernels.backends import is_triton_here
 
 GPU_KV_SHARE = 0.85
 """The part of a GPU's free memory that the KV cache may take: nothing else competes for it but activations."""
@@ -87,7 +87,7 @@ async def load_model(
     invalid = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
 
     def build(model: CausalLM) -> ResidentRunner:
-        _settle_kernels(device, model, plan.precision.dtype)
+        _settle_kernels(device, model, plan)
         loader.load(model)
         give_back_freed_memory()  # of values that became codes, before the cache takes its own
         return ResidentRunner(model, sizes, dtype=plan.precision.dtype, kv_dtype=plan.kv_dtype, device=device, invalid_ids=invalid)
@@ -113,14 +113,14 @@ async def load_model(
     )
 
 
-def _settle_kernels(device: torch.device, model: CausalLM, dtype: torch.dtype) -> None:
+def _settle_kernels(device: torch.device, model: CausalLM, plan: ModelPlan) -> None:
     """Which kernels run: compiled or checked now rather than within the first request's step, with warnings of what is amiss."""
     if device.type == "cpu":
         native.library()
     elif is_triton_here():
         from actorllm_kernels import self_check  # Triton takes a second to import, and is not there without a GPU
 
-        self_check.failing(device, served_heads(model.cache_groups, dtype))
+        self_check.failing(device, plan.precision.dtype, served_heads(model, plan.kv_dtype))
 
 
 def _plan_groups(model: CausalLM, plan: ModelPlan, *, settings: EngineSettings, device: torch.device) -> tuple[GroupSize, ...]:
@@ -128,21 +128,6 @@ def _plan_groups(model: CausalLM, plan: ModelPlan, *, settings: EngineSettings, 
     free, share = free_memory(device)
     free_bytes = free // settings.execution.tensor_parallel
     return plan_slots(model.cache_groups, plan, settings=settings, free_bytes=free_bytes, share=share)
-
-
-def served_heads(groups: Sequence[CacheGroup], dtype: torch.dtype) -> dict[str, set[Heads]]:
-    """The heads that a model's attention reads and stores, by the operators that do: what kernels are checked for at start."""
-    served: dict[str, set[Heads]] = defaultdict(set)
-    for group in groups:
-        shapes = {buffer.name: buffer.shape for buffer in group.buffers}
-        latents = [buffer.parts for buffer in group.buffers if buffer.name == "latent" and len(buffer.parts) == 2]
-        if {"k", "v"} <= shapes.keys():
-            for operator in ("attention", "rotary_store"):
-                served[operator].add(Heads(shapes["k"][-1], shapes["v"][-1], dtype))
-        for latent_size, rotated in latents:
-            served["latent_attention"].add(Heads(latent_size + rotated, latent_size, dtype))
-            served["latent_store"].add(Heads(rotated, latent_size, dtype))
-    return served
 
 
 def free_memory(device: torch.device) -> tuple[int, float]:

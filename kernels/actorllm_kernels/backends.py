@@ -1,8 +1,8 @@
 """Which kinds of kernels can run here."""
 
 import functools
+import importlib
 import importlib.metadata
-import importlib.util
 import logging
 from contextlib import suppress
 from typing import NamedTuple
@@ -17,17 +17,37 @@ OLDEST_TRITON = 3, 6
 
 
 class Heads(NamedTuple):
-    """What kernels of attention are checked for: the sizes of a head's key and of its value, and the dtype they compute with."""
+    """A form of attention and of storing: query heads and key/value heads, the sizes of a head's key and of its value, the dtype of
+    pools of one byte a value (None: pools are in the queries' dtype), and which of `EXTRAS` scores are made with."""
 
+    num_heads: int
+    num_kv_heads: int
     key_size: int
     value_size: int
-    dtype: torch.dtype
+    quantized: torch.dtype | None = None
+    extras: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        """As warnings name it."""
+        sizes = f"{self.num_heads}:{self.num_kv_heads} heads of {self.key_size} and {self.value_size}"
+        kept = f" kept in {self.quantized}" if self.quantized else ""
+        return sizes + kept + (f" with {', '.join(sorted(self.extras))}" if self.extras else "")
+
+
+EXTRAS = frozenset({"window", "soft cap", "sinks", "slopes"})
+"""What attention may have beside scaled products."""
+Form = str | Heads
+"""One of the kinds of work that an operator's kernels do: each is checked, and replaced, for itself."""
 
 
 @functools.cache
 def is_triton_here() -> bool:
-    """Whether the package is installed, and new enough, else with a warning: torch brings it where it is made for GPUs."""
-    if importlib.util.find_spec("triton") is None:
+    """Whether the package can be used, and is new enough; else with a warning where there is a GPU that it would be used on."""
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # boundary: whatever an installation that is not whole raises
+        if torch.cuda.is_available():
+            logger.warning("Triton cannot be imported (%r): slower references run on the GPU; `pip install triton` brings it", error)
         return False
     version = triton_version()
     is_old = version is not None and tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON
@@ -44,10 +64,10 @@ def triton_version() -> str | None:
     return None
 
 
-def takes_triton(operator: str, x: Tensor, heads: Heads | None = None) -> bool:
-    """Whether the Triton kernels of `operator` are what computes with this tensor: on a GPU where they are right, for such heads."""
+def takes_triton(operator: str, x: Tensor, form: Form) -> bool:
+    """Whether the Triton kernels of `operator` are what computes with this tensor: on a GPU where they are right, in this form."""
     if not x.is_cuda or not is_triton_here():
         return False
     from actorllm_kernels.self_check import is_right  # Triton takes a second to import, and is not there without a GPU
 
-    return is_right(operator, x.device, heads)
+    return is_right(operator, x.device, x.dtype, form)

@@ -40,6 +40,11 @@ LANGUAGE_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bf
 """The dtypes that kernels compute with, by their names in Triton's language."""
 
 
+def product_type(dtype: torch.dtype) -> tl.dtype:
+    """What products of numbers of `dtype` are made of: themselves; in the interpreter bfloat16, which NumPy lacks, as float32."""
+    return LANGUAGE_TYPES[torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype]
+
+
 def require_dense(**tensors: Tensor | None) -> None:
     """Raise `ValueError` for a tensor whose numbers do not lie one after the other: the kernels know no strides for these."""
     for name, tensor in tensors.items():

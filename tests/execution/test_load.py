@@ -10,14 +10,12 @@ import torch
 import actorllm_echo
 from actorllm.errors import CheckpointError, ModelError, NotEnoughMemory, PluginMissing, SettingsError, UnsupportedConfig
 from actorllm.execution.devices import Devices
-from actorllm.execution.load import load_model, served_heads
+from actorllm.execution.load import load_model
 from actorllm.execution.model_plan import plan_model, plan_slots
 from actorllm.layers.shard import Shard
 from actorllm.messages import Step, StepDone, unpack
-from actorllm.models.contract import CacheBuffer, CacheGroup
 from actorllm.settings import EngineSettings, ExecutionSettings, ModelSettings, SchedulingSettings
 from actorllm.weights.random import RandomWeights
-from actorllm_kernels.backends import Heads
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -45,17 +43,6 @@ async def run(devices: Devices, step: Step) -> StepDone:
     future = asyncio.get_running_loop().create_future()
     devices.run(step, lambda done, error: future.set_exception(error) if error else future.set_result(done))
     return await future
-
-
-def test_kernels_are_checked_for_the_heads_that_are_served() -> None:
-    llama = CacheGroup("full", (0, 1), (CacheBuffer("k", (2, 80)), CacheBuffer("v", (2, 64))))
-    latents = CacheGroup("full", (0,), (CacheBuffer("latent", (576,), parts=(512, 64)),))
-    assert served_heads([llama, CacheGroup("echo", (0,), (CacheBuffer("tokens", (3,)),))], torch.float16) == {
-        "attention": {Heads(80, 64, torch.float16)}, "rotary_store": {Heads(80, 64, torch.float16)},
-    }  # fmt: skip
-    assert served_heads([latents], torch.bfloat16) == {
-        "latent_attention": {Heads(576, 512, torch.bfloat16)}, "latent_store": {Heads(64, 512, torch.bfloat16)},
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

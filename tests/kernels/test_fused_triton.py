@@ -24,13 +24,13 @@ SIZES = (1, 48, 64, 80, 96, 128, 256, 257, 576, 2048, 3000)
 NUM_CASES = int(os.environ.get("KERNEL_CASES", "18"))
 
 
-def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def rows_of(rng: Random, num_rows: int, size: int, *, dtype: torch.dtype) -> torch.Tensor:
     """[rows, size]: by themselves, as a part of wider rows, or with gaps between values."""
-    x = random(num_rows, 2 * size + 3, seed=rng.randrange(10**6), dtype=dtype)
+    x = normal(num_rows, 2 * size + 3, seed=rng.randrange(10**6), dtype=dtype)
     return rng.choice((x[:, :size].contiguous(), x[:, 1 : size + 1], x[:, : 2 * size : 2]))
 
 
@@ -48,12 +48,12 @@ def test_norms_equal_the_reference(seed):
     x, y = (rows_of(rng, num_rows, size, dtype=dtype) for _ in range(2))
     x += rng.choice((0, 5))
     if seed // 3 % 2:
-        weight = random(size, seed=seed, dtype=rng.choice((dtype, torch.float32)))
+        weight = normal(size, seed=seed, dtype=rng.choice((dtype, torch.float32)))
         close(norm_triton.rms_norm(x, weight, eps=eps), norm_reference.rms_norm(x, weight, eps=eps))
         total, normed = norm_triton.add_rms_norm(x, y, weight, eps=eps)
         close(normed, norm_reference.rms_norm(total, weight, eps=eps))
     else:
-        weight, bias = (rng.choice((None, random(size, seed=index, dtype=dtype))) for index in range(2))
+        weight, bias = (rng.choice((None, normal(size, seed=index, dtype=dtype))) for index in range(2))
         close(norm_triton.layer_norm(x, weight_D=weight, bias_D=bias, eps=eps), layer_norm(x, weight, bias, eps=eps))
         total, normed = norm_triton.add_layer_norm(x, y, weight_D=weight, bias_D=bias, eps=eps)
         close(normed, layer_norm(total, weight, bias, eps=eps))
@@ -68,7 +68,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256, 576])
 def test_norms_of_heads_alone(head_dim):
-    x, weight = random(5, 3, 2, head_dim, seed=1, dtype=torch.bfloat16)[:, :, 1], random(head_dim, seed=2, dtype=torch.bfloat16)
+    x, weight = normal(5, 3, 2, head_dim, seed=1, dtype=torch.bfloat16)[:, :, 1], normal(head_dim, seed=2, dtype=torch.bfloat16)
     close(norm_triton.layer_norm(x, weight_D=weight, bias_D=None, eps=1e-5), layer_norm(x, weight, None, eps=1e-5))
     for each in (weight, weight.float()):
         close(norm_triton.rms_norm(x, each, eps=0.0), norm_reference.rms_norm(x, each, eps=0.0))
@@ -80,6 +80,6 @@ def test_gated_products_equal_the_reference(seed):
     num_rows, size = rng.choice((0, 1, 3, 9)), rng.choice((1, 48, 257, 1500, rng.randint(1, 3000)))
     gate, up = (rows_of(rng, num_rows, size, dtype=dtype) for _ in range(2))
     if rng.random() < 0.5:  # halves of one tensor
-        gate, up = random(num_rows, 2 * size, seed=seed, dtype=dtype).chunk(2, dim=-1)
+        gate, up = normal(num_rows, 2 * size, seed=seed, dtype=dtype).chunk(2, dim=-1)
     gate *= 4
     close(gated_triton.gated(gate, up, activation=activation), gated_reference.gated(gate, up, activation=activation))

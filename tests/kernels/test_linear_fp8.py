@@ -17,7 +17,7 @@ triton_fp8 = pytest.importorskip("actorllm_kernels.linear.triton_fp8", exc_type=
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IS_NATIVE = DEVICE.type == "cuda" and triton_fp8.is_native(DEVICE)
 """Then sums are exact to few bits."""
-TOLERANCE = {torch.float32: 2e-3 if IS_NATIVE else 1e-5, torch.float16: 4e-3 if IS_NATIVE else 2e-3, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float32: 2e-3 if IS_NATIVE else 1e-5, torch.float16: 3e-3 if IS_NATIVE else 1e-3, torch.bfloat16: 1e-2}
 NUM_CASES = int(os.environ.get("KERNEL_CASES", "12"))
 
 

@@ -14,7 +14,7 @@ from actorllm_kernels.linear import Int4, Int8, IntWeight, WeightOnly, reference
 triton = pytest.importorskip("actorllm_kernels.linear.triton", exc_type=ImportError, reason="needs Triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 NUM_CASES = int(os.environ.get("KERNEL_CASES", "18"))
 
 

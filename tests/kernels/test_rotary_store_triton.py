@@ -30,12 +30,12 @@ NUM_SLOTS = 19
 Pools = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]
 
 
-def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def angles_of(rng: Random, num_tokens: int, rotary_dim: int, *, dtype: torch.dtype) -> Angles:
-    angles, is_interleaved = random(num_tokens, 1, rotary_dim // 2, seed=2) * 3, rng.random() < 0.5
+    angles, is_interleaved = normal(num_tokens, 1, rotary_dim // 2, seed=2) * 3, rng.random() < 0.5
     angles = angles.repeat_interleave(2, dim=-1) if is_interleaved else torch.cat((angles, angles), dim=-1)
     return Angles(angles.cos().to(dtype), angles.sin().to(dtype), is_interleaved)
 
@@ -55,7 +55,7 @@ def test_equals_the_reference(seed):
     num_kv_heads, num_tokens = rng.choice((1, 2, 5)), rng.choice((0, 1, 4, 9))
     num_heads, value_dim = num_kv_heads * rng.choice((1, 3, 8)), rng.choice((head_dim, head_dim, head_dim // 2))
     rotary_dim = rng.choice((0, head_dim, head_dim, head_dim // 2, 2 * rng.randint(1, head_dim // 2)))
-    heads = random(num_tokens, num_heads + 2 * num_kv_heads, head_dim, seed=seed, dtype=dtype)
+    heads = normal(num_tokens, num_heads + 2 * num_kv_heads, head_dim, seed=seed, dtype=dtype)
     q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     k[2:3] = 0
     v = rng.choice((v, v.flip(1)))[..., :value_dim]
@@ -74,8 +74,8 @@ def test_latents_equal_the_reference(seed):
     rng, dtype, form = Random(seed), DTYPES[seed % 3], FORMS[seed // 3 % 3]
     latent_size, rotated = rng.choice(((512, 64), (512, 64), (40, 6)))
     num_tokens, num_heads = rng.choice((0, 1, 5)), rng.choice((1, 3, 16))
-    q = random(num_tokens, num_heads, 24 + rotated, seed=seed, dtype=dtype)[:, :, 24:]
-    latent, key = random(num_tokens, latent_size + rotated, seed=seed + 1, dtype=dtype).split([latent_size, rotated], dim=1)
+    q = normal(num_tokens, num_heads, 24 + rotated, seed=seed, dtype=dtype)[:, :, 24:]
+    latent, key = normal(num_tokens, latent_size + rotated, seed=seed + 1, dtype=dtype).split([latent_size, rotated], dim=1)
     key *= 40  # would leave nothing of the latent in one factor for both
     slots = torch.randperm(NUM_SLOTS, generator=torch.Generator().manual_seed(seed))[:num_tokens].to(DEVICE)
     ours, theirs = (
@@ -93,7 +93,7 @@ def parts_of(pool: torch.Tensor, scales: torch.Tensor | None, latent_size: int) 
 
 
 def test_queries_that_nothing_is_done_with_are_given_back():
-    q, k = random(3, 4, 64, seed=1), random(3, 2, 64, seed=2)
+    q, k = normal(3, 4, 64, seed=1), normal(3, 2, 64, seed=2)
     pools, _ = empty_pools(2, (64, 64), torch.float32)
     assert store_triton.rotate_and_store(q, k, k, None, torch.tensor([4, 0, 7], device=DEVICE), pools) is q
     assert torch.equal(pools[0][[4, 0, 7]], k) and torch.equal(pools[1][[4, 0, 7]], k) and int((pools[0] != 0).any(2).any(1).sum()) == 3
@@ -133,13 +133,13 @@ def same_quantized(got: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch
 
 
 def test_slots_with_gaps_are_refused():
-    x, ones, pools = random(2, 1, 8, seed=1), torch.ones(2, 1, 8, device=DEVICE), tuple(torch.zeros(2, 4, 1, 8, device=DEVICE))
+    x, ones, pools = normal(2, 1, 8, seed=1), torch.ones(2, 1, 8, device=DEVICE), tuple(torch.zeros(2, 4, 1, 8, device=DEVICE))
     with pytest.raises(ValueError, match="slots_T has strides"):
         store_triton.rotate_and_store(x, x, x, Angles(ones, ones), torch.arange(4, device=DEVICE)[::2], pools)
 
 
 def test_pools_without_their_factors_are_refused():
-    x = random(1, 1, 64, seed=1)
+    x = normal(1, 1, 64, seed=1)
     pools, _ = empty_pools(1, (64, 64), torch.int8)
     with pytest.raises(ValueError, match="factor"):
         store_triton.rotate_and_store(x, x, x, Angles(x, x), torch.zeros(1, dtype=torch.int64), pools)

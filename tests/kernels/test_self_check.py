@@ -5,15 +5,15 @@ import logging
 import pytest
 import torch
 
-from actorllm_kernels import attention, backends, gated, norm
-from actorllm_kernels.attention import RaggedKeys, flat_spans
-from actorllm_kernels.backends import Heads
+from actorllm_kernels import backends, gated, norm
+from actorllm_kernels.backends import EXTRAS, Form, Heads
 
 pytest.importorskip("triton", reason="needs Triton")
-from actorllm_kernels import self_check
+from actorllm_kernels import checks, self_check
 from actorllm_kernels.attention import triton as attention_triton
 from actorllm_kernels.gated import triton as gated_triton
 from actorllm_kernels.launch import Launch
+from actorllm_kernels.linear import triton as linear_triton
 from actorllm_kernels.norm import triton as norm_triton
 from actorllm_kernels.sampling import triton as sampling_triton
 from actorllm_kernels.token_ids import triton as ids_triton
@@ -33,32 +33,28 @@ def unchecked():
 def dispatched(monkeypatch):
     """Operators choose as they do on a GPU, whatever is here."""
 
-    def takes_triton(operator: str, x: torch.Tensor, heads: Heads | None = None) -> bool:
-        return self_check.is_right(operator, x.device, heads)
+    def takes_triton(operator: str, x: torch.Tensor, form: Form) -> bool:
+        return self_check.is_right(operator, x.device, x.dtype, form)
 
-    for operator in (gated, norm, attention):
+    for operator in (gated, norm):
         monkeypatch.setattr(operator, "takes_triton", takes_triton)
         monkeypatch.setattr(operator.cpu, "suits", lambda *_: False)
 
 
-@pytest.mark.parametrize("operator", self_check.CHECKS)
-def test_kernels_are_right_here(operator, caplog):
-    assert self_check.is_right(operator, DEVICE)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(("operator", "heads"), [
-    *self_check.USUAL.items(),
-    ("attention", Heads(80, 80, torch.float16)),
-    ("rotary_store", Heads(80, 80, torch.float16)),
-    ("rotary_store", Heads(64, 32, torch.float32)),
-    ("latent_store", Heads(10, 30, torch.float32)),
+@pytest.mark.parametrize(("operator", "form"), [
+    *((operator, form) for operator, check in checks.CHECKS.items() for form in check.forms),
+    ("attention", Heads(6, 3, 80, 80, None, EXTRAS)),
+    ("attention", Heads(4, 4, 64, 64, torch.int8, frozenset({"sinks", "window"}))),
+    ("rotary_store", Heads(5, 1, 80, 80)),
+    ("rotary_store", Heads(2, 2, 64, 32, torch.int8)),
+    ("latent_store", Heads(3, 1, 10, 30)),
 ])  # fmt: skip
-def test_kernels_are_right_here_for_heads(operator, heads, caplog, monkeypatch):
-    """Decode in one part and in many, too."""
+def test_kernels_are_right_here(operator, form, caplog, monkeypatch):
+    """In the dtype of a form's own, or in one of those that are served; of attention decode in one part and in many."""
     parts, real = [], attention_triton.decode
     monkeypatch.setattr(attention_triton, "decode", lambda *given, **options: noted(parts, real(*given, **options)))
-    assert self_check.is_right(operator, DEVICE, heads)
+    dtype = checks.CHECKS[operator].dtype or (torch.bfloat16, torch.float16, torch.float32)[len(str(form)) % 3]
+    assert self_check.is_right(operator, DEVICE, dtype, form)
     assert not caplog.records
     assert "attention" not in operator or min(parts) == 1 < max(parts)
 
@@ -68,30 +64,41 @@ def noted(parts: list[int], launches: list[Launch]) -> list[Launch]:
     return launches
 
 
-def test_all_is_checked_for_the_heads_that_are_served(monkeypatch):
+def test_all_is_checked_for_the_heads_and_the_dtype_that_are_served(monkeypatch):
     asked = []
-    wrong = ("norm", DEVICE), ("attention", DEVICE, Heads(8, 8, torch.float32))
+    served = {"attention": [Heads(8, 2, 8, 8), Heads(8, 2, 16, 16)]}
+    wrong = ("norm", DEVICE, torch.float16, "rms"), ("attention", DEVICE, torch.float16, served["attention"][0])
     monkeypatch.setattr(self_check, "is_right", lambda *given: asked.append(given) or given not in wrong)
-    served = {"attention": [Heads(8, 8, torch.float32), Heads(16, 16, torch.float32)]}
-    assert self_check.failing(DEVICE, served) == ["norm", "attention"]
-    assert {operator for operator, *_ in asked} == {*self_check.CHECKS, "attention"} and len(asked) == len(self_check.CHECKS) + 2
+    assert set(self_check.failing(DEVICE, torch.float16, served)) == {("norm", "rms"), ("attention", served["attention"][0])}
+    forms = {(operator, form) for operator, _, _, form in asked}
+    assert {form for operator, form in forms if operator == "attention"} == set(served["attention"])
+    assert {operator for operator, _ in forms} == {name for name, check in checks.CHECKS.items() if not check.is_of_heads} | {"attention"}
+    kept = {(operator, dtype) for operator, _, dtype, _ in asked if dtype != torch.float16}
+    assert kept == {
+        ("routing", torch.float32), ("sampling", torch.float32), ("counting", torch.int64), ("token_ids", torch.int64),
+    }  # fmt: skip
 
 
-def test_heads_that_a_kernel_is_wrong_for_give_way_and_others_do_not(dispatched, monkeypatch, caplog):
-    real, calls = attention_triton.attend, []
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_products_of_one_row_few_and_many_are_checked(rows, monkeypatch, caplog):
+    real = linear_triton.linear_weight_only
+    monkeypatch.setattr(linear_triton, "linear_weight_only", lambda x, weight: real(x, weight) + (len(x) == rows))
+    assert not self_check.is_right("linear", DEVICE, torch.float16, "int8")
+    assert f"linear (int8, torch.float16) are wrong on {DEVICE} ({rows} rows: relative error" in caplog.text
 
-    def attend(q, *rest, **options):
-        calls.append(q.shape[2])
-        return real(q, *rest, **options) + (q.shape[2] == 16)
 
-    monkeypatch.setattr(attention_triton, "attend", attend)
-    keys = RaggedKeys(flat_spans([(0, 1, 3)]), torch.arange(3, dtype=torch.int32, device=DEVICE).unsqueeze(0))
-    for size in (16, 32):
-        q, k = torch.randn(1, 2, size, device=DEVICE), torch.randn(3, 1, size, device=DEVICE)
-        expected = attention.reference.attend(q, k, k, keys, scale=1.0)
-        torch.testing.assert_close(attention.attend(q, k, k, keys, scale=1.0), expected, atol=1e-4, rtol=1e-4)
-    assert "attention are wrong" in caplog.text and "for heads of 16 and 16 in torch.float32 (plain, many parts" in caplog.text
-    assert calls.count(16) == 1 and calls[-1] == 32 and "heads of 32" not in caplog.text
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_each_phase_of_attention_is_checked(phase, monkeypatch, caplog):
+    """A phase that is not launched leaves zeros."""
+    real = attention_triton.launches
+
+    def launches(*given, out_THE, **options):
+        is_left = {"decode": ("decode_kernel", "merge_kernel"), "prefill": ("prefill_kernel",)}[phase]
+        return [launch for launch in real(*given, out_THE=out_THE.zero_(), **options) if launch.name not in is_left]
+
+    monkeypatch.setattr(attention_triton, "launches", launches)
+    assert not self_check.is_right("attention", DEVICE, torch.float16, Heads(2, 1, 64, 64))
+    assert "2:1 heads of 64 and 64, torch.float16" in caplog.text
 
 
 @pytest.mark.parametrize(("version", "is_taken"), [("3.5.1", False), ("3.6.0", True), ("3.10.0+git1", True), ("4.0.0", True), (None, True)])
@@ -107,7 +114,7 @@ def test_a_wrong_kernel_gives_way_to_its_reference(dispatched, monkeypatch, capl
     with caplog.at_level(logging.WARNING):
         got = gated.gated(gate, up, activation="relu")
     assert torch.equal(got, gate.relu() * up)
-    assert "gated are wrong" in caplog.text and "silu: relative error 1" in caplog.text
+    assert "gated (relu, torch.float32) are wrong" in caplog.text and "product: relative error 1" in caplog.text
 
 
 @pytest.mark.parametrize("samples", ["greedy", "drawn"])
@@ -118,19 +125,19 @@ def test_a_neighbour_of_the_right_token_is_wrong(samples, monkeypatch, caplog):
         return real(logits, places, *rest, **options) + ((places == 0) == (samples == "greedy"))
 
     monkeypatch.setattr(sampling_triton, "draw", shifted)
-    assert not self_check.is_right("sampling", DEVICE)
-    assert f"sampling are wrong on {DEVICE} ({samples}:" in caplog.text
+    assert not self_check.is_right("sampling", DEVICE, torch.float32, "draw")
+    assert f"sampling (draw, torch.float32) are wrong on {DEVICE} ({samples}:" in caplog.text
 
 
 def test_ids_in_wrong_rows_are_wrong(monkeypatch):
     real = ids_triton.scatter_ids
     monkeypatch.setattr(ids_triton, "scatter_ids", lambda ids, rows, last: real(ids, rows.flip(0), last))
-    assert not self_check.is_right("token_ids", DEVICE)
+    assert not self_check.is_right("token_ids", DEVICE, torch.int64, "scatter")
 
 
 def test_nan_is_wrong(monkeypatch, caplog):
     monkeypatch.setattr(gated_triton, "gated", lambda gate, up, *, activation: gate * torch.nan)
-    assert not self_check.is_right("gated", DEVICE)
+    assert not self_check.is_right("gated", DEVICE, torch.bfloat16, "silu")
     assert "relative error nan" in caplog.text
 
 
@@ -141,7 +148,7 @@ def test_a_kernel_that_raises_gives_way_to_its_reference(dispatched, monkeypatch
     monkeypatch.setattr(norm_triton, "launch", fail)
     x, weight = torch.randn(3, 8, device=DEVICE), torch.ones(8, device=DEVICE)
     assert torch.equal(norm.rms_norm(x, weight, eps=1e-3), norm.reference.rms_norm(x, weight, eps=1e-3))
-    assert "norm do not run" in caplog.text and "no kernel image is available" in caplog.text
+    assert "norm (rms, torch.float32) do not run" in caplog.text and "no kernel image is available" in caplog.text
 
 
 def test_it_is_found_out_once(dispatched, monkeypatch):
@@ -151,4 +158,4 @@ def test_it_is_found_out_once(dispatched, monkeypatch):
     gate, up = torch.randn(2, 3, 8, device=DEVICE).unbind()
     for _ in range(3):
         torch.testing.assert_close(gated.gated(gate, up, activation="relu"), gate.relu() * up)
-    assert len(calls) == len(gated.ACTIVATIONS) + 3
+    assert len(calls) == 1 + 3

@@ -30,7 +30,7 @@ def test_a_model_computes_with_the_kernel_what_its_codes_say(num_bits, monkeypat
         return logits_of(model, TinyCache(model.cache_groups, num_rows=1, context=32), [(0, list(range(9)))])
 
     expected, calls, real = logits(), [], triton.linear_weight_only
-    monkeypatch.setattr(linear, "takes_triton", lambda operator, x: operator == "linear")
+    monkeypatch.setattr(linear, "takes_triton", lambda operator, x, form: operator == "linear")
     monkeypatch.setattr(triton, "linear_weight_only", lambda x, weight: calls.append(weight) or real(x, weight))
     torch.testing.assert_close(logits(), expected, atol=1e-4, rtol=1e-4)
     assert len(calls) == 2 * 4 + 1 and sum(weight.is_packed for weight in calls) == (2 * 4 if num_bits == 4 else 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from actorllm_kernels.attention import cpu, reference
 from actorllm_kernels.attention.keys import RaggedKeys, Span, flat_spans
 from actorllm_kernels.backends import Heads, takes_triton
+from actorllm_kernels.quantize import LARGEST
 
 __all__ = ["RaggedKeys", "Span", "attend", "flat_spans"]
 
@@ -29,7 +30,9 @@ def attend(
     v_scales_NK: Tensor | None = None,
 ) -> Tensor:
     """[T, H, E] attention of every row over its own keys, see `reference.attend`; the fastest way there is here."""
-    return (kernels_for(q_THD, k_NKD, v_NKE) or reference).attend(
+    asked = {"window": keys.window, "soft cap": soft_cap, "sinks": sinks_H, "slopes": slopes_H}
+    extras = frozenset(name for name, value in asked.items() if value is not None)
+    return (kernels_for(q_THD, k_NKD, v_NKE, extras=extras) or reference).attend(
         q_THD,
         k_NKD,
         v_NKE,
@@ -43,11 +46,15 @@ def attend(
     )
 
 
-def kernels_for(q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor, *, operator: str = "attention") -> ModuleType | None:
+def kernels_for(
+    q_THD: Tensor, k_NKD: Tensor, v_NKE: Tensor, *, operator: str = "attention", extras: frozenset[str] = frozenset()
+) -> ModuleType | None:
     """The module of the kernels that can compute this here, if there are any; `operator` is what they are checked as."""
     if cpu.suits(q_THD, k_NKD, v_NKE):
         return cpu
-    if takes_triton(operator, q_THD, Heads(q_THD.shape[2], v_NKE.shape[2], q_THD.dtype)):
+    quantized = k_NKD.dtype if k_NKD.dtype in LARGEST else None
+    heads = Heads(q_THD.shape[1], k_NKD.shape[1], q_THD.shape[2], v_NKE.shape[2], quantized, extras)
+    if takes_triton(operator, q_THD, heads):
         from actorllm_kernels.attention import triton  # takes a second, and is not there without a GPU
 
         return triton if triton.suits(q_THD, k_NKD, v_NKE) else None

@@ -23,7 +23,7 @@ from actorllm_kernels.attention import triton_kernels as kernels
 from actorllm_kernels.attention.keys import RaggedKeys
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_processors
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type, require_dense
 from actorllm_kernels.triton_forms import FORMS, PLAIN
 
 LEAST_M = 16
@@ -219,7 +219,7 @@ def _constants(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores)
         "HAS_WINDOW": keys.window is not None, "FORM": FORMS.get(pools.k_NKD.dtype, PLAIN).value,
         "V_IN_K": pools.values_begin_keys and size == first,
         "D": head_dim, "D1": first, "D2": second, "E": size, "E_BLOCK": max(triton.next_power_of_2(size), LEAST_M),
-        "DTYPE": LANGUAGE_TYPES[torch.float32 if INTERPRETED else q_THD.dtype],  # the interpreter has no products of bfloat16
+        "DTYPE": product_type(q_THD.dtype),
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ __all__ = ["embedding"]
 
 def embedding(ids_T: Tensor, table_VD: Tensor, *, first_id: int | None = None) -> Tensor:
     """[T, D], see `reference.embedding`; the fastest way there is here."""
-    if takes_triton("embedding", table_VD):
+    if takes_triton("embedding", table_VD, "rows"):
         from actorllm_kernels.embedding import triton  # takes a second, and is not there without a GPU
 
         if triton.suits(ids_T, table_VD):

@@ -16,7 +16,7 @@ __all__ = ["ExpertStack", "MatrixStack", "run_experts"]
 
 def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: ExpertStack, *, combine: GatedProduct) -> Tensor:
     """[T, D] in x's dtype, see `reference.run_experts`; the fastest way there is here."""
-    if takes_triton("coded_experts" if stack.is_coded else "experts", x_TD):
+    if all([takes_triton("experts", x_TD, form) for form in (stack.gate_up.form, stack.down.form)]):
         from actorllm_kernels.experts import triton  # takes a second, and is not there without a GPU
 
         if triton.suits(x_TD, stack):

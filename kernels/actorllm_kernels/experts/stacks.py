@@ -58,6 +58,14 @@ class MatrixStack:
         """Of one value or code."""
         return 4 if self.is_packed else 8 * self.values_EOI.element_size()
 
+    @property
+    def form(self) -> str:
+        """What kernels are checked for."""
+        if self.scales_EOG is None:
+            return "values"
+        kind = "fp8" if self.values_EOI.is_floating_point() else f"int{self.num_bits}"
+        return kind + (" in groups" if self.num_groups > 1 else "")
+
     def matrix(self, expert: int, dtype: torch.dtype) -> Tensor:
         """[O, I] of one expert."""
         values_OI = self.values_EOI[expert]
@@ -83,11 +91,6 @@ class ExpertStack:
     def num_experts(self) -> int:
         """E."""
         return len(self.down.values_EOI)
-
-    @property
-    def is_coded(self) -> bool:
-        """Whether there are codes among the weights."""
-        return self.gate_up.scales_EOG is not None or self.down.scales_EOG is not None
 
     @property
     def sizes(self) -> tuple[int, int]:

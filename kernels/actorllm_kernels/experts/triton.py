@@ -22,7 +22,7 @@ from actorllm_kernels.device import chosen_for
 from actorllm_kernels.experts.stacks import ExpertStack, MatrixStack
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated.triton import activated
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type
 from actorllm_kernels.linear.triton import codes_product, tile_columns, tiles_fit
 from actorllm_kernels.triton_forms import FORMS, FP8, FP8_SHIFT, INT4, PLAIN, decoded
 
@@ -234,7 +234,7 @@ def launches(
     inner_AI = torch.empty(num_tokens * top_k, inner, dtype=x_TD.dtype, device=x_TD.device)
     part_AD = torch.empty(num_tokens * top_k, hidden, dtype=x_TD.dtype, device=x_TD.device)
     sizes = {"INNER": inner, "E": num_experts, "E_TILE": triton.next_power_of_2(num_experts)}
-    sizes["DTYPE"] = LANGUAGE_TYPES[torch.float32 if INTERPRETED else x_TD.dtype]
+    sizes["DTYPE"] = product_type(x_TD.dtype)
     places = {"order_ptr": order, "begin_ptr": begin_E}
     step, up = (2, 1) if stack.is_interleaved else (1, inner)
     return [

@@ -17,7 +17,7 @@ __all__ = ["ACTIVATIONS", "GatedProduct", "gated"]
 
 def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:
     """[T, I], see `reference.gated`; the fastest way there is here."""
-    operator = cpu if cpu.suits(gate_TI, up_TI, activation) else kernels_for(gate_TI) or reference
+    operator = cpu if cpu.suits(gate_TI, up_TI, activation) else kernels_for(gate_TI, activation) or reference
     return operator.gated(gate_TI, up_TI, activation=activation)
 
 
@@ -37,9 +37,9 @@ class GatedProduct:
         return reference.clamped_swiglu(gate_TI, up_TI, limit=self.limit, gain=self.gain)
 
 
-def kernels_for(gate_TI: Tensor) -> ModuleType | None:
+def kernels_for(gate_TI: Tensor, activation: str) -> ModuleType | None:
     """The module of the GPU's kernel, if it can compute this."""
-    if not takes_triton("gated", gate_TI):
+    if not takes_triton("gated", gate_TI, activation):
         return None
     from actorllm_kernels.gated import triton  # takes a second, and is not there without a GPU
 

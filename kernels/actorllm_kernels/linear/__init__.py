@@ -175,7 +175,7 @@ class Fp8:
         return reference.fp8_values(packed[0][outputs], packed[1][outputs])
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
-        if takes_triton("linear_fp8", x_TI):
+        if takes_triton("linear", x_TI, self.name):
             from actorllm_kernels.linear import triton_fp8  # takes a second, and is not there without a GPU
 
             if triton_fp8.suits(x_TI):
@@ -228,7 +228,7 @@ class WeightOnly:
         weight = IntWeight(*packed)
         if x_TI.shape[1] < weight.num_inputs:
             x_TI = pad(x_TI, (0, weight.num_inputs - x_TI.shape[1]))
-        if takes_triton("linear", x_TI):
+        if takes_triton("linear", x_TI, weight.form):
             from actorllm_kernels.linear import triton  # takes a second, and is not there without a GPU
 
             if triton.suits(x_TI, weight):

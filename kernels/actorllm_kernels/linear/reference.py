@@ -208,6 +208,11 @@ class IntWeight:
         return self.codes_OI.shape[1] * (2 if self.is_packed else 1)
 
     @property
+    def form(self) -> str:
+        """What kernels are checked for."""
+        return f"int{4 if self.is_packed else 8}" + (" in groups" if self.group_len < self.num_inputs else "")
+
+    @property
     def group_len(self) -> int:
         """Inputs with one scale."""
         return self.num_inputs // max(1, self.scales_OG.shape[1])

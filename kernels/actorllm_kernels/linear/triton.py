@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_processors
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type
 from actorllm_kernels.linear.reference import IntWeight
 
 MOST_ROWS = 64
@@ -139,7 +139,7 @@ def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configu
             {
                 "N": num_outputs, "K": num_inputs, "G": weight.group_len, "IS_PACKED": weight.is_packed,
                 "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "PARTS": num_parts,
-                "DTYPE": LANGUAGE_TYPES[torch.float32 if INTERPRETED else x_MK.dtype],
+                "DTYPE": product_type(x_MK.dtype),
             },
             chosen.num_warps,
             chosen.num_stages,

@@ -10,6 +10,7 @@ from types import ModuleType
 from torch import Tensor
 
 from actorllm_kernels.backends import Heads, takes_triton
+from actorllm_kernels.quantize import LARGEST
 from actorllm_kernels.rotary_store import cpu, reference
 from actorllm_kernels.rotary_store.reference import Angles, angles_at, rotate
 
@@ -48,7 +49,8 @@ def store(values_T: Tensor, slots_T: Tensor, pool_N: Tensor, scales_N: Tensor | 
 
 def kernels_for(q_THD: Tensor, pools: tuple[Tensor, Tensor], *, operator: str = "rotary_store") -> ModuleType | None:
     """The module of the GPU's kernel, if it can compute this; `operator` is what it is checked as."""
-    if not takes_triton(operator, q_THD, Heads(q_THD.shape[2], pools[1].shape[2], q_THD.dtype)):
+    quantized = pools[0].dtype if pools[0].dtype in LARGEST else None
+    if not takes_triton(operator, q_THD, Heads(q_THD.shape[1], pools[0].shape[1], q_THD.shape[2], pools[1].shape[2], quantized)):
         return None
     from actorllm_kernels.rotary_store import triton  # takes a second, and is not there without a GPU
 

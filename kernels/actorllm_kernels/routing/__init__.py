@@ -14,7 +14,7 @@ __all__ = ["Rule", "choose"]
 
 def choose(logits_TE: Tensor, correction_E: Tensor | None, *, rule: Rule) -> tuple[Tensor, Tensor]:
     """(weights [T, K] float32, experts [T, K] int64), see `reference.choose`; the fastest way there is here."""
-    if takes_triton("routing", logits_TE):
+    if takes_triton("routing", logits_TE, rule.form):
         from actorllm_kernels.routing import triton  # takes a second, and is not there without a GPU
 
         if triton.suits(logits_TE, correction_E):

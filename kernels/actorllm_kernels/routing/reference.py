@@ -29,6 +29,11 @@ class Rule:
     top_groups: int = 1
     group_best: int = 1
 
+    @property
+    def form(self) -> str:
+        """How scores are made, and whether groups are chosen first: what kernels are checked for."""
+        return self.scores + (" in groups" if self.num_groups > 1 else "")
+
 
 def choose(logits_TE: Tensor, correction_E: Tensor | None, *, rule: Rule) -> tuple[Tensor, Tensor]:
     """(weights [T, K], experts [T, K], the best first) from float32 logits; `correction_E` is added to the scores for choosing alone."""

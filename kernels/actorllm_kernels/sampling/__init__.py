@@ -17,29 +17,29 @@ __all__ = ["GREEDY_BELOW", "NUM_PARAMETERS", "Adjustments", "Needs", "Rows", "Se
 
 def penalize(logits_SV: Tensor, rows_S: Tensor, seen: Seen, *, rows: Rows) -> None:
     """See `reference.penalize`; the fastest way there is here."""
-    kernels_for(logits_SV).penalize(logits_SV, rows_S, seen, rows=rows)
+    kernels_for(logits_SV, "penalize").penalize(logits_SV, rows_S, seen, rows=rows)
 
 
 def adjust(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adjustments: Adjustments) -> None:
     """See `reference.adjust`; the fastest way there is here."""
-    kernels_for(logits_SV).adjust(logits_SV, rows_S, positions_S, adjustments=adjustments)
+    kernels_for(logits_SV, "adjust").adjust(logits_SV, rows_S, positions_S, adjustments=adjustments)
 
 
 def draw(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, rows: Rows, needs: Needs) -> Tensor:
     """[S] int64, see `reference.draw`; the fastest way there is here."""
     if not needs.is_random and cpu.suits(logits_SV):
         return cpu.best(logits_SV)
-    return kernels_for(logits_SV).draw(logits_SV, rows_S, positions_S, rows=rows, needs=needs)
+    return kernels_for(logits_SV, "draw" if needs.is_random else "greedy").draw(logits_SV, rows_S, positions_S, rows=rows, needs=needs)
 
 
 def count(ids_S: Tensor, rows_S: Tensor, seen: Seen) -> None:
     """See `reference.count`; the fastest way there is here."""
-    kernels_for(ids_S).count(ids_S, rows_S, seen)
+    kernels_for(ids_S, "tokens", operator="counting").count(ids_S, rows_S, seen)
 
 
-def kernels_for(x: Tensor) -> ModuleType:
+def kernels_for(x: Tensor, form: str, *, operator: str = "sampling") -> ModuleType:
     """The GPU's kernels if they are right here and can hold the vocabulary, else the reference."""
-    if not takes_triton("sampling", x):
+    if not takes_triton(operator, x, form):
         return reference
     from actorllm_kernels.sampling import triton  # takes a second, and is not there without a GPU
 

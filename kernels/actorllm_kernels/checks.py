@@ -1,0 +1,330 @@
+"""What the Triton kernels of each operator are compared by, form by form: results of theirs beside those of the references.
+
+Each path through the code that a launch can take is taken: few rows and many, inputs and keys in one part and in several. Decides
+nothing; `self_check` does.
+
+Legend: T tokens, H query heads, K key/value heads, D head_dim, N slots.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actorllm_kernels.attention import RaggedKeys, flat_spans
+from actorllm_kernels.attention import reference as attention_reference
+from actorllm_kernels.attention import triton as attention_triton
+from actorllm_kernels.backends import EXTRAS, Form, Heads
+from actorllm_kernels.embedding import reference as embedding_reference
+from actorllm_kernels.embedding import triton as embedding_triton
+from actorllm_kernels.experts import ExpertStack, MatrixStack
+from actorllm_kernels.experts import reference as experts_reference
+from actorllm_kernels.experts import triton as experts_triton
+from actorllm_kernels.gated import GatedProduct
+from actorllm_kernels.gated import reference as gated_reference
+from actorllm_kernels.gated import triton as gated_triton
+from actorllm_kernels.latent_attention import attend_latent_reference, rotate_and_store_latent_reference
+from actorllm_kernels.linear import reference as linear_reference
+from actorllm_kernels.linear import triton as linear_triton
+from actorllm_kernels.linear import triton_fp8
+from actorllm_kernels.norm import reference as norm_reference
+from actorllm_kernels.norm import triton as norm_triton
+from actorllm_kernels.quantize import LARGEST, dequantize, dequantize_parts, quantize
+from actorllm_kernels.rotary_store import Angles
+from actorllm_kernels.rotary_store import reference as store_reference
+from actorllm_kernels.rotary_store import triton as store_triton
+from actorllm_kernels.routing import Rule
+from actorllm_kernels.routing import reference as routing_reference
+from actorllm_kernels.routing import triton as routing_triton
+from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen
+from actorllm_kernels.sampling import reference as sampling_reference
+from actorllm_kernels.sampling import triton as sampling_triton
+from actorllm_kernels.token_ids import reference as ids_reference
+from actorllm_kernels.token_ids import triton as ids_triton
+
+Results = Iterator[tuple[str, Tensor, Tensor]]
+"""What was compared, what the kernels gave and what the reference gives."""
+NUM_SLOTS = 1024
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an operator is compared, and its forms (of heads usual ones); `dtype`: its tensors', if not the activations'."""
+
+    compare: Callable[[torch.device, torch.dtype, Any], Results]  # each takes the kind of `Form` that it has
+    forms: tuple[Form, ...]
+    dtype: torch.dtype | None = None
+
+    @property
+    def is_of_heads(self) -> bool:
+        """Whether forms are what a model's heads make them."""
+        return isinstance(self.forms[0], Heads)
+
+
+def check_attention(device: torch.device, dtype: torch.dtype, heads: Heads) -> Results:
+    """Decode in one part and in many, and ragged prefill, of such heads, with just the extras that will be there."""
+    num_heads, num_kv_heads, key_size, value_size, quantized, extras = heads
+    q = _random(22, num_heads, key_size, device=device).to(dtype)
+    pools = [_random(NUM_SLOTS, num_kv_heads, size, device=device, seed=size).to(dtype) for size in (key_size, value_size)]
+    known: dict[str, tuple[str, Any]] = {
+        "soft cap": ("soft_cap", 20.0),
+        "sinks": ("sinks_H", _random(num_heads, device=device).to(dtype)),
+        "slopes": ("slopes_H", _random(num_heads, device=device).abs()),
+    }
+    options: dict[str, Any] = {"scale": key_size**-0.5, **dict(known[name] for name in extras - {"window"})}
+    if quantized:
+        (k, k_scales), (v, v_scales) = (quantize(pool, quantized) for pool in pools)
+        pools, options = [k, v], options | {"k_scales_NK": k_scales, "v_scales_NK": v_scales}
+    window = 50 if "window" in extras else None
+    for name, keys in (("many parts", _ragged(device, window=window)), ("one part", _ragged(device, longest=60, window=window))):
+        yield name, *_both(attention_triton.attend, attention_reference.attend, q, *pools, keys, **options)
+
+
+def check_latent_attention(device: torch.device, dtype: torch.dtype, heads: Heads) -> Results:
+    """The same of latents, which have factors for a latent and for its rotated key where they are in one byte."""
+    num_heads, _, size, latent_size, quantized, _ = heads
+    q, latents = _random(22, num_heads, size, device=device).to(dtype), _random(NUM_SLOTS, size, device=device, seed=1).to(dtype)
+    options: dict[str, Any] = {}
+    pool, scales = latents, None
+    if quantized:
+        pool, scales = torch.zeros(NUM_SLOTS, size, device=device).to(quantized), torch.zeros(NUM_SLOTS, 2, device=device)
+        for part, columns in enumerate((slice(latent_size), slice(latent_size, None))):
+            pool[:, columns], scales[:, part] = quantize(latents[:, columns], quantized)
+        options = {"k_scales_NK": scales.unsqueeze(1), "v_scales_NK": scales[:, :1]}
+    k = pool.unsqueeze(1)
+    v, scale = k[..., :latent_size], size**-0.5
+    for name, keys in (("many parts", _ragged(device)), ("one part", _ragged(device, longest=60))):
+        if attention_triton.suits(q, k, v):
+            expected = attend_latent_reference(q, pool, keys, latent_size=latent_size, scale=scale, scales_N2=scales)
+            yield name, attention_triton.attend(q, k, v, keys, scale=scale, **options), expected
+
+
+def _ragged(device: torch.device, *, longest: int = 200, window: int | None = None) -> RaggedKeys:
+    """A long row and a short one that decode, and a chunk; the narrow table of rows never long leaves decode one part."""
+    width = 64 if longest <= 64 else NUM_SLOTS
+    slots = _random(3, NUM_SLOTS, device=device).argsort(dim=1).to(torch.int32)[:, :width]
+    return RaggedKeys(flat_spans([(0, 1, longest), (1, 20, min(80, longest)), (2, 1, 3)]), slots, window)
+
+
+def check_rotary_store(device: torch.device, dtype: torch.dtype, heads: Heads) -> Results:
+    """What queries become, and what the pools then hold: of heads rotated whole, in part and not at all."""
+    num_heads, num_kv_heads, key_size, value_size, quantized, _ = heads
+    shapes = (num_heads, key_size), (num_kv_heads, key_size), (num_kv_heads, value_size)
+    given = tuple(_random(5, *shape, device=device, seed=seed).to(dtype) for seed, shape in enumerate(shapes))
+    slots = torch.tensor([3, 9, 0, 4, 7], device=device)
+    whole, part = key_size // 2 * 2, key_size // 4 * 2
+    for rotated, is_interleaved in {(whole, False), (whole, True), (part, False), (0, False)}:
+        angles = _angles(rotated, dtype, device=device, is_interleaved=is_interleaved) if rotated else None
+        name = f"{rotated} values rotated" + (" in pairs of neighbours" if is_interleaved else "")
+        both = store_triton.rotate_and_store, store_reference.rotate_and_store
+        stored = [_stored(each, given, angles, slots, form=quantized or dtype) for each in both]
+        for part_name, ours, theirs in zip(("queries", "keys", "values"), *stored, strict=True):
+            yield f"{part_name}, {name}", ours, theirs
+
+
+def check_latent_store(device: torch.device, dtype: torch.dtype, heads: Heads) -> Results:
+    """What queries become, and the latents and rotated keys that the pool then holds."""
+    num_heads, _, rotated, latent_size, quantized, _ = heads
+    q, latent, key = (_random(5, *shape, device=device).to(dtype) for shape in ((num_heads, rotated), (latent_size,), (rotated,)))
+    slots = torch.tensor([3, 9, 0, 4, 7], device=device)
+    for is_interleaved in (False, True):
+        angles, stored = _angles(rotated, dtype, device=device, is_interleaved=is_interleaved), []
+        for operator in (store_triton.rotate_and_store_latent, rotate_and_store_latent_reference):
+            pool = torch.zeros(10, latent_size + rotated, device=device).to(quantized or dtype)
+            scales = torch.zeros(10, 2, device=device) if quantized else None
+            queries = operator(q, latent, key, angles, slots, pool, scales_N2=scales)
+            latents = pool.float() if scales is None else dequantize_parts(pool, scales, latent_size)
+            stored.append((queries, latents[slots]))
+        for part, ours, theirs in zip(("queries", "slots"), *stored, strict=True):
+            yield part + (", pairs of neighbours" if is_interleaved else ""), ours, theirs
+
+
+def _angles(rotated: int, dtype: torch.dtype, *, device: torch.device, is_interleaved: bool) -> Angles:
+    angles = _random(5, 1, rotated // 2, device=device)
+    angles = angles.repeat_interleave(2, dim=-1) if is_interleaved else torch.cat((angles, angles), dim=-1)
+    return Angles(angles.cos().to(dtype), angles.sin().to(dtype), is_interleaved)
+
+
+def _stored(
+    operator: Callable, heads: tuple[Tensor, ...], angles: Angles | None, slots: Tensor, *, form: torch.dtype
+) -> list[Tensor]:
+    """Queries, keys and values as attention gets them from pools of a form."""
+    pools = [torch.zeros(10, *x.shape[1:], device=x.device).to(form) for x in heads[1:]]
+    scales = [torch.zeros(10, x.shape[1], device=x.device) for x in heads[1:]]
+    if form not in LARGEST:
+        return [operator(*heads, angles, slots, tuple(pools)), *(pool[slots] for pool in pools)]
+    queries = operator(*heads, angles, slots, tuple(pools), tuple(scales))
+    return [queries, *(dequantize(pool, factors)[slots] for pool, factors in zip(pools, scales, strict=True))]
+
+
+def check_norm(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """Alone, and with the sum before it."""
+    shapes = (5, 4096), (5, 4096), (4096,)
+    x, y, weight = (_random(*shape, device=device, seed=seed).to(dtype) for seed, shape in enumerate(shapes))
+    weights = (weight,) if form == "rms" else ()
+    options = {"eps": 1e-5} if form == "rms" else {"weight_D": weight, "bias_D": weight, "eps": 1e-5}
+    yield "norm", *_both(*(getattr(each, f"{form}_norm") for each in (norm_triton, norm_reference)), x, *weights, **options)
+    both = _both(*(getattr(each, f"add_{form}_norm") for each in (norm_triton, norm_reference)), x, y, *weights, **options)
+    for name, *pair in zip(("sum", "norm of the sum"), *both, strict=True):
+        yield name, *pair
+
+
+def check_gated(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """Two parts of a row, the second not whole."""
+    gate, up = _random(5, 3000, device=device).to(dtype).chunk(2, dim=1)
+    yield "product", *_both(gated_triton.gated, gated_reference.gated, gate, up, activation=form)
+
+
+def check_linear(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """One row, few, and as many as the kernel takes or, in 8-bit floats, more than one tile; inputs in parts and not."""
+    for num_rows, num_inputs in ((1, 1024), (5, 1024), (130 if form == "fp8" else linear_triton.MOST_ROWS, 256)):
+        x = _random(num_rows, num_inputs, device=device).to(dtype)
+        codes, scales = codes_of(form, _random(96, num_inputs, device=device, seed=1))
+        if form == "fp8":
+            both = triton_fp8.linear_fp8, linear_reference.linear_fp8
+            yield f"{num_rows} rows", *_both(*both, x, codes.view(torch.uint8), scales[:, 0])
+        else:
+            both = linear_triton.linear_weight_only, linear_reference.linear_weight_only
+            yield f"{num_rows} rows", *_both(*both, x, linear_reference.IntWeight(codes, scales))
+
+
+def codes_of(form: str, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales [O, G] of a form of integers or 8-bit floats, as kernels read them."""
+    num_outputs, num_inputs = weight_OI.shape
+    if form == "fp8":
+        codes, scales = linear_reference.fp8_codes(weight_OI)
+        return codes.view(torch.float8_e4m3fn), scales.unsqueeze(1)
+    group_len = num_inputs // 4 if form.endswith("in groups") else num_inputs
+    if form.startswith("int8"):
+        codes, scales = linear_reference.int8_codes(weight_OI.view(-1, group_len))
+    else:
+        codes, scales = linear_reference.int4_codes(weight_OI, group_len)
+    codes, scales = codes.view(num_outputs, num_inputs), scales.view(num_outputs, -1)
+    weight = linear_reference.pack_by_output(codes, scales, num_bits=int(form[3]))
+    return weight.codes_OI, weight.scales_OG
+
+
+def check_routing(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """With what is added for choosing, and without."""
+    scores, _, groups = form.partition(" ")
+    in_groups = {"num_groups": 5, "top_groups": 2, "group_best": 2} if groups else {}
+    rule = Rule(60, 6, "sigmoid" if scores == "sigmoid" else "softmax", is_normalised=True, scale=2.5, **in_groups)
+    steps = torch.linspace(0, 0.7, 60, device=device)  # no two are alike
+    logits, correction = (_random(*shape, device=device).to(dtype) + steps.to(dtype) for shape in ((5, 60), (60,)))
+    for name, given in (("plain", None), ("corrected", correction.float())):
+        ours, theirs = _both(routing_triton.choose, routing_reference.choose, logits, given, rule=rule)
+        yield f"{name} weights", ours[0], theirs[0]
+        yield f"{name} experts", ours[1], theirs[1]
+
+
+def check_experts(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """Few tokens and more, two experts each, one of which all choose; gates beside ups, or in turns with biases and limits."""
+    gate_up, down = _random(4, 192, 256, device=device, seed=2) / 16, _random(4, 256, 96, device=device, seed=3) / 10
+    stack = ExpertStack(stacked(form, gate_up.to(dtype)), stacked(form, down.to(dtype)))
+    biases = {"gate_up_bias_EJ": gate_up[:, :, 0].to(dtype).contiguous(), "down_bias_ED": down[:, :, 0].to(dtype).contiguous()}
+    full = replace(stack, **biases, is_interleaved=True)
+    kinds = ("plain", stack, GatedProduct("gelu")), ("clamped", full, GatedProduct(limit=1.5, gain=1.7))
+    for num_tokens in (3, 70):
+        x, weights = (_random(num_tokens, size, device=device, seed=size).to(dtype) for size in (256, 2))
+        others = torch.arange(num_tokens, device=device) % 3
+        experts = torch.stack((torch.full_like(others, 3), others), dim=1)
+        for name, each, combine in kinds:
+            both = experts_triton.run_experts, experts_reference.run_experts
+            yield f"{name}, {num_tokens} tokens", *_both(*both, x, weights, experts, each, combine=combine)
+
+
+def stacked(form: str, weights_EOI: Tensor) -> MatrixStack:
+    """Matrices of all experts as values, or as codes of a form."""
+    if form == "values":
+        return MatrixStack(weights_EOI)
+    codes, scales = zip(*(codes_of(form, weight_OI) for weight_OI in weights_EOI), strict=True)
+    as_bytes = torch.stack([each.view(torch.uint8) for each in codes])  # 8-bit floats cannot be stacked everywhere
+    return MatrixStack(as_bytes.view(codes[0].dtype), torch.stack(scales))
+
+
+def check_embedding(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """A whole table and a part of one."""
+    ids, table = torch.tensor([3, 0, 7, 12], device=device), _random(8, 1500, device=device).to(dtype)
+    yield "whole", *_both(embedding_triton.embedding, embedding_reference.embedding, ids[:3], table)
+    yield "part", *_both(embedding_triton.embedding, embedding_reference.embedding, ids, table, first_id=2)
+
+
+def check_token_ids(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """Sampled ids are kept by row, or read by row."""
+    sampled, rows = torch.tensor([11, -1, 13], device=device, dtype=dtype), torch.tensor([2, 0, 3], device=device)
+    kept = torch.arange(8, device=device, dtype=dtype).view(2, 4) % 4
+    if form == "gather":
+        yield form, *_both(ids_triton.gather_ids, ids_reference.gather_ids, sampled, rows, kept[0])
+    else:
+        ids_triton.scatter_ids(sampled, rows, kept[0])
+        ids_reference.scatter_ids(sampled, rows, kept[1])
+        yield form, kept[0], kept[1]
+
+
+def check_sampling(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """Every way to ask for tokens, over two parts of a row; or what changes logits."""
+    logits, rows = _random(3, 2100, device=device).to(dtype), torch.arange(3, device=device)
+    asked = [[0, 2100, 1, 0, 1, 0, 0], [1.5, 2100, 0.7, 0, 1.2, 0.5, 0.1], [1, 100, 0.5, 0.1, 0.9, 0, 0]]
+    known = Rows(rows * 7 + 3, torch.tensor(asked, dtype=torch.float64, device=device))
+    if form in ("greedy", "draw"):
+        samples, positions, needs = rows.repeat(2), torch.arange(6, device=device), Needs(is_random=form == "draw")
+        both = sampling_triton.draw, sampling_reference.draw
+        got, expected = _both(*both, logits[samples], samples, positions, rows=known, needs=needs)
+        is_greedy = (samples == 0) | (form == "greedy")
+        yield "greedy", got[is_greedy], expected[is_greedy]
+        num_equal = (got == expected).sum()  # one may be another where the edge of top-p rounds otherwise
+        yield "drawn", num_equal >= len(samples) - 1, torch.ones_like(num_equal, dtype=torch.bool)
+        return
+    until = torch.tensor([[0, 0], [0, 0], [3, 0]], device=device)
+    adjustments = Adjustments(rows.clamp(max=2), torch.arange(6, device=device).view(3, 2), logits[:, :2].float() * 99, until)
+    changed = []
+    for operator in (sampling_triton, sampling_reference):
+        changed.append(logits.clone())
+        if form == "penalize":
+            operator.penalize(changed[-1], rows, Seen(torch.ones_like(logits).int(), logits > 0), rows=known)
+        else:
+            operator.adjust(changed[-1], rows, rows, adjustments=adjustments)
+    yield form, changed[0].clamp(min=-9), changed[1].clamp(min=-9)
+
+
+def check_counting(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+    """Sampled ids, of which one is of no token."""
+    ids, rows = torch.tensor([3, -1, 0], device=device, dtype=dtype), torch.tensor([2, 0, 3], device=device)
+    seen = [Seen(torch.ones(4, 5, dtype=torch.int32, device=device), torch.zeros(4, 5, dtype=torch.bool, device=device)) for _ in range(2)]
+    sampling_triton.count(ids, rows, seen[0])
+    sampling_reference.count(ids, rows, seen[1])
+    yield "counts", seen[0].output_RV, seen[1].output_RV
+
+
+def _both(ours: Callable, theirs: Callable, *arguments, **options) -> tuple:
+    return ours(*arguments, **options), theirs(*arguments, **options)
+
+
+def _random(*shape: int, device: torch.device, seed: int = 0) -> Tensor:
+    """float32; the same numbers on every device."""
+    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(device)
+
+
+def _in_every_pool(heads: Heads) -> tuple[Heads, ...]:
+    return heads, *(heads._replace(quantized=form) for form in LARGEST)
+
+
+WEIGHTS = ("int8", "int8 in groups", "int4", "int4 in groups", "fp8")
+USUAL = Heads(8, 2, 128, 128)
+CHECKS: Mapping[str, Check] = {
+    "attention": Check(check_attention, (*_in_every_pool(USUAL), USUAL._replace(extras=EXTRAS))),
+    "latent_attention": Check(check_latent_attention, _in_every_pool(Heads(16, 1, 576, 512))),
+    "rotary_store": Check(check_rotary_store, _in_every_pool(USUAL)),
+    "latent_store": Check(check_latent_store, _in_every_pool(Heads(16, 1, 64, 512))),
+    "norm": Check(check_norm, ("rms", "layer")),
+    "gated": Check(check_gated, tuple(gated_reference.ACTIVATIONS)),
+    "linear": Check(check_linear, WEIGHTS),
+    "routing": Check(check_routing, ("softmax", "softmax in groups", "sigmoid", "sigmoid in groups"), torch.float32),
+    "experts": Check(check_experts, ("values", *WEIGHTS)),
+    "embedding": Check(check_embedding, ("rows",)),
+    "token_ids": Check(check_token_ids, ("gather", "scatter"), torch.int64),
+    "sampling": Check(check_sampling, ("greedy", "draw", "penalize", "adjust"), torch.float32),
+    "counting": Check(check_counting, ("tokens",), torch.int64),
+}
