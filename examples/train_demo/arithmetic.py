@@ -7,18 +7,22 @@ from random import Random
 
 from msgspec import Struct
 
-from examples.train_demo.phrases import Texts, Turn, asked, one, read
+from examples.train_demo.phrases import Texts, Turn, asked, one, read, typed
 
 LIMIT, TABLE = 100, 10
+EDGES = (0, 1, 1, 2, 9, 10, 11, 50, 90, 99, 100, 100, 100)
+TERSE_SHARE = 0.3
 SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 SMALL += ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "one hundred")
 
 
 class SumTexts(Struct, frozen=True, forbid_unknown_fields=True):
-    """arithmetic.toml. Each operation has texts that stand in a frame of `ask`, and whole questions (`ask_...`); `next` goes on
+    """arithmetic.toml. `terse` has nothing but the numbers and one of the `signs`. Each operation has texts that stand in a frame of `ask`, and whole questions (`ask_...`); `next` goes on
     from a result, by operation; `hard` is what is answered with `beyond`."""
 
+    terse: Texts
+    signs: dict[str, Texts]
     ask: Texts
     plus: Texts
     minus: Texts
@@ -60,7 +64,10 @@ def words(number: int) -> str:
 
 def written(number: int, rng: Random) -> str:
     """Mostly in digits."""
-    return words(number) if rng.random() < 0.15 else str(number)
+    if rng.random() >= 0.15:
+        return str(number)
+    text = words(number).replace("one hundred", rng.choice(["one hundred", "a hundred"]))
+    return text.replace("-", " ") if rng.random() < 0.3 else text
 
 
 def answer_plus(a: int, b: int) -> str:
@@ -82,7 +89,9 @@ def answer_half(a: int) -> str:
 
 
 def operand(rng: Random) -> int:
-    """Small numbers more often, all up to 100."""
+    """Small numbers and those at the ends of the range more often, all up to 100."""
+    if rng.random() < 0.15:
+        return rng.choice(EDGES)
     return rng.randint(0, 20) if rng.random() < 0.3 else rng.randint(0, LIMIT)
 
 
@@ -92,6 +101,7 @@ def first_sum(rng: Random) -> Sum:
     things = rng.choice(TEXT.things)
     if kind == "beyond":
         return beyond(rng)
+    is_terse = kind in TEXT.signs and rng.random() < TERSE_SHARE
     a, b = operand(rng), operand(rng)
     if kind == "+":
         inline, own, answer, result = TEXT.plus, TEXT.ask_plus, answer_plus(a, b), a + b
@@ -99,7 +109,7 @@ def first_sum(rng: Random) -> Sum:
         a, b = (b, a) if a < b and rng.random() < 0.9 else (a, b)
         inline, own, answer, result = TEXT.minus, TEXT.ask_minus, answer_minus(a, b), a - b
     elif kind == "x":
-        a, b = rng.randint(0, TABLE), rng.randint(1, TABLE)
+        a, b = rng.randint(0, TABLE), rng.randint(0 if is_terse else 1, TABLE)
         inline, own, answer, result = TEXT.times, TEXT.ask_times, f"{a} x {b} = {a * b}.", a * b
     elif kind == "/":
         b, result = rng.randint(1, TABLE), rng.randint(1, TABLE)
@@ -109,6 +119,9 @@ def first_sum(rng: Random) -> Sum:
         inline, own, answer, result = TEXT.twice, TEXT.ask_twice, f"2 x {a} = {2 * a}.", 2 * a
     else:
         inline, own, answer, result = TEXT.half, TEXT.ask_half, answer_half(a), a // 2 if a % 2 == 0 else None
+    if is_terse:
+        text = one(TEXT.terse, rng, a=a, b=b, sign=rng.choice(TEXT.signs[kind]))
+        return Sum(typed(text, rng) if rng.random() < 0.75 else asked(text, rng), answer, result)
     fields = {"a": written(a, rng), "b": written(b, rng), "things": things}
     question = one(own, rng, **fields) if rng.random() < 0.3 else one(TEXT.ask, rng, sum=one(inline, rng, **fields))
     return Sum(asked(question, rng), answer, result)
@@ -157,8 +170,8 @@ def episode(rng: Random) -> list[Turn]:
     """A calculation, and perhaps some that go on from its result."""
     current = first_sum(rng)
     turns = [(current.question, current.answer)]
-    while len(turns) < 5 and rng.random() < 0.5:
-        follows = current.result is not None and current.result >= 0 and rng.random() < 0.75
+    while len(turns) < 6 and rng.random() < 0.62:
+        follows = current.result is not None and current.result >= 0 and rng.random() < 0.85
         current = next_sum(current.result, rng) if follows and current.result is not None else first_sum(rng)
         turns.append((current.question, current.answer))
     return turns

@@ -16,9 +16,14 @@ SYSTEM = (
     "[Be|Please be] [nice|helpful|brief|polite] [to the user|in your answers].",
 )
 TOPICS = ("about", "arithmetic", "smalltalk", "stories", "unknown", "echo")
-WEIGHTS = (30, 25, 24, 14, 19, 12)
+WEIGHTS = (30, 27, 27, 16, 11, 12)
 LONG_SHARE = 0.015
 """So many conversations are long, so that positions far into the context are learned too."""
+
+
+def meanwhile(rng: Random) -> list[Turn]:
+    """Something short that is no story."""
+    return rng.choice([about, arithmetic, smalltalk]).episode(rng)[:1]
 
 
 def episode(rng: Random) -> list[Turn]:
@@ -31,7 +36,7 @@ def episode(rng: Random) -> list[Turn]:
     if topic == "smalltalk":
         return smalltalk.episode(rng)
     if topic == "stories":
-        return stories.episode(rng)
+        return stories.episode(rng) if rng.random() < 0.85 else stories.interrupted(rng, meanwhile(rng))
     return unknown.episode(rng) if topic == "unknown" else echo.episode(rng)
 
 

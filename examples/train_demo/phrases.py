@@ -35,15 +35,24 @@ def read(name: str, kind: type[T]) -> T:
 
 
 class Typing(Struct, frozen=True, forbid_unknown_fields=True):
-    """typing.toml. `fillers` are words that people strew in, `dropped` are those that they leave out in a hurry."""
+    """typing.toml. `fillers` are words that people strew in, `dropped` are those that they leave out in a hurry.
+    Words of `together` belong to the next one."""
 
-    openings: str
-    closings: str
     fillers: Texts
+    together: frozenset[str]
     dropped: frozenset[str]
 
 
+class Carriers(Struct, frozen=True, forbid_unknown_fields=True):
+    """carriers.toml. What people say `before` anything, `behind` anything, and `around` a question."""
+
+    before: Texts
+    behind: Texts
+    around: Texts
+
+
 TYPING = read("typing.toml", Typing)
+CARRIERS = read("carriers.toml", Carriers)
 
 
 def expand(template: str, rng: Random, **fields: object) -> str:
@@ -71,11 +80,13 @@ def asked(text: str, rng: Random, *, has_slips: bool = True) -> str:
         text = _strewn(text, rng)
     elif roll < 0.24:
         text = _hurried(text, rng)
-    if rng.random() < 0.22:
-        text = expand(TYPING.openings, rng) + text
+    if text.endswith("?") and rng.random() < 0.1:
+        text = one(CARRIERS.around, rng, question=text.rstrip("?! ."))
+    elif rng.random() < 0.24:
+        text = one(CARRIERS.before, rng) + text
     if rng.random() < 0.14:
         mark = text[-1] if text[-1] in "?!." else ""
-        text = text.rstrip("?!.") + expand(TYPING.closings, rng) + mark
+        text = text.rstrip("?!.") + one(CARRIERS.behind, rng) + mark
     return typed(text, rng, has_slips=has_slips)
 
 
@@ -99,10 +110,11 @@ def typed(text: str, rng: Random, *, has_slips: bool = True) -> str:
 
 
 def _strewn(text: str, rng: Random) -> str:
-    """Up to three fillers between words; not beside a number or a sign, where they would be read as a part of it."""
+    """One or two fillers between words; not beside a number or a sign, where they would be read as a part of it."""
     words = text.split(" ")
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(1, 2)):
         gaps = [at for at in range(1, len(words)) if words[at - 1].isalpha() and words[at][:1].isalpha()]
+        gaps = [at for at in gaps if words[at - 1].lower() not in TYPING.together]
         if gaps:
             words.insert(rng.choice(gaps), rng.choice(TYPING.fillers))
     return " ".join(words)

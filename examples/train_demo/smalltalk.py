@@ -1,5 +1,6 @@
 """Small talk: greetings, thanks, moods, jokes, and the user's name, which the demo model keeps in mind."""
 
+import re
 from random import Random
 
 from msgspec import Struct
@@ -36,6 +37,8 @@ class SmallTalk(Struct, frozen=True, forbid_unknown_fields=True):
 
 TEXT = read("smalltalk.toml", SmallTalk)
 NAMES = stories.TEXT.she + stories.TEXT.he + TEXT.more_names
+AN = re.compile(r"\ba (?=[aeio]|un)")
+"""Before a vowel, where "an" belongs."""
 [JOKE] = [intent for intent in TEXT.intents if not intent.answers]
 
 
@@ -43,7 +46,8 @@ def exchange(rng: Random) -> Turn:
     """One exchange of small talk."""
     intent = rng.choice(TEXT.intents)
     fill = {name: rng.choice(values) for name, values in TEXT.fill.items()}
-    return asked(one(intent.asks, rng, **fill), rng), rng.choice(intent.answers or TEXT.jokes)
+    said = AN.sub("an ", one(intent.asks, rng, **fill))
+    return asked(said, rng), rng.choice(intent.answers or TEXT.jokes)
 
 
 def jokes(rng: Random) -> list[Turn]:

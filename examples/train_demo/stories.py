@@ -44,17 +44,31 @@ class StoryTexts(Struct, frozen=True, forbid_unknown_fields=True):
     ask_place: Texts
     ask_thing: Texts
     ask_friend: Texts
+    ask_friend_kind: Texts
+    ask_trait: Texts
+    ask_wish: Texts
+    ask_day: Texts
+    ask_deed: Texts
+    ask_title: Texts
     ask_short: Texts
     ask_moral: Texts
     morals: Texts
     ask_more: Texts
     ask_other: Texts
     ask_end: Texts
+    back: Texts
 
 
 TEXT = read("stories.toml", StoryTexts)
+
+
+def article(word: str) -> str:
+    """With "a" or "an"."""
+    return ("an " if word[0] in "aeiou" else "a ") + word
+
+
+THINGS = tuple(f"{article(adjective)} {noun}" for adjective in TEXT.adjectives for noun in TEXT.nouns)
 NUM_FRIENDS = 70  # the animals at the beginning of the list of kinds, and some more
-THINGS = tuple(f"a {adjective} {noun}" for adjective in TEXT.adjectives for noun in TEXT.nouns)
 
 
 @dataclass(frozen=True)
@@ -70,12 +84,15 @@ class Story:
     friend: str
     friend_name: str
     end: str
+    wish: str
+    day: str
+    deed: str
 
     @property
     def fields(self) -> dict[str, str]:
         """What templates may name."""
         she, her, her_object = ("she", "her", "her") if self.is_female else ("he", "his", "him")
-        words = {"kind": self.kind, "name": self.name, "trait": self.trait}
+        words = {"kind": self.kind, "name": self.name, "trait": self.trait, "friend_name": self.friend_name}
         return words | {"she": she, "her": her, "her_object": her_object}
 
     def tell(self, rng: Random) -> str:
@@ -85,10 +102,10 @@ class Story:
         met = one(TEXT.met, rng, friend=f"{self.friend_name} the {self.friend}", name=self.name)
         return " ".join([
             f"{rng.choice(TEXT.open)} {lived} {article(self.trait)} {self.kind} named {self.name} {self.place}.",
-            f"{she} {rng.choice(TEXT.want)}.",
-            f"{rng.choice(TEXT.day)} {self.name} found {self.thing}, {rng.choice(TEXT.turns)}.",
+            f"{she} {self.wish}.",
+            f"{self.day} {self.name} found {self.thing}, {rng.choice(TEXT.turns)}.",
             met,
-            f"{rng.choice(TEXT.help)} {rng.choice(TEXT.deeds)}.",
+            f"{rng.choice(TEXT.help)} {self.deed}.",
             self.end,
         ])  # fmt: skip
 
@@ -96,10 +113,6 @@ class Story:
         """The story in one sentence."""
         found = f"{self.name} the {self.kind} found {self.thing}, and {self.friend_name} the {self.friend} helped."
         return expand(f"[In short: |]{found}", rng)
-
-
-def article(word: str) -> str:
-    return ("an " if word[0] in "aeiou" else "a ") + word
 
 
 def make(rng: Random, *, kind: str = "", name: str = "", trait: str = "", place: str = "") -> Story:
@@ -118,13 +131,17 @@ def make(rng: Random, *, kind: str = "", name: str = "", trait: str = "", place:
         friend=rng.choice([each for each in TEXT.kinds[:NUM_FRIENDS] if each != kind]),
         friend_name=friend_name,
         end=rng.choice(TEXT.ends).format(name=name),
+        wish=rng.choice(TEXT.want),
+        day=rng.choice(TEXT.day),
+        deed=rng.choice(TEXT.deeds),
     )
 
 
 def located(noun: str, rng: Random, *, preposition: str = "") -> str:
     """ "hill" -> "on the old hill"."""
     natural = "on" if noun in TEXT.placed_on else "at" if noun in TEXT.placed_at else "in"
-    return f"{preposition or natural} {rng.choice(['a', 'the'])} {rng.choice(['old', 'quiet', 'small', 'great'])} {noun}"
+    adjective = rng.choice(["old", "quiet", "small", "great"])
+    return f"{preposition or natural} {rng.choice([article(adjective), f'the {adjective}'])} {noun}"
 
 
 def first_request(rng: Random) -> tuple[str, Story]:
@@ -151,8 +168,8 @@ def first_request(rng: Random) -> tuple[str, Story]:
     return request, make(rng, kind=kind, name=name, trait=trait if trait in who else "", place=place)
 
 
-def question(story: Story, rng: Random) -> Turn:
-    """A question about the story that was told, and its answer."""
+def question(story: Story, rng: Random, *, is_later: bool = False) -> Turn:
+    """A question about the story that was told, and its answer; `is_later` if they spoke of something else meanwhile."""
     who, friend = f"{story.name} the {story.kind}.", f"{story.friend_name} the {story.friend}"
     name = (
         TEXT.ask_name,
@@ -162,30 +179,45 @@ def question(story: Story, rng: Random) -> Turn:
             who,
         ],
     )
+    place = [f"[It happened |That was |]{story.place}.", f"{story.name} lived {story.place}."]
     asks, answers = rng.choice([
         name,
         name,
         (TEXT.ask_kind, [f"[{story.name} was |]{article(story.kind)}."]),
-        (TEXT.ask_place, [f"[It happened |That was |]{story.place}.", f"{story.name} lived {story.place}."]),
+        (TEXT.ask_place, place),
+        (TEXT.ask_place, place),
         (TEXT.ask_thing, [f"{story.name} found {story.thing}.", f"It was {story.thing}."]),
         (TEXT.ask_friend, [f"It was {friend}.", f"{friend} helped {story.name}."]),
+        (TEXT.ask_friend_kind, [f"{story.friend_name} was {article(story.friend)}."]),
         (TEXT.ask_short, [story.short(rng)]),
         (TEXT.ask_short, [story.short(rng)]),
+        (TEXT.ask_trait, [f"{story.name} was {story.trait}.", f"{story.name} was {article(story.trait)} {story.kind}."]),
+        (TEXT.ask_wish, [f"{story.name} {story.wish}."]),
+        (TEXT.ask_day, [f"{story.day}.", f"{story.day} {story.name} found {story.thing}."]),
+        (TEXT.ask_deed, [f"They {story.deed}.", f"Together they {story.deed}."]),
+        (TEXT.ask_title, [f"{story.name} and the {story.thing.partition(' ')[2]}."]),
         (TEXT.ask_moral, TEXT.morals),
         (TEXT.ask_end, [story.end]),
     ])  # fmt: skip
-    return asked(one(asks, rng, **story.fields), rng), sentence(one(answers, rng))
+    text = one(asks, rng, **story.fields)
+    return asked(one(TEXT.back, rng) + text if is_later else text, rng), sentence(one(answers, rng))
+
+
+def interrupted(rng: Random, meanwhile: list[Turn]) -> list[Turn]:
+    """A story, something else, and a question about the story."""
+    request, story = first_request(rng)
+    return [(asked(request, rng), story.tell(rng)), *meanwhile, question(story, rng, is_later=True)]
 
 
 def episode(rng: Random) -> list[Turn]:
     """A story, and perhaps questions about it or another one."""
     request, story = first_request(rng)
     turns = [(asked(request, rng), story.tell(rng))]
-    while len(turns) < 5 and rng.random() < 0.6:
+    while len(turns) < 6 and rng.random() < 0.72:
         roll = rng.random()
-        if roll < 0.8:
+        if roll < 0.84:
             turns.append(question(story, rng))
-        elif roll < 0.9:
+        elif roll < 0.92:
             story = make(rng)
             turns.append((asked(one(TEXT.ask_more, rng), rng), story.tell(rng)))
         else:
