@@ -1,6 +1,6 @@
 """`python -m examples.train_demo`: generates text, trains the demo model from nothing, and writes it.
 
-About an hour on two processors of a CPU, minutes on a GPU (`--device cuda`). Interrupted, it goes on from its last checkpoint
+About 70 minutes on two processors of a CPU, minutes on a GPU (`--device cuda`). Interrupted, it goes on from its last checkpoint
 when it is started again.
 """
 

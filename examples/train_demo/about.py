@@ -24,16 +24,21 @@ FRAMES = read("questions.toml", Frames)
 
 
 class Topic(Struct, frozen=True, forbid_unknown_fields=True):
-    """One subject: what may be done (`acts`), explained (`things`), set by a flag (`flags`), whole questions, and answers."""
+    """One subject: what may be done (`acts`), explained (`things`), set by a flag (`flags`), whole questions, and answers.
+    `often` are the plainest questions, as many as all others together; `weight` is how often the subject comes up."""
 
     answers: Texts
     acts: Texts = ()
     things: Texts = ()
     flags: Texts = ()
     asks: Texts = ()
+    often: Texts = ()
+    weight: int = 1
 
     def question(self, rng: Random) -> str:
         """One way to ask."""
+        if self.often and rng.random() < 0.5:
+            return asked(one(self.often, rng, it=expand(FRAMES.it, rng)), rng)
         kinds = [(FRAMES.act, "act", self.acts)] * 2 + [(FRAMES.thing, "thing", self.things)] * 2
         kinds += [(FRAMES.flag, "what", self.flags)] * 2 + [(self.asks, "", self.asks)] * 3
         frames, field, values = rng.choice([kind for kind in kinds if kind[2]])
@@ -60,6 +65,6 @@ def episode(rng: Random) -> list[Turn]:
         if turns and rng.random() < 0.07:
             turns.append((asked(one(FRAMES.repeat, rng), rng), turns[-1][1]))
         else:
-            topic = rng.choice(FACTS.topics)
+            topic = rng.choices(FACTS.topics, [topic.weight for topic in FACTS.topics])[0]
             turns.append((topic.question(rng), topic.answer(rng)))
     return turns

@@ -17,10 +17,10 @@ class Size:
     """What there is to choose."""
 
     vocab_size: int
-    hidden_size: int = 128
-    intermediate_size: int = 352
+    hidden_size: int = 192
+    intermediate_size: int = 512
     num_layers: int = 4
-    num_heads: int = 4
+    num_heads: int = 6
     context_len: int = 1024
     rope_theta: float = 10_000.0
 

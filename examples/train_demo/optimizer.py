@@ -6,7 +6,8 @@ shape are turned together.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +32,13 @@ class Optimizer:
         self.state = {f"{name}.momentum": torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
         self.state |= {f"{name}.square": torch.zeros_like(self._parameters[name]) for name in self._others}
 
-    @torch.no_grad()
-    def step(self, number: int, gradients: Mapping[str, Tensor], *, share: float) -> None:
-        """Step number 1, 2, ... with `share` of the full learning rates."""
-        for names in self._matrices.values():
-            self._turn(names, gradients, rate=self._matrix_rate * share)
-        for name in self._others:
-            self._adam(name, gradients[name], number=number, rate=self._other_rate * share)
+    def tasks(self, number: int, gradients: Mapping[str, Tensor], *, share: float) -> list[Callable[[], None]]:
+        """Step number 1, 2, ... with `share` of the full learning rates: parts that may run side by side, the longest first."""
+        turns = [partial(self._turn, names, gradients, rate=self._matrix_rate * share) for names in self._matrices.values()]
+        rate = self._other_rate * share
+        return [*turns, *(partial(self._adam, name, gradients[name], number=number, rate=rate) for name in self._others)]
 
+    @torch.no_grad()
     def _turn(self, names: list[str], gradients: Mapping[str, Tensor], *, rate: float) -> None:
         updates = []
         for name in names:
@@ -50,6 +50,7 @@ class Optimizer:
         for name, update in zip(names, turned, strict=True):
             self._parameters[name].mul_(1 - rate * self._decay).add_(update, alpha=-rate * scale)
 
+    @torch.no_grad()
     def _adam(self, name: str, gradient: Tensor, *, number: int, rate: float) -> None:
         momentum, square = self.state[f"{name}.momentum"], self.state[f"{name}.square"]
         momentum.lerp_(gradient, 0.1)

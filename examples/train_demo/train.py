@@ -24,7 +24,9 @@ from examples.train_demo.optimizer import Optimizer
 from examples.train_demo.vocabulary import train_tokenizer
 
 WARM_UP = 40
-FIRST_CYCLE = 0.7
+FIRST_CYCLE = 0.875
+LAST_SHARE = 0.8
+"""Of the second cycle's end in the finished weights; the rest is the first one's (averaging, arXiv 1803.05407)."""
 CHECKPOINT_SECONDS = 180.0
 LOSSES_A_POINT = 20
 """Steps that one point of the plot averages over."""
@@ -34,7 +36,7 @@ LOSSES_A_POINT = 20
 class Recipe:
     """What a run is made of; `num_tokens` a step."""
 
-    num_steps: int = 10_000
+    num_steps: int = 8000
     num_tokens: int = 2048
     matrix_rate: float = 0.012
     other_rate: float = 0.0015
@@ -54,6 +56,7 @@ class Training:
         self.model = Llama(Size(self.tokenizer.get_vocab_size())).to(self._device)
         self._optimizer = Optimizer(self.model, matrix_rate=recipe.matrix_rate, other_rate=recipe.other_rate)
         self._losses: list[float] = []
+        self._first_end: dict[str, Tensor] = {}  # the weights after the first cycle
         self._threads = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         if self._checkpoint.exists():
             self._resume()
@@ -84,13 +87,22 @@ class Training:
         losses, gradients = zip(*self._threads.map(self._gradients, *zip(*parts, strict=True)), strict=True)
         names = dict(self.model.named_parameters())
         mean = {name: torch.stack(parts).sum(0) / num_targets for name, *parts in zip(names, *gradients, strict=True)}
-        self._optimizer.step(number + 1, mean, share=learning_share(number, recipe.num_steps))
+        tasks = self._optimizer.tasks(number + 1, mean, share=learning_share(number, recipe.num_steps))
+        list(self._threads.map(lambda task: task(), tasks))
         self._losses.append(sum(losses) / num_targets)
+        if len(self._losses) == round(recipe.num_steps * FIRST_CYCLE):
+            self._first_end = {name: weight.clone() for name, weight in self.model.state_dict().items()}
 
     def _gradients(self, ids_BT: Tensor, targets_BT: Tensor) -> tuple[float, tuple[Tensor, ...]]:
         """The summed loss of some rows and its gradients, in the order of the parameters."""
         loss = self.model.loss(ids_BT.to(self._device), targets_BT.to(self._device))
         return loss.item(), torch.autograd.grad(loss, list(self.model.parameters()))
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What a model is made of that is written now."""
+        weights = self.model.state_dict()
+        return {name: self._first_end[name].lerp(weights[name], LAST_SHARE) for name in self._first_end} or weights
 
     @property
     def _checkpoint(self) -> Path:
@@ -99,6 +111,7 @@ class Training:
     def _save(self) -> None:
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer/{name}": value for name, value in self._optimizer.state.items()}
+        tensors |= {f"first/{name}": value for name, value in self._first_end.items()}
         unfinished = self._checkpoint.with_suffix(".part")
         save_file(tensors, unfinished, metadata={"losses": json.dumps(self._losses)})
         unfinished.replace(self._checkpoint)
@@ -108,12 +121,16 @@ class Training:
             "device": self._device.type,
             "torch": torch.__version__,
         }
-        bundle.write(self._folder, self.model, tokenizer=self.tokenizer, recipe=record, losses=averaged(self._losses))
+        losses = averaged(self._losses)
+        bundle.write(
+            self._folder, self.weights, size=self.model.size, tokenizer=self.tokenizer, recipe=record, losses=losses
+        )
 
     def _resume(self) -> None:
         with safe_open(self._checkpoint, framework="pt", device=str(self._device)) as file:
             self._losses = json.loads(file.metadata()["losses"])
             self.model.load_state_dict({name: file.get_tensor(f"model/{name}") for name in self.model.state_dict()})
+            self._first_end = {name[6:]: file.get_tensor(name) for name in file.keys() if name.startswith("first/")}  # noqa: SIM118
             for name in self._optimizer.state:
                 self._optimizer.state[name] = file.get_tensor(f"optimizer/{name}")
 

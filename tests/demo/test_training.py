@@ -44,6 +44,10 @@ def test_the_folder_is_a_checkpoint_that_transformers_reads(tmp_path: Path, toke
     ids, _ = batch(tokenizer, 0, seed=5, num_tokens=256, context_len=CONTEXT)[0]
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     training = Training(tmp_path, RECIPE, device="cpu", threads=1)
+    ends = load_file(tmp_path / "checkpoint.safetensors")
+    mean = {name: 0.2 * ends[f"first/{name}"] + 0.8 * ends[f"model/{name}"] for name in training.model.state_dict()}
+    assert not torch.equal(ends["first/model.norm.weight"], ends["model/model.norm.weight"])
+    training.model.load_state_dict(mean)
     own = torch.nn.functional.linear(training.model.hidden(ids), training.model.model.embed_tokens.weight)
     torch.testing.assert_close(model(ids).logits, own, rtol=0.02, atol=0.02)  # the file is in float16
     assert json.loads((tmp_path / "training.json").read_text())["steps_done"] == RECIPE.num_steps
@@ -75,7 +79,7 @@ def test_batches_are_repeatable_and_targets_are_the_next_tokens(tokenizer: Token
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing_twice() -> None:
-    shares = [learning_share(step, 1000) for step in range(1000)]
-    first, second = shares[:700], shares[700:]
-    assert first[0] < 0.1 and max(first) > 0.9 and first[350] == 0.5 and 0 < first[-1] < 0.01
-    assert second[0] < 0.1 and 0.4 < max(second) < 0.5 and second[150] == 0.25 and 0 < second[-1] < 0.01
+    shares = [learning_share(step, 8000) for step in range(8000)]
+    first, second = shares[:7000], shares[7000:]
+    assert first[0] < 0.1 and max(first) > 0.9 and first[3500] == 0.5 and 0 < first[-1] < 0.01
+    assert second[0] < 0.1 and 0.4 < max(second) < 0.5 and second[500] == 0.25 and 0 < second[-1] < 0.01
