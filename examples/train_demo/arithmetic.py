@@ -18,8 +18,8 @@ TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eight
 
 
 class SumTexts(Struct, frozen=True, forbid_unknown_fields=True):
-    """arithmetic.toml. `terse` has nothing but the numbers and one of the `signs`. Each operation has texts that stand in a frame of `ask`, and whole questions (`ask_...`); `next` goes on
-    from a result, by operation; `hard` is what is answered with `beyond`."""
+    """arithmetic.toml. `terse` has nothing but the numbers and one of the `signs`. Each operation has texts that stand in a frame of
+    `ask`, and whole questions (`ask_...`); `next` goes on from a result, by operation; `hard` is what is answered with `beyond`."""
 
     terse: Texts
     signs: dict[str, Texts]

@@ -130,7 +130,8 @@ class Training:
         with safe_open(self._checkpoint, framework="pt", device=str(self._device)) as file:
             self._losses = json.loads(file.metadata()["losses"])
             self.model.load_state_dict({name: file.get_tensor(f"model/{name}") for name in self.model.state_dict()})
-            self._first_end = {name[6:]: file.get_tensor(name) for name in file.keys() if name.startswith("first/")}  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith("first/")]  # noqa: SIM118  (a file, which cannot be iterated)
+            self._first_end = {name.removeprefix("first/"): file.get_tensor(name) for name in names}
             for name in self._optimizer.state:
                 self._optimizer.state[name] = file.get_tensor(f"optimizer/{name}")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -52,15 +52,15 @@ OFF = [1.0, 40, 1.0, 0.0, 1.0, 0.0, 0.0]
 """Temperature, top-k, top-p, min-p and penalties of a plain draw from 40 tokens."""
 
 Tensors = tuple[Tensor, ...]
-Functions = dict[str, Callable[[tuple, object], Tensors]]
+Functions = dict[str, Callable[[tuple, Any], Tensors]]
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def results(_arguments: tuple, result: object) -> Tensors:
-    return tuple(result) if isinstance(result, tuple) else (result,)  # type: ignore[return-value]
+def results(_arguments: tuple, result: Tensor | Tensors) -> Tensors:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def argument(index: int) -> Callable[[tuple, object], Tensors]:

@@ -102,13 +102,13 @@ template <class T>
 void score_keys(const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, const float** q, int num_rows, Scratch& s, int stride) {
     float* scores = s.scores.data();
     if (p.reads_in_place(num_rows)) {
-        by_rows(num_rows, [&](int m, auto M) { scores_of_rows<M>(q + m, p.k, item.kv_head, p.D, slots, num_keys, scores + m * stride, stride); });
+        by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) { scores_of_rows<M>(q + m, p.k, item.kv_head, p.D, slots, num_keys, scores + m * stride, stride); });
         return;
     }
     for (int begin = 0; begin < num_keys; begin += TILE) {
         unpack_keys(p.k, item.kv_head, p.D, slots + begin, std::min(TILE, num_keys - begin), s.keys.data());
         for (int j = 0; j < TILE; j += 2 * VL)  // keys that stay in the first-level cache while all rows pass
-            by_rows(num_rows, [&](int m, auto M) {
+            by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) {
                 scores_of_pair<M>(q + m, s.keys.data() + j, p.D, scores + m * stride + begin + j, stride);
             });
     }
@@ -120,7 +120,7 @@ void sum_values(const Problem<T>& p, const Item& item, const int32_t* slots, int
     float* sums = s.sums.data();
     if (p.reads_in_place(num_rows)) {
         const auto value = [&](int j) { return p.v.at(slots[j], item.kv_head); };
-        by_rows(num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride, stride, num_keys, value, p.E, sums + m * p.E, p.E); });
+        by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride, stride, num_keys, value, p.E, sums + m * p.E, p.E); });
         return;
     }
     for (int begin = 0; begin < num_keys; begin += TILE) {
@@ -129,7 +129,7 @@ void sum_values(const Problem<T>& p, const Item& item, const int32_t* slots, int
         for (int e = 0; e < p.E; e += 2 * VL) {  // the same for columns of values
             const auto value = [&](int j) { return s.values.data() + j * p.E + e; };
             const int num_columns = std::min(2 * VL, p.E - e);
-            by_rows(num_rows, [&](int m, auto M) {
+            by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) {
                 add_values<M>(weights + m * stride + begin, stride, n, value, num_columns, sums + m * p.E + e, p.E);
             });
         }

@@ -7,9 +7,9 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "simd.h"
+#include "tiles.h"
 
 namespace {
 
@@ -168,22 +168,6 @@ void add_values(const float* weights, int stride, int num_keys, Value value, int
             for (int j = 0; j < num_keys; j++) total += weights[m * stride + j] * load_one(value(j) + e);
             sums[m * sums_stride + e] = total;
         }
-}
-
-template <int REST, class F>
-void rest_of_rows(int num_rows, int m, F&& f) {
-    if constexpr (REST > 0) {
-        if (num_rows == REST) f(m, std::integral_constant<int, REST>{});
-        else rest_of_rows<REST - 1>(num_rows, m, f);
-    }
-}
-
-// Calls f<M>(first row) for all rows, `TILE_ROWS` at a time.
-template <class F>
-void by_rows(int num_rows, F&& f) {
-    int m = 0;
-    for (; m + TILE_ROWS <= num_rows; m += TILE_ROWS) f(m, std::integral_constant<int, TILE_ROWS>{});
-    rest_of_rows<TILE_ROWS - 1>(num_rows - m, m, f);
 }
 
 }  // namespace

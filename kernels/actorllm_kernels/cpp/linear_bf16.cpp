@@ -87,7 +87,7 @@ void block(const Problem& p, int first, int panel, int num_panels) {
     const int step = p.tiles ? wide : num_panels;
     for (int i = 0; i < num_panels; i += step)
         for (int k = 0; k == 0 || k < p.K; k += chunk)
-            by_tiles<TILE_ROWS, Tiles>(first, end, p, panel + i, step, k, std::min(p.K, k + chunk));
+            by_tiles<TILE_ROWS>(first, end, [&](int m, auto M) { Tiles<M>::run(p, m, panel + i, step, k, std::min(p.K, k + chunk)); });
 }
 
 }  // namespace

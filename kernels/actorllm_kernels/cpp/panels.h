@@ -1,9 +1,10 @@
-// What the linears share: weights in panels of outputs, how panels are given to threads, and rows to tiles.
+// What the linears share: weights in panels of outputs, and how panels are given to threads.
 #pragma once
 
 #include <algorithm>
 
 #include "simd.h"
+#include "tiles.h"
 
 constexpr int PANEL = 16;  // outputs that lie together
 constexpr int GROUP = 4;   // panels that a thread takes at a time
@@ -18,25 +19,6 @@ struct Shares {
           num_threads(int64_t(M) * N * K > SMALL ? std::max(1, std::min(max_threads, num_groups)) : 1) {}
     int size(int group) const { return std::min(GROUP, num_panels - group * GROUP); }
 };
-
-namespace panels {
-
-template <int REST, template <int> class F, class Problem, class... Args>
-void rest(int num, const Problem& p, int m, Args&&... args) {
-    if constexpr (REST > 0) {
-        if (num == REST) F<REST>::run(p, m, args...);
-        else rest<REST - 1, F>(num, p, m, args...);
-    }
-}
-
-}  // namespace panels
-
-// Calls F<rows>::run(problem, first row, args...) for the rows from `m` to `end`: tiles of MOST rows, then one of the rest.
-template <int MOST, template <int> class F, class Problem, class... Args>
-void by_tiles(int m, int end, const Problem& p, Args&&... args) {
-    for (; m + MOST <= end; m += MOST) F<MOST>::run(p, m, args...);
-    panels::rest<MOST - 1, F>(end - m, p, m, args...);
-}
 
 // One row's outputs of a panel, as vectors; the last panel may hold fewer than PANEL outputs.
 inline void load_outputs(vf* acc, const float* out, int64_t row, int panel, int N) {

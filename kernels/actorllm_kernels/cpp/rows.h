@@ -90,6 +90,7 @@ void code_and_multiply(CodedRows<Code>& coded, const float* x, int64_t x_stride,
             for (int m = 0; m < coded.M; m++) coded.code(m, x + m * x_stride);
         }
 #pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < shares.num_groups; i++) by_tiles<MOST, Tiles>(0, coded.M, p, i * GROUP * parts, shares.size(i) * parts);
+        for (int i = 0; i < shares.num_groups; i++)
+            by_tiles<MOST>(0, coded.M, [&](int m, auto M) { Tiles<M>::run(p, m, i * GROUP * parts, shares.size(i) * parts); });
     }
 }
