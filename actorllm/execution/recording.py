@@ -120,6 +120,11 @@ class _Notes(TorchDispatchMode):
         self.steps: list[_Operator | Call] = []
         self.made: list[Tensor] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be skipped by torch's compiler, it would have to be imported, which takes 150 MiB and seconds. Nothing is compiled."""
+        return False
+
     def call(self, kernel: Kernel, arguments: tuple[Argument, ...]) -> None:
         """A kernel was called."""
         self.steps.append(Call(kernel, arguments))

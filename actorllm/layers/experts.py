@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from actorllm.errors import CheckpointError, UnsupportedConfig
 from actorllm.layers.activation import GatedActivation
 from actorllm.layers.shard import Shard
-from actorllm.weights.linear_weight import LinearWeight, join_weights
+from actorllm.weights.linear_weight import LinearWeight, join_weights, joined
 from actorllm.weights.source import WeightSource
 from actorllm_kernels.experts import ExpertStack, MatrixStack, run_experts
 from actorllm_kernels.gated import GatedProduct
@@ -190,7 +190,7 @@ class Experts(nn.Module):
             if self.has_bias:
                 parts = [source.tensor(f"{name}.bias", (inner,), rows=span) for name in (gate, up)]
                 down_bias = source.tensor(f"{down}.bias", (hidden,))
-                biases = ExpertBiases(torch.cat(parts), down_bias if self.shard.rank == 0 else None)
+                biases = ExpertBiases(joined(parts), down_bias if self.shard.rank == 0 else None)
             gate_up = join_weights([source.linear(name, (inner, hidden), rows=span) for name in (gate, up)])
             yield Expert(gate_up, join_weights([source.linear(down, (hidden, inner), cols=span)]), biases=biases)
 

@@ -12,12 +12,11 @@ Legend: T tokens, I inputs, O outputs (of this rank), H query heads, K key/value
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from actorllm.errors import UnsupportedConfig
 from actorllm.layers.shard import Shard
-from actorllm.weights.linear_weight import LinearWeight, join_weights
+from actorllm.weights.linear_weight import LinearWeight, join_weights, joined
 from actorllm.weights.source import WeightSource
 
 
@@ -82,7 +81,7 @@ class FusedLinear(nn.Module):
                 source.tensor(f"{name}.bias", (claim.num_outputs,), rows=claim.rows)
                 for name, claim in zip(names, self.claims, strict=True)
             ]
-            self.bias = torch.cat(parts)
+            self.bias = joined(parts)
 
     def unload(self) -> None:
         self.weight = self.bias = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from actorllm.weights.compressed import CompressedFormat
 from actorllm.weights.formats import Format, PlainFormat, TensorReader
 from actorllm.weights.int_codes import IntCodes
-from actorllm.weights.linear_weight import DenseWeight, LinearWeight
+from actorllm.weights.linear_weight import DenseWeight, LinearWeight, joined
 from actorllm.weights.source import Part
 from actorllm_kernels.linear import Form
 
@@ -63,7 +63,7 @@ def join_codes(parts: Sequence[CompactWeight]) -> CompactWeight:
     """All outputs of `parts`, which have one form and the same groups."""
     if len(parts) == 1:
         return parts[0]
-    codes = tuple(map(torch.cat, zip(*(part.codes for part in parts), strict=True)))
+    codes = tuple(map(joined, zip(*(part.codes for part in parts), strict=True)))
     return CompactWeight(parts[0].form, codes, dtype=parts[0].dtype)
 
 
@@ -103,6 +103,8 @@ class CompactFormat:
         stored = self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
         if stored is None:
             return self._by_pieces(partial(self._stored.linear, reader, name, shape=shape, cols=cols), shape, rows=rows, form=self._form)
+        if stored.codes_OI.device.type == "meta":
+            return DenseWeight(stored.dense(self._dtype))
         return kept(stored, self._form, dtype=self._dtype) or self._compact(DenseWeight(stored.dense(self._dtype)), self._form)
 
     def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
@@ -126,11 +128,22 @@ class CompactFormat:
         """A linear's codes, of some rows after another: a vocabulary's values take several times what its codes take."""
         begin, end = rows or (0, shape[0])
         step = max(1, PIECE_VALUES // max(1, shape[1]))
-        pieces = [self._compact(read(rows=(first, min(first + step, end))), form) for first in range(begin, end, step)]
-        return join_codes(pieces) if pieces else self._compact(read(rows=rows), form)
+        if end - begin <= step:
+            return self._compact(read(rows=rows), form)
+        codes: tuple[Tensor, ...] = ()
+        for first in range(begin, end, step):
+            piece = self._compact(read(rows=(first, min(first + step, end))), form)
+            if not isinstance(piece, CompactWeight):
+                return read(rows=rows)
+            codes = codes or tuple(part.new_empty(end - begin, *part.shape[1:]) for part in piece.codes)
+            for whole, part in zip(codes, piece.codes, strict=True):
+                whole[first - begin : first - begin + len(part)] = part
+        return CompactWeight(form, codes, dtype=self._dtype)
 
-    def _compact(self, weight: LinearWeight, form: Form) -> CompactWeight:
-        return CompactWeight(form, form.codes(weight.dense()), dtype=self._dtype)
+    def _compact(self, weight: LinearWeight, form: Form) -> LinearWeight:
+        """As codes, or, of a survey, as it is: codes of nothing would import torch's compiler."""
+        values = weight.dense()
+        return weight if values.device.type == "meta" else CompactWeight(form, form.codes(values), dtype=self._dtype)
 
 
 class CodesFormat(PlainFormat):

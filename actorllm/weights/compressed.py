@@ -86,13 +86,18 @@ class CompressedFormat(PlainFormat):
             if group_I.device.type != "meta" and not ((group_I >= 0) & (group_I < num_groups)).all():
                 raise CheckpointError(f"tensor {name}.weight_g_idx names groups beyond the {num_groups} that there are")
         elif self.group_len:
-            group_I = torch.arange(begin, end, device=codes_OI.device) // self.group_len
+            group_I = self._groups(begin, end).to(codes_OI.device)
         is_even = not self.group_len
         if self.group_len and not self.is_ordered and begin % self.group_len == end % self.group_len == 0:
             groups = slice(begin // self.group_len, end // self.group_len)
             scale_OG, zero_OG = scale_OG[:, groups], None if zero_OG is None else zero_OG[:, groups]
-            group_I, is_even = torch.arange(end - begin, device=codes_OI.device) // self.group_len, True
+            group_I, is_even = self._groups(0, end - begin).to(codes_OI.device), True
         return IntCodes(codes_OI, scale_OG, zero_OG, group_I, num_bits=self.num_bits, is_even=is_even)
+
+    def _groups(self, begin: int, end: int) -> Tensor:
+        """The group of each of some inputs."""
+        assert self.group_len is not None
+        return torch.arange(begin, end) // self.group_len
 
     def _zeros(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part) -> Tensor:
         if not self.is_packed:

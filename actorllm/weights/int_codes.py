@@ -3,6 +3,8 @@
 `W[o, i] = scale[o, g] * (code[o, i] - zero[o, g])`, where input i belongs to group g. Knows neither names nor files; what
 compressed-tensors checkpoints make of it is in compressed.py.
 
+On the meta device nothing is computed: torch would import its compiler, which takes 150 MiB and seconds of every start.
+
 Legend: O outputs, I inputs, G groups of a row's inputs, S inputs of a group, W words of 32 bits.
 """
 
@@ -48,6 +50,8 @@ class IntCodes:
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """W [O, I]."""
+        if self.codes_OI.device.type == "meta":
+            return torch.empty_like(self.codes_OI, dtype=dtype)
         codes_OI = self.codes_OI.float()
         if self.zero_OG is not None:
             codes_OI = codes_OI - self._by_input(self.zero_OG)
@@ -69,6 +73,8 @@ def pack(codes_OI: Tensor, num_bits: int) -> Tensor:
 
 def unpack(words_OW: Tensor, num_bits: int) -> Tensor:
     """Signed codes [O, as many as fit into W words] int8, of 4 or 8 bits."""
+    if words_OW.device.type == "meta":
+        return words_OW.new_empty(len(words_OW), words_OW.shape[1] * (32 // num_bits), dtype=torch.int8)
     bytes_OI = words_OW.clone(memory_format=torch.contiguous_format).view(torch.uint8)  # one column may have any stride otherwise
     if num_bits == 4:
         bytes_OI = torch.stack((bytes_OI & 15, bytes_OI >> 4), dim=-1).flatten(1)
