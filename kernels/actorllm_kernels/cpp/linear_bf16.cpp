@@ -12,6 +12,7 @@
 
 #include "panels.h"
 #include "replay.h"
+#include "turns.h"
 
 namespace {
 
@@ -102,18 +103,17 @@ extern "C" void actorllm_linear_bf16(
         p.tiles = scratch.data();
     }
     const Shares shares(M, N, K, num_threads);
-    const int num_blocks = (M + BLOCK - 1) / BLOCK;
+    Turns turns((M + BLOCK - 1) / BLOCK * shares.num_groups, shares.num_threads);
 #pragma omp parallel num_threads(shares.num_threads)
     {
         if (p.tiles) {
 #pragma omp for schedule(static)
             for (int m = 0; m < M; m += TILE_ROWS) lay_out(p, m);
         }
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < num_blocks * shares.num_groups; i++) {
+        turns.take([&](int i) {
             const int group = i % shares.num_groups;
             block(p, i / shares.num_groups * BLOCK, group * GROUP, shares.size(group));
-        }
+        });
     }
 }
 

@@ -82,7 +82,7 @@ void tile(const Problem& p, int m0, int part) {
 template <int M>
 struct Tiles {
     static void run(const Problem& p, int m, int part, int num_parts) {
-        constexpr int NUM = IS_WIDE ? 2 : M == 1 ? 4 : M == 2 ? 2 : 1;
+        constexpr int NUM = IS_WIDE || M <= 2 ? 2 : 1;
         int i = 0;
         for (; i + NUM <= num_parts; i += NUM) tile<M, NUM>(p, m, part + i);
         for (; i < num_parts; i++) tile<M, 1>(p, m, part + i);

@@ -10,6 +10,7 @@
 
 #include "panels.h"
 #include "simd.h"
+#include "turns.h"
 
 constexpr int64_t LITTLE = 16384;  // values that one thread codes sooner than others are waited for
 
@@ -83,14 +84,15 @@ template <int MOST, template <int> class Tiles, class Problem, class Code>
 void code_and_multiply(CodedRows<Code>& coded, const float* x, int64_t x_stride, const Problem& p, const Shares& shares, int parts) {
     const bool is_little = int64_t(coded.M) * coded.K < LITTLE;
     if (is_little) coded.code_all(x, x_stride);
+    Turns turns(shares.num_groups, shares.num_threads);
 #pragma omp parallel num_threads(shares.num_threads)
     {
         if (!is_little) {
 #pragma omp for schedule(static)
             for (int m = 0; m < coded.M; m++) coded.code(m, x + m * x_stride);
         }
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < shares.num_groups; i++)
+        turns.take([&](int i) {
             by_tiles<MOST>(0, coded.M, [&](int m, auto M) { Tiles<M>::run(p, m, i * GROUP * parts, shares.size(i) * parts); });
+        });
     }
 }
