@@ -5,7 +5,7 @@ What is compiled ahead of time is thereby exactly what would be launched. Knows 
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,8 @@ from triton import knobs
 from triton import language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from actorllm_kernels.configurations import Configuration
 
 INTERPRETED = knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), which needs no GPU. Read once: so does Triton."""
@@ -39,6 +41,9 @@ TYPES = {
 LANGUAGE_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 """The dtypes that kernels compute with, by their names in Triton's language."""
 
+FIXED = Configuration((), num_warps=4, num_stages=1)
+"""Of kernels that are the same everywhere: without products of matrices there are no stages."""
+
 
 def product_type(dtype: torch.dtype) -> tl.dtype:
     """What products of numbers of `dtype` are made of: themselves; in the interpreter bfloat16, which NumPy lacks, as float32."""
@@ -52,35 +57,42 @@ def require_dense(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name} has strides {tensor.stride()}, and kernels read it as contiguous")
 
 
+def _option(kernel: Any, name: str) -> Collection[str]:
+    """What a kernel was given with `triton.jit`; interpreted ones keep it elsewhere."""
+    return (kernel.kwargs.get(name) if INTERPRETED else getattr(kernel, name)) or ()
+
+
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes: registers per thread, bytes of spills per thread, bytes of shared memory per program."""
+    """What one compiled kernel takes: registers per thread, bytes of spills per thread, bytes of shared memory per program; and how
+    many products it has that are rounded with their sum."""
 
     num_registers: int
     spilled_bytes: int
     shared_bytes: int
+    num_fused: int
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its grid, arguments (tensors, numbers, None), compile-time constants and compiler options.
+    """A kernel with its grid, arguments (tensors, numbers, None), compile-time constants, and the compiler's options as `chosen`.
 
-    A thread has at most `max_registers`; None leaves it to the assembler.
+    Where it `is_fused` a product and the sum with it are rounded once: faster, and another digit than torch's at times.
     """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: Mapping[str, Any]
     constants: Mapping[str, Any]
-    num_warps: int = 4
-    num_stages: int = 2
-    max_registers: int | None = None
+    chosen: Configuration = FIXED
+    is_fused: bool = True
 
     @property
     def options(self) -> dict[str, int]:
-        """The compiler's, by Triton's names."""
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        return options if self.max_registers is None else options | {"maxnreg": self.max_registers}
+        """The compiler's, by Triton's names; each is named, because its defaults change from version to version."""
+        chosen = self.chosen
+        options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages, "enable_fp_fusion": self.is_fused}
+        return options if chosen.max_registers is None else options | {"maxnreg": chosen.max_registers}
 
     @property
     def name(self) -> str:
@@ -91,20 +103,30 @@ class Launch:
         """On the current device and stream; does not wait."""
         self.kernel[self.grid](**self.arguments, **self.constants, **({} if INTERPRETED else self.options))
 
-    def compiled(self, capability: int) -> Any:
-        """Triton's compiled kernel for an NVIDIA GPU of compute capability `capability` (80, 90), specialised as a call would be."""
+    @property
+    def unaligned(self) -> frozenset[str]:
+        """The pointers that may be of any alignment: one that is not a multiple of `ALIGNMENT` does not have the kernel compiled anew."""
+        return frozenset(_option(self.kernel, "do_not_specialize_on_alignment"))
+
+    def specialisation(self) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], list]]:
+        """Signature, constants and attributes that a call is compiled for, as Triton has them: a call with others is compiled anew."""
         signature, constants, attributes = {}, {}, {}
+        general = _option(self.kernel, "do_not_specialize")
         for index, name in enumerate(self.kernel.arg_names):
             value = self.constants[name] if name in self.constants else self.arguments[name]
-            is_specialised = name not in self.constants and name not in self.kernel.do_not_specialize
+            is_specialised = name not in self.constants and name not in general
             if name in self.constants or value is None or (is_specialised and isinstance(value, int) and value == 1):
                 signature[name], constants[(index,)] = "constexpr", value
                 continue
             signature[name] = TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
-            is_aligned = isinstance(value, Tensor) and name not in self.kernel.do_not_specialize_on_alignment
+            is_aligned = isinstance(value, Tensor) and name not in self.unaligned and value.data_ptr() % ALIGNMENT == 0
             if is_aligned or (is_specialised and isinstance(value, int) and value % ALIGNMENT == 0):
                 attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
-        source = ASTSource(self.kernel, signature, constants, attributes)
+        return signature, constants, attributes
+
+    def compiled(self, capability: int) -> Any:
+        """Triton's compiled kernel for an NVIDIA GPU of compute capability `capability` (80, 90), specialised as a call would be."""
+        source = ASTSource(self.kernel, *self.specialisation())
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
 
     def resources(self, capability: int) -> Resources:
@@ -116,4 +138,5 @@ class Launch:
             command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
             report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
-        return Resources(found["REG"], found["STACK"] + found["LOCAL"], kernel.metadata.shared)
+        num_fused = len(re.findall(r"\bfma\.", kernel.asm["ptx"]))
+        return Resources(found["REG"], found["STACK"] + found["LOCAL"], kernel.metadata.shared, num_fused)

@@ -46,6 +46,8 @@ def test_kernels_compile_and_fit(repository: Path, capsys: pytest.CaptureFixture
     assert not [row for row in found if row["shared_bytes"] > row["limit"]]
     may_spill = {"prefill_kernel": 64}  # a tile of half the size would cost more than a few bytes do
     assert not [row for row in found if row["spilled_bytes"] > may_spill.get(row["kernel"], 0)]
+    fused = {row["kernel"] for row in found if row["num_fused"]}
+    assert "penalize_kernel" not in fused and "norm_kernel" in fused, "penalties are rounded as the reference rounds them"
     assert unused == ([{"gpu": gpu, "unused": []} for gpu in GPUS] if is_whole else [])
 
 

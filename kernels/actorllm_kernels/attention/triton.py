@@ -137,9 +137,7 @@ def decode(
             (num_rows, num_tiles, num_parts),
             given | {"part_ptr": part, "log_ptr": log, "num_heads": num_heads},
             constants | {"BLOCK_M": block_m, "BLOCK_N": block_n, "PARTS": num_parts},
-            chosen.num_warps,
-            chosen.num_stages,
-            chosen.max_registers,
+            chosen,
         )
     ]
     if num_parts > 1:
@@ -179,9 +177,7 @@ def prefill(
         (num_tiles, pools.k_NKD.shape[1] * triton.cdiv(shape["group"], block_h)),
         _arguments(q_THD, pools, keys, scores=scores, out_THE=out_THE) | {"num_rows": num_rows},
         _constants(q_THD, pools, keys, scores=scores) | constants,
-        chosen.num_warps,
-        chosen.num_stages,
-        chosen.max_registers,
+        chosen,
     )
 
 

@@ -52,7 +52,5 @@ def launch(
             "size": size,
         },
         {"BLOCK": chosen.block("n")},
-        chosen.num_warps,
-        chosen.num_stages,
-        chosen.max_registers,
+        chosen,
     )

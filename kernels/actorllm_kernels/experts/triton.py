@@ -211,7 +211,7 @@ def sort_launch(experts_TK: Tensor, *, order: Tensor, begin_E: Tensor) -> Launch
     each expert's begin, and the last one's end."""
     arguments = {"expert_ptr": experts_TK.contiguous(), "order_ptr": order, "begin_ptr": begin_E, "count": experts_TK.numel()}
     num_experts = len(begin_E) - 1
-    return Launch(sort_kernel, (num_experts,), arguments, {"E": num_experts, "BLOCK": SORT_BLOCK}, num_stages=1)
+    return Launch(sort_kernel, (num_experts,), arguments, {"E": num_experts, "BLOCK": SORT_BLOCK})
 
 
 def launches(
@@ -251,9 +251,7 @@ def launches(
                 "HAS_BIAS": stack.gate_up_bias_EJ is not None,
                 "NAME": combine.activation, "LIMIT": combine.limit, "GAIN": combine.gain,
             },
-            first.num_warps,
-            first.num_stages,
-            first.max_registers,
+            first,
         ),
         Launch(
             down_kernel,
@@ -263,9 +261,7 @@ def launches(
                 "share_ptr": weights_TK.contiguous(), "part_ptr": part_AD, **places,
             },
             {**sizes, **tile(stack.down, second), "D": hidden, "HAS_BIAS": stack.down_bias_ED is not None},
-            second.num_warps,
-            second.num_stages,
-            second.max_registers,
+            second,
         ),
         Launch(
             sum_kernel,

@@ -71,7 +71,5 @@ def launch(
             "size": size,
         },
         {"NAME": activation, "BLOCK": chosen.block("n")},
-        chosen.num_warps,
-        chosen.num_stages,
-        chosen.max_registers,
+        chosen,
     )

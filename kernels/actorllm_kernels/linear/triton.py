@@ -141,9 +141,7 @@ def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configu
                 "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "PARTS": num_parts,
                 "DTYPE": product_type(x_MK.dtype),
             },
-            chosen.num_warps,
-            chosen.num_stages,
-            chosen.max_registers,
+            chosen,
         )
     ]  # fmt: skip
     if part is not None:

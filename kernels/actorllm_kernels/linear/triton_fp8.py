@@ -127,9 +127,7 @@ def launches(
                 "N": num_outputs, "K": num_inputs, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "PARTS": num_parts,
                 "IS_NATIVE": is_native(device), "DTYPE": tl.float16,
             },
-            chosen.num_warps,
-            chosen.num_stages,
-            chosen.max_registers,
+            chosen,
         ),
     ]  # fmt: skip
     if part is not None:

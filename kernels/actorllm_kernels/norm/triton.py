@@ -113,7 +113,5 @@ def launch(
             "IS_RMS": is_rms, "HAS_SUM": y_TD is not None, "HAS_WEIGHT": weight_D is not None, "HAS_BIAS": bias_D is not None,
             "D": size, "BLOCK": block,
         },
-        chosen.num_warps,
-        chosen.num_stages,
-        chosen.max_registers,
+        chosen,
     )  # fmt: skip

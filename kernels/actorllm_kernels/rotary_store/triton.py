@@ -294,7 +294,5 @@ def launch(
             "BLOCK_B": block_b, "BLOCK_P": triton.next_power_of_2(max(rotary_dim // 2, 1)),
             "BLOCK_REST": triton.next_power_of_2(max(head_dim - rotary_dim, 1)), "BLOCK_E": triton.next_power_of_2(size),
         },
-        chosen.num_warps,
-        chosen.num_stages,
-        chosen.max_registers,
+        chosen,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.launch import INTERPRETED, Launch, require_dense
 from actorllm_kernels.routing.reference import Rule
 
@@ -112,6 +113,5 @@ def launch(logits_TE: Tensor, correction_E: Tensor | None, *, rule: Rule, chosen
             "IS_SIGMOID": rule.scores == "sigmoid", "IS_NORMALISED": rule.is_normalised, "SCALE": float(rule.scale),
             "GROUPS": rule.num_groups, "TOP_GROUPS": rule.top_groups, "GROUP_BEST": rule.group_best,
         },
-        num_warps=1 if num_experts <= 256 else 4,
-        num_stages=1,
+        Configuration((), num_warps=1 if num_experts <= 256 else 4, num_stages=1),
     )  # fmt: skip

@@ -110,7 +110,7 @@ def launches(
     sizes = {"V": vocab_size, "PARTS": num_parts}
     tiles = {"PART": part, "LANES": chosen.block("lanes")}
     known = {**sizes, "BLOCK_P": triton.next_power_of_2(num_parts)}
-    cut = partial(Launch, num_warps=chosen.num_warps, num_stages=chosen.num_stages, max_registers=chosen.max_registers)
+    cut = partial(Launch, chosen=chosen)
     over_parts, over_samples = partial(cut, grid=(num_samples, num_parts)), partial(cut, grid=(num_samples,))
     best, best_id = {"best_ptr": memory.best_SP}, {"id_ptr": memory.id_SP}
     found = [over_parts(kernels.best_kernel, arguments={**logits, **best, **best_id}, constants={**sizes, **tiles})]
@@ -154,7 +154,7 @@ def penalize_launch(logits_SV: Tensor, rows_S: Tensor, seen: Seen, *, rows: Rows
             "prompt_ptr": seen.prompt_RV.view(torch.uint8), "row_stride": logits_SV.stride(0), "column_stride": logits_SV.stride(1),
         },
         {"V": vocab_size, "BLOCK": BLOCK},
-        num_stages=1,
+        is_fused=False,  # the reference rounds products, and the largest of nearly equal logits is to be the same
     )  # fmt: skip
 
 
@@ -170,7 +170,6 @@ def adjust_launch(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adj
             "row_stride": logits_SV.stride(0), "column_stride": logits_SV.stride(1), "width": adjustments.ids_RB.shape[1],
         },
         {"BLOCK": ADJUSTED},
-        num_stages=1,
     )  # fmt: skip
 
 
@@ -179,7 +178,7 @@ def count_launch(ids_S: Tensor, rows_S: Tensor, seen: Seen) -> Launch:
     require_dense(ids_S=ids_S, rows_S=rows_S, output_RV=seen.output_RV)
     arguments = {"id_ptr": ids_S, "row_ptr": rows_S, "output_ptr": seen.output_RV, "num_samples": len(ids_S)}
     constants = {"V": seen.output_RV.shape[1], "BLOCK": ADJUSTED}
-    return Launch(kernels.count_kernel, (triton.cdiv(len(ids_S), ADJUSTED),), arguments, constants, num_stages=1)
+    return Launch(kernels.count_kernel, (triton.cdiv(len(ids_S), ADJUSTED),), arguments, constants)
 
 
 def _last(memory: Workspace, number: int) -> dict[str, Tensor]:

@@ -55,4 +55,4 @@ def scatter_launch(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> Launch:
 
 
 def _over(kernel, count: int, arguments: dict[str, Tensor]) -> Launch:
-    return Launch(kernel, (triton.cdiv(count, BLOCK),), {**arguments, "count": count}, {"BLOCK": BLOCK}, num_stages=1)
+    return Launch(kernel, (triton.cdiv(count, BLOCK),), {**arguments, "count": count}, {"BLOCK": BLOCK})
