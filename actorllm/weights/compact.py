@@ -43,7 +43,7 @@ class CompactWeight(LinearWeight):
         return self.form.values(self.codes).to(self.dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
-        return self.form.values(tuple(codes[ids] for codes in self.codes)).to(self.dtype)
+        return self.form.values_of(self.codes, ids).to(self.dtype)
 
     def outputs(self, begin: int, end: int) -> "CompactWeight":
         return CompactWeight(self.form, tuple(codes[begin:end] for codes in self.codes), dtype=self.dtype)

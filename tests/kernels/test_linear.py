@@ -187,11 +187,13 @@ def test_rows_may_lie_anywhere(form):
 @pytest.mark.parametrize("form", FORMS)
 @settings(deadline=None, max_examples=20)
 @given(sizes, st.integers(0, 99))
-def test_rows_of_the_packed_matrix_are_its_values(form, shape, seed):
+def test_rows_that_are_looked_up_are_the_matrix_s_values(form, shape, seed):
     _, w_OI = rows_and_weights(*shape, seed)
     codes = form.codes(w_OI)
     outputs = torch.randint(len(w_OI), (7,), generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(form.rows(form.pack(codes), outputs, w_OI.shape[1]), form.values(codes)[outputs])
+    expected = form.values(codes)[outputs]
+    assert torch.equal(form.rows(form.pack(codes), outputs, w_OI.shape[1]), expected)
+    assert torch.equal(form.values_of(codes, outputs), expected)
 
 
 @needs_compiler

@@ -82,6 +82,21 @@ extern "C" void actorllm_rows_float32(
     });
 }
 
+// Rows of codes [outputs, K]: upper halves of floats, or 8 bits with a scale an output.
+extern "C" void actorllm_code_rows_bf16(
+    const uint16_t* codes, const int64_t* ids, float* out, int64_t T, int64_t K, int64_t num_rows, int num_threads) {
+    take_rows(ids, out, T, K, num_rows, num_threads, [&](int64_t row, float* to) {
+        for (int64_t k = 0; k < K; k++) to[k] = widen(codes[row * K + k]);
+    });
+}
+
+extern "C" void actorllm_code_rows_int8(
+    const int8_t* codes, const float* scales, const int64_t* ids, float* out, int64_t T, int64_t K, int64_t num_rows, int num_threads) {
+    take_rows(ids, out, T, K, num_rows, num_threads, [&](int64_t row, float* to) {
+        for (int64_t k = 0; k < K; k++) to[k] = codes[row * K + k] * scales[row];
+    });
+}
+
 // Rows of a table in panels [panels, K, PANEL], see linear/reference.py.
 extern "C" void actorllm_rows_bf16(
     const uint16_t* w, const int64_t* ids, float* out, int64_t T, int64_t K, int64_t num_rows, int num_threads) {
@@ -119,6 +134,8 @@ REPLAYABLE(actorllm_gather_ids)
 REPLAYABLE(actorllm_enter_slots)
 REPLAYABLE(actorllm_angles)
 REPLAYABLE(actorllm_rows_float32)
+REPLAYABLE(actorllm_code_rows_bf16)
+REPLAYABLE(actorllm_code_rows_int8)
 REPLAYABLE(actorllm_rows_bf16)
 REPLAYABLE(actorllm_rows_int8)
 REPLAYABLE(actorllm_rows_int4)

@@ -42,6 +42,10 @@ class Form(Protocol):
         """[O, I] float32: what the codes stand for."""
         ...
 
+    def values_of(self, codes: Tensors, outputs: Tensor) -> Tensor:
+        """[len(outputs), I] float32: rows of the matrix."""
+        ...
+
     def pack(self, codes: Tensors) -> Tensors:
         """The codes as `linear` and `rows` take them."""
         ...
@@ -74,6 +78,9 @@ class Bf16:
     def values(self, codes: Tensors) -> Tensor:
         return codes[0].float()
 
+    def values_of(self, codes: Tensors, outputs: Tensor) -> Tensor:
+        return cpu.code_rows_bf16(codes[0], outputs) if cpu.suits_lookup(codes[0], outputs) else codes[0][outputs].float()
+
     def pack(self, codes: Tensors) -> Tensors:
         return (reference.pack_bf16(codes[0]),)
 
@@ -101,6 +108,11 @@ class Int8:
 
     def values(self, codes: Tensors) -> Tensor:
         return codes[0] * codes[1].unsqueeze(1)
+
+    def values_of(self, codes: Tensors, outputs: Tensor) -> Tensor:
+        if cpu.suits_lookup(codes[0], outputs):
+            return cpu.code_rows_int8(codes[0], codes[1], outputs)
+        return self.values((codes[0][outputs], codes[1][outputs]))
 
     def pack(self, codes: Tensors) -> Tensors:
         return reference.pack_int8(codes[0], codes[1])
@@ -140,6 +152,9 @@ class Int4:
     def values(self, codes: Tensors) -> Tensor:
         return reference.int4_values(codes[0], codes[1], self.group_len)
 
+    def values_of(self, codes: Tensors, outputs: Tensor) -> Tensor:
+        return self.values((codes[0][outputs], codes[1][outputs]))
+
     def pack(self, codes: Tensors) -> Tensors:
         return reference.pack_int4(codes[0], codes[1], self.group_len)
 
@@ -167,6 +182,9 @@ class Fp8:
 
     def values(self, codes: Tensors) -> Tensor:
         return reference.fp8_values(codes[0], codes[1])
+
+    def values_of(self, codes: Tensors, outputs: Tensor) -> Tensor:
+        return self.values((codes[0][outputs], codes[1][outputs]))
 
     def pack(self, codes: Tensors) -> Tensors:
         return codes[0].contiguous(), codes[1].contiguous()
@@ -216,6 +234,9 @@ class WeightOnly:
 
     def values(self, codes: Tensors) -> Tensor:
         return IntWeight(*codes).values()
+
+    def values_of(self, codes: Tensors, outputs: Tensor) -> Tensor:
+        return self.values((codes[0][outputs], codes[1][outputs]))
 
     def pack(self, codes: Tensors) -> Tensors:
         weight = reference.pack_by_output(codes[0], codes[1], num_bits=self.num_bits)

@@ -66,6 +66,29 @@ def linear_int4(x_TI: Tensor, packed_PEB4: Tensor, scales_PGB: Tensor, num_outpu
     return out_TO
 
 
+def code_rows_bf16(codes_OI: Tensor, outputs_T: Tensor) -> Tensor:
+    """[T, I] float32: some rows of codes that are not packed."""
+    outputs_T, (num_rows, num_inputs) = outputs_T.contiguous(), codes_OI.shape
+    assert codes_OI.is_contiguous()
+    out_TI = torch.empty(len(outputs_T), num_inputs)
+    function("actorllm_code_rows_bf16", (c_void_p,) * 3 + _ROWS)(
+        codes_OI.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs, num_rows, torch.get_num_threads()
+    )
+    return out_TI
+
+
+def code_rows_int8(codes_OI: Tensor, scales_O: Tensor, outputs_T: Tensor) -> Tensor:
+    """[T, I] float32: some rows of codes that are not packed, times their scales."""
+    outputs_T, (num_rows, num_inputs) = outputs_T.contiguous(), codes_OI.shape
+    assert codes_OI.is_contiguous() and scales_O.is_contiguous()
+    out_TI = torch.empty(len(outputs_T), num_inputs)
+    function("actorllm_code_rows_int8", (c_void_p,) * 4 + _ROWS)(
+        codes_OI.data_ptr(), scales_O.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(),
+        len(outputs_T), num_inputs, num_rows, torch.get_num_threads(),
+    )  # fmt: skip
+    return out_TI
+
+
 def rows_bf16(packed_PIB: Tensor, outputs_T: Tensor) -> Tensor:
     """See `reference.rows_bf16`."""
     outputs_T, num_rows, num_inputs = outputs_T.contiguous(), packed_PIB.shape[0] * PANEL, packed_PIB.shape[1]
