@@ -25,7 +25,8 @@ EXPERTS = {"n": (64, 128), "c": (64, 128)}
 CHOICES = {
     "attend_decode": Choices((4, 8), (2, 3, 4, 5), {"m": (64,), "n": (32, 64, 128)}),
     "attend_prefill": Choices((4, 8), (2, 3, 4, 5), {"m": (64, 128), "n": (32, 64, 128)}),
-    "linear_weight_only": Choices((4, 8), (3, 4, 5), {"n": (32, 64, 128), "k": (64, 128, 256)}),
+    "linear_weight_only": Choices((4, 8), (3, 4, 5), {"n": (32, 64, 128), "k": (32, 64, 128, 256)}),
+    "expand": Choices((2, 4, 8), (1,), {"n": COLUMNS}),
     "linear_fp8": Choices((4, 8), (3, 4), {"n": (64, 128), "k": (128, 256)}),
     "experts_gate_up": Choices((4, 8), (2, 3, 4), EXPERTS),
     "experts_down": Choices((4, 8), (2, 3, 4), EXPERTS),

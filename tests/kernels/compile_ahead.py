@@ -25,7 +25,7 @@ from actorllm_kernels.experts import triton as experts
 from actorllm_kernels.gated import ACTIVATIONS, GatedProduct
 from actorllm_kernels.gated import triton as gated
 from actorllm_kernels.launch import Launch
-from actorllm_kernels.linear import IntWeight, triton_fp8
+from actorllm_kernels.linear import IntWeight, triton_expand, triton_fp8
 from actorllm_kernels.linear import triton as linear
 from actorllm_kernels.norm import triton as norm
 from actorllm_kernels.rotary_store import Angles
@@ -141,11 +141,13 @@ def samples(vocab_size: int) -> list[Launch]:
     return list({(each.name, each.constants.get("BY_WEIGHT")): each for each in found}.values())  # a search's passes are alike
 
 
-def products(num_rows: int, *, num_bits: int, group_len: int | None) -> list[Launch]:
+def products(num_rows: int, *, num_bits: int, group_len: int | None, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     """A product of a model of 8192 values with weights of a few bits."""
     codes = meta(28672, 8192, dtype=torch.int8) if num_bits == 8 else meta(28672, 4096, dtype=torch.uint8)
     weight = IntWeight(codes, meta(28672, 8192 // (group_len or 8192), dtype=torch.float32))
-    x, out = meta(num_rows, 8192, dtype=torch.bfloat16), meta(num_rows, 28672, dtype=torch.bfloat16)
+    x, out = meta(num_rows, 8192, dtype=dtype), meta(num_rows, 28672, dtype=dtype)
+    if not linear.fits_one_kernel(x, weight):
+        return [triton_expand.launch(weight, meta(28672, 8192, dtype=dtype))]
     return linear.launches(x, weight, out_MN=out)
 
 
@@ -210,8 +212,8 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
     yield "64:8 heads, 128, int8", stores(128, torch.int8)
     yield "64 tokens", ids()
     yield "64 of 128256 tokens", samples(128_256)
-    for num_bits, group_len in ((8, None), (4, 128)):
-        yield f"8192 x 28672, {num_bits} bits, 16 rows", products(16, num_bits=num_bits, group_len=group_len)
+    for (num_bits, group_len), num_rows in itertools.product(((8, None), (4, 128)), (16, 256, 512)):
+        yield f"8192 x 28672, {num_bits} bits, {num_rows} rows", products(num_rows, num_bits=num_bits, group_len=group_len)
     for num_rows in (16, 512):
         yield f"8192 x 28672, fp8, {num_rows} rows", products_fp8(num_rows)
     yield "8 of 256 experts in 8 groups", routes(256, Rule(256, 8, "sigmoid", True, 2.5, num_groups=8, top_groups=4, group_best=2))
@@ -232,11 +234,10 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
         yield f"{size} values in float32", of_size(size)
     for head_dim, form in itertools.product((64, 80, 96, 128, 256), (torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float32)):
         yield f"64:8 heads, {head_dim}, {form}", stores(head_dim, form)
-    for num_rows, num_bits, group_len in itertools.product((1, 16, 32, 64), (8, 4), (None, 32, 128)):
-        yield (
-            f"{num_rows} rows, {num_bits} bits in {group_len or 'whole'} groups",
-            products(num_rows, num_bits=num_bits, group_len=group_len),
-        )
+    all_rows, all_groups, dtypes = (1, 16, 32, 64, 65, 256, 512), (None, 32, 128), (torch.bfloat16, torch.float16, torch.float32)
+    for num_rows, num_bits, group_len, dtype in itertools.product(all_rows, (8, 4), all_groups, dtypes):
+        name = f"{num_rows} rows, {dtype}, {num_bits} bits in {group_len or 'whole'} groups"
+        yield name, products(num_rows, num_bits=num_bits, group_len=group_len, dtype=dtype)
     for num_rows in (1, 64, 512):
         yield f"{num_rows} rows, fp8", products_fp8(num_rows)
     for num_experts, top_k, groups in ((8, 2, 1), (32, 4, 1), (60, 4, 1), (64, 6, 1), (128, 8, 1), (160, 6, 8), (256, 8, 8), (384, 8, 1)):

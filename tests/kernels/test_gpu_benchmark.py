@@ -25,6 +25,7 @@ def test_rehearsal(repository: Path, tmp_path: Path) -> None:
             assert any(case.startswith(kernel) and kind in case for case in cases), (kernel, kind)
     for kind in (
         "sum and RMS", "sum and layer", "silu", "gelu", "rotate and store", "latents, float8", "embedding", "sampled ids", "weights of 8 bits",
+        "256 rows", "expand 128 x 96",
         "in groups of 32", "in groups of 128", "96, fp8", "choose 8 of", "2 of 8 experts", "experts, 64 x 32, int4", "top-p", "min-p", "penalties",
         "bias and bans", "count",
     ):  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from actorllm_kernels.linear import Int4, Int8, IntWeight, WeightOnly, reference
 
 triton = pytest.importorskip("actorllm_kernels.linear.triton", exc_type=ImportError, reason="needs Triton")
+triton_expand = pytest.importorskip("actorllm_kernels.linear.triton_expand", exc_type=ImportError, reason="needs Triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -101,6 +102,51 @@ def test_inputs_in_parts_are_added_in_order():
     assert torch.equal(triton.linear_weight_only(x, weight), out)
 
 
-def test_what_the_kernel_is_not_for():
-    for case in ((2, 16, 60, 8, 20), (65, 16, 64, 8, None), (0, 16, 64, 8, None)):  # groups that no tile fits, many rows, none
-        assert not triton.suits(*draw(*case))
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "is_one_kernel"), [(65, True), (256, True), (257, False), (1000, False)])
+def test_many_rows(rows, is_one_kernel, bits, monkeypatch):
+    """In tiles of rows, or by torch's product with values that a kernel writes a block of outputs at a time: never the reference's."""
+    x, weight = draw(rows, 70, 256, bits, 32)
+    x = x.half()
+    monkeypatch.setattr(triton_expand, "EXPANDED_BYTES", 2 * 256 * 40)
+    expected = reference.linear_weight_only(x.float(), weight)
+    monkeypatch.setattr(reference.IntWeight, "values", None)
+    assert triton.suits(x, weight) and triton.fits_one_kernel(x, weight) == is_one_kernel
+    got = triton.linear_weight_only(x, weight)
+    torch.testing.assert_close(got.float(), expected, atol=2e-3 * expected.abs().max().item(), rtol=0)
+
+
+def test_rows_in_tiles_have_their_own_parts():
+    x, weight = draw(200, 16, 1024, 8, None)
+    out = torch.full((200, 16), torch.nan, device=DEVICE, dtype=torch.float16)
+    found = triton.launches(x.half(), weight, out_MN=out)
+    assert found[0].grid[0] == 2 and found[0].constants["PARTS"] > 1
+    for launch in found:
+        launch.run()
+    torch.testing.assert_close(out.float(), reference.linear_weight_only(x.half().float(), weight), atol=0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_len", [None, 1, 3, 24, 128])
+def test_values_are_written_as_the_reference_has_them(bits, group_len):
+    for dtype in TOLERANCE:
+        weight = draw(1, 7, 2 * (group_len or 1000) * 3, bits, group_len)[1]
+        out = torch.full((7, weight.num_inputs), torch.nan, device=DEVICE, dtype=dtype)
+        triton_expand.launch(weight, out).run()
+        largest_error = 2**-7 if dtype == torch.bfloat16 else 0  # which the interpreter rounds towards zero
+        torch.testing.assert_close(out.float(), weight.values().to(dtype).float(), rtol=largest_error, atol=0)
+
+
+@pytest.mark.parametrize("case", [(2, 16, 60, 8, 20), (2, 16, 120, 4, 20), (65, 16, 64, 8, None)])
+def test_groups_that_no_tile_fits_and_float32_are_expanded(case):
+    x, weight = draw(*case)
+    assert triton.suits(x, weight) and not triton.fits_one_kernel(x, weight)
+    torch.testing.assert_close(triton.linear_weight_only(x, weight), reference.linear_weight_only(x, weight))
+
+
+def test_what_the_kernels_are_not_for():
+    x, weight = draw(2, 16, 64, 8, 16)
+    columns = IntWeight(weight.codes_OI.T.contiguous().T, weight.scales_OG), IntWeight(weight.codes_OI, weight.scales_OG.T.contiguous().T)
+    assert triton.suits(x, weight)
+    for given in ((x[:0], weight), (x.unsqueeze(0), weight), (x[:, :32], weight), *((x, each) for each in columns)):
+        assert not triton.suits(*given)

@@ -79,7 +79,7 @@ def test_all_is_checked_for_the_heads_and_the_dtype_that_are_served(monkeypatch)
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("rows", [1, 5, 130, 257])
 def test_products_of_one_row_few_and_many_are_checked(rows, monkeypatch, caplog):
     real = linear_triton.linear_weight_only
     monkeypatch.setattr(linear_triton, "linear_weight_only", lambda x, weight: real(x, weight) + (len(x) == rows))

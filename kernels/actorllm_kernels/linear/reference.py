@@ -203,6 +203,11 @@ class IntWeight:
         return self.codes_OI.dtype == torch.uint8
 
     @property
+    def num_bits(self) -> int:
+        """Of one code."""
+        return 4 if self.is_packed else 8
+
+    @property
     def num_inputs(self) -> int:
         """I."""
         return self.codes_OI.shape[1] * (2 if self.is_packed else 1)
@@ -210,7 +215,7 @@ class IntWeight:
     @property
     def form(self) -> str:
         """What kernels are checked for."""
-        return f"int{4 if self.is_packed else 8}" + (" in groups" if self.group_len < self.num_inputs else "")
+        return f"int{self.num_bits}" + (" in groups" if self.group_len < self.num_inputs else "")
 
     @property
     def group_len(self) -> int:
@@ -222,9 +227,11 @@ class IntWeight:
         codes_OI = self.codes_OI
         if self.is_packed:
             codes_OI = torch.cat((codes_OI & 15, codes_OI >> 4), dim=1).to(torch.int8) - OFFSET
-        return codes_OI * self.scales_OG.to(torch.float32).repeat_interleave(self.group_len, dim=1)
+        num_groups = self.scales_OG.shape[1]
+        codes_OGI = codes_OI.unflatten(1, (num_groups, self.group_len))  # scales are not copied for each code
+        return (codes_OGI * self.scales_OG.to(torch.float32).unsqueeze(2)).flatten(1)
 
-    def rows(self, outputs: Tensor) -> "IntWeight":
+    def rows(self, outputs: Tensor | slice) -> "IntWeight":
         """Some of the outputs."""
         return IntWeight(self.codes_OI[outputs], self.scales_OG[outputs])
 
@@ -254,8 +261,8 @@ def linear_weight_only(x_TI: Tensor, weight: IntWeight) -> Tensor:
         return linear(x_TI, weight.values().to(x_TI.dtype))
     out_TO = x_TI.new_empty(*x_TI.shape[:-1], num_outputs)
     for begin in range(0, num_outputs, block):
-        some = IntWeight(weight.codes_OI[begin : begin + block], weight.scales_OG[begin : begin + block])
-        out_TO[..., begin : begin + block] = linear(x_TI, some.values().to(x_TI.dtype))
+        some = slice(begin, begin + block)
+        out_TO[..., some] = linear(x_TI, weight.rows(some).values().to(x_TI.dtype))
     return out_TO
 
 

@@ -1,12 +1,15 @@
-"""Products with integer weights by the Triton kernel: for few rows, when reading the weights is all there is to it.
+"""Products with integer weights by Triton kernels: of some rows in one, while reading the weights is most of the work.
 
-Activations stay in 16 bits (or 32): the codes become floating point in registers.
+Activations stay in 16 bits (or 32): the codes become floating point in registers. Of more rows torch's product is faster, even when a
+kernel has to write the weights in x's dtype first (`triton_expand`).
 
 The inputs are cut into parts so that there are programs enough; the parts' sums are added in a fixed order, so a result never depends on
 timing. Legend: M rows of x, N outputs, K inputs, G inputs with one factor.
 """
 
 # pyright: reportMissingImports=false, reportArgumentType=false
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -16,11 +19,15 @@ from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_processors
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type
 from actorllm_kernels.linear.reference import IntWeight
+from actorllm_kernels.linear.triton_expand import linear_expanded
 
-MOST_ROWS = 64
-"""More rows are worth expanding the weights, a block of outputs at a time, for torch's product."""
-LEAST_ROWS = 16
-"""The fewest rows of a tile that matrix units take."""
+MOST_ROWS = 256
+"""More rows are worth expanding the weights: that moves 4 bytes more a weight, which takes no longer than torch's product of some 400
+rows, and the kernel's is slower than torch's."""
+MOST_ROWS_IN_FLOAT32 = 64
+"""Matrix units have no such products."""
+LEAST_ROWS, MOST_TILE_ROWS = 16, 128
+"""The fewest rows of a tile that matrix units take, and as many as there are registers for their sums."""
 MOST_PARTS = 16
 PROGRAMS_PER_PROCESSOR = 4
 
@@ -42,12 +49,14 @@ def weight_only_kernel(
     N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, IS_PACKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N outputs of all rows over one part of the inputs. Grid: (tiles of outputs, parts)."""
-    m_M, n_N, k_K = tl.arange(0, BLOCK_M), tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    """A tile of outputs over one part of the inputs. Grid: (tiles of rows, tiles of outputs, parts); those that read the same codes
+    come one after the other, so that the cache has them."""
+    m_M, n_N = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k_K = tl.arange(0, BLOCK_K)
     mask_M, mask_N = m_M < num_rows, n_N < N
     columns: tl.constexpr = K // 2 if IS_PACKED else K
     part_size: tl.constexpr = ((columns + PARTS - 1) // PARTS + BLOCK_K - 1) // BLOCK_K * BLOCK_K
-    begin = tl.program_id(1) * part_size
+    begin = tl.program_id(2) * part_size
     acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for first in range(begin, tl.minimum(begin + part_size, columns), BLOCK_K):
         column_K = first + k_K
@@ -74,7 +83,7 @@ def weight_only_kernel(
     if PARTS == 1:
         tl.store(out_ptr + m_M[:, None] * N + n_N[None, :], acc_MN, mask=mask)
     else:
-        tl.store(part_ptr + (tl.program_id(1) * num_rows + m_M[:, None]) * N + n_N[None, :], acc_MN, mask=mask)
+        tl.store(part_ptr + (tl.program_id(2) * num_rows + m_M[:, None]) * N + n_N[None, :], acc_MN, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -89,13 +98,21 @@ def add_parts_kernel(part_ptr, out_ptr, num_rows, N: tl.constexpr, PARTS: tl.con
 
 
 def suits(x_MK: Tensor, weight: IntWeight) -> bool:
-    """Whether the kernel can compute this, and fast."""
-    if not (x_MK.is_cuda or INTERPRETED) or x_MK.dtype not in LANGUAGE_TYPES or x_MK.ndim != 2 or not 0 < len(x_MK) <= MOST_ROWS:
-        return False
-    num_columns, group_len = weight.codes_OI.shape[1], weight.group_len
-    if x_MK.shape[1] != weight.num_inputs or not num_columns:
-        return False
-    return tiles_fit(num_columns, group_len, weight.num_inputs)
+    """Whether the kernels can compute this."""
+    is_here = (x_MK.is_cuda or INTERPRETED) and x_MK.dtype in LANGUAGE_TYPES and x_MK.ndim == 2 and min(x_MK.shape) > 0
+    is_read = weight.codes_OI.stride(1) == 1 and weight.scales_OG.stride(1) == 1
+    return is_here and is_read and x_MK.shape[1] == weight.num_inputs
+
+
+def fits_one_kernel(x_MK: Tensor, weight: IntWeight) -> bool:
+    """Whether the product need not write the weights' values first."""
+    most_rows = MOST_ROWS_IN_FLOAT32 if x_MK.dtype == torch.float32 else MOST_ROWS
+    return len(x_MK) <= most_rows and tiles_fit(weight.codes_OI.shape[1], weight.group_len, weight.num_inputs)
+
+
+def tile_rows(num_rows: int) -> int:
+    """The rows of a tile."""
+    return min(max(triton.next_power_of_2(num_rows), LEAST_ROWS), MOST_TILE_ROWS)
 
 
 def tiles_fit(num_columns: int, group_len: int, num_inputs: int) -> bool:
@@ -109,7 +126,9 @@ def tile_columns(block: int, group_len: int, num_inputs: int) -> int:
 
 
 def linear_weight_only(x_MK: Tensor, weight: IntWeight) -> Tensor:
-    """As the reference's, but the weights are not rounded to x's dtype."""
+    """As the reference's, but while there are few rows the weights are not rounded to x's dtype."""
+    if not fits_one_kernel(x_MK, weight):
+        return linear_expanded(x_MK, weight)
     out_MN = torch.empty(len(x_MK), len(weight.codes_OI), dtype=x_MK.dtype, device=x_MK.device)
     for launch in launches(x_MK, weight, out_MN=out_MN):
         launch.run()
@@ -117,20 +136,20 @@ def linear_weight_only(x_MK: Tensor, weight: IntWeight) -> Tensor:
 
 
 def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configuration | None = None) -> list[Launch]:
-    """The kernels to run, in order, into `out_MN`."""
+    """The kernels to run, in order, into `out_MN`, of a product that `fits_one_kernel`."""
     x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
     (num_rows, num_inputs), num_outputs = x_MK.shape, len(weight.codes_OI)
-    shape = {"bits": 4 if weight.is_packed else 8, "rows": max(num_rows, LEAST_ROWS)}
+    block_m = tile_rows(num_rows)
+    shape = {"bits": weight.num_bits, "bytes": x_MK.element_size(), "rows": block_m}
     chosen = chosen or chosen_for("linear_weight_only", shape, x_MK.device)
-    block_m, block_n = max(triton.next_power_of_2(num_rows), LEAST_ROWS), chosen.block("n")
-    block_k = tile_columns(chosen.block("k"), weight.group_len, num_inputs)
-    num_tiles = triton.cdiv(num_outputs, block_n)
-    num_parts = parts_that_fill(x_MK.device, num_tiles, num_columns=weight.codes_OI.shape[1], block_k=block_k)
+    block_n, block_k = chosen.block("n"), tile_columns(chosen.block("k"), weight.group_len, num_inputs)
+    grid = triton.cdiv(num_rows, block_m), triton.cdiv(num_outputs, block_n)
+    num_parts = parts_that_fill(x_MK.device, math.prod(grid), num_columns=weight.codes_OI.shape[1], block_k=block_k)
     part = torch.empty(num_parts, num_rows, num_outputs, dtype=torch.float32, device=x_MK.device) if num_parts > 1 else None
     found = [
         Launch(
             weight_only_kernel,
-            (num_tiles, num_parts),
+            (*grid, num_parts),
             {
                 "x_ptr": x_MK, "code_ptr": weight.codes_OI, "scale_ptr": weight.scales_OG, "out_ptr": out_MN,
                 "part_ptr": part, "x_stride": x_MK.stride(0), "code_stride": weight.codes_OI.stride(0),

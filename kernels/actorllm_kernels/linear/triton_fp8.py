@@ -13,12 +13,11 @@ from torch import Tensor
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, gpu
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
-from actorllm_kernels.linear.triton import LEAST_ROWS, parts_that_fill, sum_of_parts
+from actorllm_kernels.linear.triton import parts_that_fill, sum_of_parts, tile_rows
 from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, decoded, encoded, largest, quotient
 
 FEW_ROWS = 64
 """Up to so many rows the inputs are cut into parts; with more there are programs enough."""
-MOST_TILE_ROWS = 128
 ROUND_BLOCK = 2048
 
 
@@ -98,7 +97,7 @@ def launches(
     """The kernels to run, in order, into `out_MN`."""
     x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
     (num_rows, num_inputs), num_outputs, device = x_MK.shape, len(codes_NK), x_MK.device
-    block_m = min(max(triton.next_power_of_2(num_rows), LEAST_ROWS), MOST_TILE_ROWS)
+    block_m = tile_rows(num_rows)
     chosen = chosen or chosen_for("linear_fp8", {"rows": block_m}, device)
     block_n, block_k = chosen.block("n"), chosen.block("k")
     grid = triton.cdiv(num_rows, block_m), triton.cdiv(num_outputs, block_n)

@@ -1,4 +1,4 @@
-"""Products of few rows with weights of a few bits, beside torch's with the same weights in bfloat16; and those of experts."""
+"""Products with weights of a few bits, beside torch's with the same weights in bfloat16; and those of experts."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from actorllm_kernels.experts import ExpertStack, MatrixStack
 from actorllm_kernels.experts import reference as experts_reference
 from actorllm_kernels.experts import triton as experts
 from actorllm_kernels.gated import GatedProduct
-from actorllm_kernels.linear import Form, Fp8, IntWeight, WeightOnly, triton_fp8
+from actorllm_kernels.linear import Form, Fp8, IntWeight, WeightOnly, triton_expand, triton_fp8
 from actorllm_kernels.linear import reference as linear_reference
 from actorllm_kernels.linear import triton as linear
 from actorllm_kernels.routing import Rule
@@ -47,6 +47,19 @@ def weight_only_problem(
         sum(num_bytes(weight.codes_OI, weight.scales_OG, x, out) for weight, out in zip(weights, outs, strict=True)),
         2 * num_rows * shape[0] * shape[1] * COPIES,
         rival,
+    )
+
+
+def expand_problem(shape: tuple[int, int], *, num_bits: int, chosen: Configuration | None = None) -> Problem:
+    """Values of codes, for torch's product of more rows than the kernel takes."""
+    form = WeightOnly(num_bits)
+    weights = [IntWeight(*form.pack(form.codes(normal(*shape, seed=seed)))) for seed in range(COPIES)]
+    outs = [torch.full(shape, torch.nan, dtype=BF16, device=DEVICE) for _ in weights]
+    pairs = [*zip(weights, outs, strict=True)]
+    return Problem(
+        [triton_expand.launch(weight, out, chosen=chosen) for weight, out in pairs],
+        lambda: ((out, weight.values()) for weight, out in pairs),
+        sum(num_bytes(weight.codes_OI, weight.scales_OG, out) for weight, out in pairs),
     )
 
 
@@ -125,9 +138,10 @@ def experts_problem(
 def product_cases() -> Iterator[tuple[str, Callable[..., Problem]]]:
     shape = (96, 128) if REHEARSAL else (14336, 4096)
     for num_bits in (8, 4):
-        for num_rows in (1, 4, 16):
+        for num_rows in (1, 4, 16, 65, 256):
             name = f"{num_rows} rows, {shape[1]} x {shape[0]}, weights of {num_bits} bits"
             yield name, partial(weight_only_problem, num_rows, shape, num_bits=num_bits)
+        yield f"expand {shape[1]} x {shape[0]}, weights of {num_bits} bits", partial(expand_problem, shape, num_bits=num_bits)
     for num_rows, group_len in itertools.product((4,) if REHEARSAL else (1, 16), (32, 128)):
         sizes = shape if group_len == 32 or not REHEARSAL else (shape[0], 2 * group_len)
         name = f"{num_rows} rows, {sizes[1]} x {sizes[0]}, weights of 4 bits in groups of {group_len}"

@@ -13,7 +13,7 @@ from actorllm_kernels.linear import Form, WeightOnly
 from gpu_kernels.around import embedding_problem, gated_problem, norm_problem, store_problem
 from gpu_kernels.attention import attention_problem
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem
-from gpu_kernels.products import experts_problem, fp8_problem, weight_only_problem
+from gpu_kernels.products import expand_problem, experts_problem, fp8_problem, weight_only_problem
 from gpu_kernels.sampling import ASKED, draw_problem
 
 
@@ -64,9 +64,11 @@ def tuned_attention() -> Iterator[Tuned]:
 def tuned_products() -> Iterator[Tuned]:
     sizes = (96, 128) if REHEARSAL else (14336, 4096)
     for num_bits in (8, 4):
-        for num_rows in (16, 32, 64):
+        shape = {"bits": num_bits, "bytes": BF16.itemsize}
+        for num_rows in (16, 32, 64, 128):
             make = partial(weight_only_problem, num_rows, sizes, num_bits=num_bits)
-            yield tuned("linear_weight_only", {"bits": num_bits, "rows": num_rows}, make)
+            yield tuned("linear_weight_only", {**shape, "rows": num_rows}, make)
+        yield tuned("expand", shape, partial(expand_problem, sizes, num_bits=num_bits))
     for num_rows in (16, 64, 128):
         yield tuned("linear_fp8", {"rows": num_rows}, partial(fp8_problem, num_rows, sizes))
 
