@@ -39,6 +39,9 @@ GPU_KV_SHARE = 0.85
 Progress = Callable[[int, int], None]
 NewSource = Callable[[torch.device, torch.dtype, Format], WeightSource]
 
+TIDY_BYTES = 32 * 2**20
+"""Of a checkpoint that are read before what was freed meanwhile goes back to the system."""
+
 MOST_THREADS = 256
 """Asked for by hand, on machines with fewer processors."""
 
@@ -148,6 +151,7 @@ class _Loader:
         self._new_source = new_source
         self._on_progress = on_progress
         self._num_read = 0
+        self._num_untidied = 0
 
     def load(self, model: CausalLM) -> None:
         """Pull all weights of one rank, and check that no tensor of the checkpoint is left over."""
@@ -164,6 +168,10 @@ class _Loader:
 
     def _count(self, num_bytes: int) -> None:
         self._num_read += num_bytes
+        self._num_untidied += num_bytes
+        if self._num_untidied >= TIDY_BYTES:
+            self._num_untidied = 0
+            give_back_freed_memory()
         if self._on_progress is not None:
             # the end is told once, by whoever knows that all ranks are ready
             total = self._plan.num_file_bytes

@@ -15,17 +15,20 @@ from actorllm_kernels.embedding import embedding
 class Embedding(nn.Module):
     """ids [T] -> [T, D]: the table's rows times `scale`; `given` embeddings stand in their place as they are.
 
-    Every rank holds the whole table: a lookup reads T rows only.
+    Every rank holds the whole table: a lookup reads T rows only. `is_head`: a head multiplies by all of it, so it is packed at once,
+    while little else is in memory.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, *, scale: float = 1.0) -> None:
         super().__init__()
         self.shape = (vocab_size, hidden_size)
         self.scale = scale
+        self.is_head = False
         self.table: LinearWeight | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
-        self.table = source.table(prefix.removesuffix("."), self.shape)
+        table = source.table(prefix.removesuffix("."), self.shape)
+        self.table = table.packed_table() if self.is_head else table
 
     def unload(self) -> None:
         self.table = None
@@ -93,6 +96,8 @@ class Head(nn.Module):
         self.sizes = [end - start for start, end in shard.spans(vocab_size)]
         self.shard = shard
         self._tied = [tied]  # in a list: the table stays the embedding's, not a second submodule
+        if tied is not None:
+            tied.is_head = shard.num_ranks == 1
         self.weight: LinearWeight | None = None
 
     def load(self, source: WeightSource, prefix: str) -> None:
@@ -103,10 +108,8 @@ class Head(nn.Module):
             self.weight = source.table(prefix.removesuffix("."), self.shape, rows=self.rows).packed()
         else:
             assert embedding.table is not None, "an embedding is loaded before the head that is tied to it"
-            if self.shard.num_ranks > 1:
+            if not embedding.is_head:
                 self.weight = embedding.table.outputs(*self.rows).packed_table()
-            else:
-                embedding.table = embedding.table.packed_table()
 
     def unload(self) -> None:
         self.weight = None

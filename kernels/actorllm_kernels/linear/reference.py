@@ -40,9 +40,8 @@ def bf16_codes(w_OI: Tensor) -> Tensor:
 
 def pack_bf16(w_OI: Tensor) -> Tensor:
     """[P, I, B] bfloat16: the weights in panels, the last one filled up with zeros."""
-    num_outputs, num_inputs = w_OI.shape
-    whole = pad(w_OI, (0, 0, 0, -num_outputs % PANEL))
-    return whole.view(len(whole) // PANEL, PANEL, num_inputs).transpose(1, 2).contiguous()
+    whole = _filled(w_OI, outputs=PANEL)
+    return whole.view(len(whole) // PANEL, PANEL, whole.shape[1]).transpose(1, 2).contiguous()
 
 
 def rows_bf16(packed_PIB: Tensor, outputs: Tensor) -> Tensor:
@@ -54,6 +53,12 @@ def linear_bf16(x_TI: Tensor, packed_PIB: Tensor, num_outputs: int) -> Tensor:
     """[T, O] float32: `x @ w.T` of float32 rows and packed bfloat16 weights, as if the weights were float32."""
     w_OI = packed_PIB.to(torch.float32).transpose(1, 2).flatten(0, 1)
     return x_TI @ w_OI[:num_outputs].T
+
+
+def _filled(w_OI: Tensor, *, outputs: int, inputs: int = 1) -> Tensor:
+    """Filled up with zeros to multiples of so many; `pad` copies what is whole already, and a vocabulary is large."""
+    rest = -w_OI.shape[0] % outputs, -w_OI.shape[1] % inputs
+    return pad(w_OI, (0, rest[1], 0, rest[0])) if any(rest) else w_OI.contiguous()
 
 
 def row_codes(x_TI: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +103,8 @@ def _int8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack_int8(codes_OI: Tensor, scales_O: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [P, Q, B, 4] and scales [P, B], filled up with zeros."""
-    num_outputs, num_inputs = codes_OI.shape
-    whole = pad(codes_OI, (0, -num_inputs % 4, 0, -num_outputs % PANEL))
+    num_outputs = len(codes_OI)
+    whole = _filled(codes_OI, outputs=PANEL, inputs=4)
     num_panels = len(whole) // PANEL
     packed_PQB4 = whole.view(num_panels, PANEL, whole.shape[1] // 4, 4).transpose(1, 2).contiguous()
     return packed_PQB4, pad(scales_O, (0, -num_outputs % PANEL)).view(num_panels, PANEL)
@@ -154,8 +159,8 @@ def int4_values(codes_OI: Tensor, scales_OG: Tensor, group_len: int) -> Tensor:
 
 def pack_int4(codes_OI: Tensor, scales_OG: Tensor, group_len: int) -> tuple[Tensor, Tensor]:
     """Bytes [P, E, B, 4], of an octet's inputs 0-3 in the lower bits and 4-7 in the upper ones, code + 8; and scales [P, G, B]."""
-    num_outputs, num_inputs = codes_OI.shape
-    whole = pad(codes_OI, (0, -num_inputs % group_len, 0, -num_outputs % PANEL))
+    num_outputs = len(codes_OI)
+    whole = _filled(codes_OI, outputs=PANEL, inputs=group_len)
     num_panels = len(whole) // PANEL
     halves = (whole + 8).to(torch.uint8).view(num_panels, PANEL, whole.shape[1] // 8, 2, 4)
     packed_PEB4 = (halves[:, :, :, 0] | (halves[:, :, :, 1] << 4)).transpose(1, 2).contiguous()
