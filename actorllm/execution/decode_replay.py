@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from actorllm.execution.machine import give_back_freed_memory
 from actorllm.execution.recording import NotReplayable, Recording, record
 from actorllm.execution.step import StepParts
 from actorllm.execution.upload import Upload
@@ -60,7 +61,8 @@ class DecodeReplay:
     def __init__(self, compute: Callable[[StepParts], Tensor]) -> None:
         self._compute = compute
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
-        self._memory: dict[int, Tensor] = {}
+        self._blocks: list[Tensor] = []
+        self._num_shared = 0
         self._is_possible = library() is not None
         self.num_replays = 0
 
@@ -94,6 +96,7 @@ class DecodeReplay:
             logger.debug("decode steps are not replayed: %s: %s", type(error).__name__, error)
             self._is_possible = False
             return self._compute(parts)
+        give_back_freed_memory()  # all that the step computed was kept while it was recorded
         self._recorded[key] = _Recorded(numbers, recording)
         return logits_BV
 
@@ -107,11 +110,11 @@ class DecodeReplay:
         return logits_BV
 
     def _block(self, num_bytes: int) -> Tensor:
-        """Memory for a recording; one that is large enough for several is shared, because they run one after another."""
-        size = 1 << (num_bytes - 1).bit_length()
-        if size not in self._memory:
-            self._memory[size] = torch.empty(size, dtype=torch.uint8)
-        return self._memory[size]
+        """Memory for a recording, which all share, because they run one after another. What none has written to takes no memory."""
+        self._num_shared = max(self._num_shared, num_bytes)
+        if not self._blocks or self._blocks[-1].nbytes < num_bytes:
+            self._blocks.append(torch.empty(max(MOST_BYTES, num_bytes), dtype=torch.uint8))
+        return self._blocks[-1]
 
     def _num_bytes(self) -> int:
-        return sum(self._memory) + sum(each.recording.num_bytes for each in self._recorded.values())
+        return self._num_shared + sum(each.recording.num_bytes for each in self._recorded.values())

@@ -6,8 +6,10 @@ no request, and nothing of what the buffers mean.
 Legend: N slots of a group's pool, R device rows, C context length.
 """
 
+import mmap
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ class KVPool:
     come after those of slots, have one for each of `num_rows` device rows.
 
     Slots are of `kv_dtype`, int8 or float8_e4m3fn, with scales beside them, or of the model's own `dtype` (None). Implements
-    `actorllm.layers.batch.KVCache`. Memory starts as zeros, which the operating system hands out only as slots are written to.
+    `actorllm.layers.batch.KVCache`. Memory starts as zeros, which the operating system of a CPU hands out only as slots are written to.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class KVPool:
         for index, (group, size) in enumerate(zip(groups, [*num_slots, *[num_rows] * num_states], strict=True)):
             for layer, buffer in product(group.layers, group.buffers):
                 key = index, layer, buffer.name
-                is_plain = kv_dtype is None or buffer.is_exact or group.is_state
-                self._buffers[key] = torch.zeros(size, *buffer.shape, dtype=dtype if is_plain else kv_dtype, device=device)
-                if not is_plain:
-                    self._scales[key] = torch.zeros(size, *buffer.scale_shape, dtype=torch.float32, device=device)
+                if kv_dtype is None or buffer.is_exact or group.is_state:
+                    self._buffers[key] = _zeros(size, *buffer.shape, dtype=dtype, device=device)
+                else:
+                    self._buffers[key] = _zeros(size, *buffer.shape, dtype=kv_dtype, device=device)
+                    self._scales[key] = _zeros(size, *buffer.scale_shape, dtype=torch.float32, device=device)
 
     def buffer(self, group: int, layer: int, name: str) -> Tensor:
         """[N, *shape] buffer `name` of model layer `layer` in cache group `group`."""
@@ -86,3 +89,12 @@ class SlotTables:
         """The tokens of a batch take their slots, each at its place in the sequence of its row."""
         for table, slots in zip(self.tables, slots_T, strict=True):
             enter_slots(table, rows_T, columns_T, slots)
+
+
+def _zeros(*sizes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.zeros`, which would write to all of it at once."""
+    num_bytes = prod(sizes) * dtype.itemsize
+    if device.type != "cpu" or not num_bytes:
+        return torch.zeros(sizes, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(sizes)
