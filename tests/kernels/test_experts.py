@@ -170,6 +170,34 @@ def test_experts_without_tokens_and_with_all(chosen):
     torch.testing.assert_close(got, by_hand(x, weights, experts, stack, CLAMPED), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("combine", [CLAMPED, GatedProduct("relu")])
+@pytest.mark.parametrize("place", [0, 12])
+def test_what_is_no_number_stays_none(combine, place):
+    """A gate's row of weights, or an up's."""
+    stack, (x, weights, _) = draw_stack(2, 20, 12, is_full=False), draw(5, 20, 2, 1)
+    experts = torch.tensor([[0], [1], [1], [0], [1]], device=DEVICE)
+    stack.gate_up.values_EOI[1, place] = torch.nan
+    got = triton.run_experts(x, weights, experts, stack, combine=combine)
+    assert torch.equal(got.isnan(), (experts == 1).expand(got.shape)) and 0 < int(got.isnan().sum()) < got.numel()
+
+
+def test_experts_that_there_are_not_count_for_nothing(monkeypatch):
+    """However memory was left."""
+    stack, (x, weights, experts) = draw_stack(6, 20, 12, is_full=True), draw(9, 20, 6, 3)
+    experts[::2, 1], experts[1, 2] = 6, -1
+    real = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **kinds: real(*shape, **kinds).fill_(99))
+    got = triton.run_experts(x, weights, experts, stack, combine=CLAMPED)
+    torch.testing.assert_close(got, reference.run_experts(x, weights, experts, stack, combine=CLAMPED), atol=1e-4, rtol=1e-4)
+
+
+def test_biases_with_gaps_are_refused():
+    stack, drawn = draw_stack(2, 20, 12, is_full=True), draw(5, 20, 2, 1)
+    gaps = replace(stack, down_bias_ED=torch.zeros(20, 2, device=DEVICE).t())
+    with pytest.raises(ValueError, match="down_bias_ED has strides"):
+        triton.run_experts(*drawn, gaps, combine=CLAMPED)
+
+
 def test_a_token_does_not_depend_on_its_mates():
     stack, (x, weights, experts) = draw_stack(6, 32, 16, is_full=False), draw(9, 32, 6, 3)
     together = triton.run_experts(x, weights, experts, stack, combine=GatedProduct())

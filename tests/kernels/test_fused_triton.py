@@ -74,6 +74,34 @@ def test_norms_of_heads_alone(head_dim):
         close(norm_triton.rms_norm(x, each, eps=0.0), norm_reference.rms_norm(x, each, eps=0.0))
 
 
+def test_sums_of_tokens_with_more_axes():
+    x, y, weight = normal(2, 3, 4, 48, seed=1)[:, :, 1], normal(2, 3, 48, seed=2), normal(48, seed=3)
+    both = norm_triton.add_rms_norm(x, y, weight, eps=1e-5), norm_reference.add_rms_norm(x, y, weight, eps=1e-5)
+    layer_norms = [each.add_layer_norm(x, y, weight_D=weight, bias_D=weight, eps=1e-5) for each in (norm_triton, norm_reference)]
+    for ours, theirs in (*zip(*both, strict=True), *zip(*layer_norms, strict=True)):
+        close(ours, theirs)
+    assert not gated_triton.suits(x) and gated_triton.suits(x[0])
+
+
+def test_weights_with_gaps_are_refused():
+    x, gaps = normal(2, 48, seed=1), normal(96, seed=2)[::2]
+    for call in (
+        lambda: norm_triton.rms_norm(x, gaps, eps=1e-5),
+        lambda: norm_triton.add_rms_norm(x, x, gaps, eps=1e-5),
+        lambda: norm_triton.layer_norm(x, weight_D=None, bias_D=gaps, eps=1e-5),
+    ):
+        with pytest.raises(ValueError, match="_D has strides"):
+            call()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_no_number_stays_none(activation):
+    gate, up = normal(2, 8, seed=1), normal(2, 8, seed=2)
+    gate[0, 3] = up[1, 5] = torch.nan
+    got = gated_triton.gated(gate, up, activation=activation)
+    assert torch.equal(got.isnan(), gated_reference.gated(gate, up, activation=activation).isnan()) and int(got.isnan().sum()) == 2
+
+
 @pytest.mark.parametrize("seed", range(NUM_CASES))
 def test_gated_products_equal_the_reference(seed):
     rng, dtype, activation = Random(seed), DTYPES[seed % 3], list(ACTIVATIONS)[seed // 3 % len(ACTIVATIONS)]

@@ -6,6 +6,7 @@
 import math
 import os
 import random
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -115,6 +116,17 @@ def test_one_token_is_left():
     rows = parameters(70, {}, {"top_k": 5}, {"top_p": 0.3}, {"temperature": 0})
     assert drawn(logits, rows)[0].tolist() == [66] * 4
     check(logits, rows)
+
+
+@pytest.mark.parametrize("asked", [{"top_p": 0.0}, {"top_p": 1e-300}, {"top_p": 0.0, "top_k": 3}])
+def test_the_best_token_is_always_kept(asked):
+    check(torch.randn(3, 130, generator=torch.Generator().manual_seed(7)).to(DEVICE), parameters(130, asked, copies=3))
+
+
+def test_a_token_is_one_that_there_is():
+    rows = parameters(130, {}, {})
+    rows.parameters_RP[:, TOP_K] = 0
+    assert drawn(torch.randn(2, 130, generator=torch.Generator().manual_seed(8)).to(DEVICE), rows)[0].max() < 130
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
@@ -337,11 +349,11 @@ def test_counting():
         Seen(torch.ones(5, 30, dtype=torch.int32, device=DEVICE), torch.zeros(5, 30, dtype=torch.bool, device=DEVICE))
         for _ in "ab"
     ]
-    ids, where = torch.tensor([29, -1, 0], device=DEVICE), torch.tensor([4, 1, 0], device=DEVICE)
+    ids, where = torch.tensor([29, -1, 0, 29, 29], device=DEVICE), torch.tensor([4, 1, 0, 4, 3], device=DEVICE)
     triton.count(ids, where, seen[0])
     reference.count(ids, where, seen[1])
     assert torch.equal(seen[0].output_RV, seen[1].output_RV)
-    assert int(seen[0].output_RV.sum()) == 152
+    assert int(seen[0].output_RV.sum()) == 154 and int(seen[0].output_RV[4, 29]) == 3
 
 
 def test_rows_with_gaps_are_refused():
@@ -355,3 +367,13 @@ def test_rows_with_gaps_are_refused():
     ):
         with pytest.raises(ValueError, match="_S has strides"):
             call()
+
+
+def test_what_rows_ask_for_with_gaps_is_refused():
+    logits, asked, wide = torch.zeros(2, 8, device=DEVICE), parameters(8, {}, {}), places(8).view(2, 4)
+    known = Adjustments(places(2), wide, wide.float(), wide)
+    with pytest.raises(ValueError, match="seeds_R has strides"):
+        triton.draw(logits, places(2), places(2), rows=Rows(places(4)[::2], asked.parameters_RP), needs=Needs())
+    for name, gaps in (("until_RB", wide.t().contiguous().t()), ("lens_R", places(4)[::2])):
+        with pytest.raises(ValueError, match=f"{name} has strides"):
+            triton.adjust(logits, places(2), places(2), adjustments=replace(known, **{name: gaps}))

@@ -22,7 +22,7 @@ from actorllm_kernels.device import chosen_for
 from actorllm_kernels.experts.stacks import ExpertStack, MatrixStack
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated.triton import activated
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type, require_dense
 from actorllm_kernels.linear.triton import codes_product, tile_columns, tiles_fit
 from actorllm_kernels.triton_forms import FORMS, FP8, FP8_SHIFT, INT4, PLAIN, decoded
 
@@ -136,8 +136,9 @@ def gate_up_kernel(
         if LIMIT is None:
             inner_MN = activated(gate_MN, NAME) * up_MN
         else:
-            gate_MN = tl.minimum(gate_MN, LIMIT)
-            inner_MN = gate_MN / (1 + tl.exp(gate_MN * -GAIN)) * (tl.minimum(tl.maximum(up_MN, -LIMIT), LIMIT) + 1)
+            gate_MN = tl.minimum(gate_MN, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+            up_MN = tl.minimum(tl.maximum(up_MN, -LIMIT, propagate_nan=tl.PropagateNan.ALL), LIMIT, propagate_nan=tl.PropagateNan.ALL)
+            inner_MN = gate_MN / (1 + tl.exp(gate_MN * -GAIN)) * (up_MN + 1)
         mask_MN = mask_M[:, None] & mask_N[None, :]
         tl.store(inner_ptr + place_M.to(tl.int64)[:, None] * INNER + i_N[None, :], inner_MN, mask=mask_MN)
 
@@ -174,12 +175,14 @@ def down_kernel(
 
 
 @triton.jit
-def sum_kernel(part_ptr, out_ptr, D: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of one token's results. Grid: (tokens, blocks of the hidden size)."""
+def sum_kernel(part_ptr, expert_ptr, out_ptr, D: tl.constexpr, TOP_K: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of one token's results; of experts that there are not nothing was written. Grid: (tokens, blocks of the hidden size)."""
     token, d_D = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc_D = tl.zeros([BLOCK], tl.float32)
     for place in range(0, TOP_K):
-        acc_D += tl.load(part_ptr + (token * TOP_K + place) * D + d_D, mask=d_D < D, other=0).to(tl.float32)
+        expert = tl.load(expert_ptr + token * TOP_K + place)
+        size = tl.where((expert >= 0) & (expert < E), D, 0)
+        acc_D += tl.load(part_ptr + (token * TOP_K + place) * D + d_D, mask=d_D < size, other=0).to(tl.float32)
     tl.store(out_ptr + token * D + d_D, acc_D, mask=d_D < D)
 
 
@@ -209,7 +212,7 @@ def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: Exp
 def sort_launch(experts_TK: Tensor, *, order: Tensor, begin_E: Tensor) -> Launch:
     """Into `order` [T * K] int32 the assignments (token * K + place) sorted by their experts, and into `begin_E` [E + 1] int32 where
     each expert's begin, and the last one's end."""
-    arguments = {"expert_ptr": experts_TK.contiguous(), "order_ptr": order, "begin_ptr": begin_E, "count": experts_TK.numel()}
+    arguments = {"expert_ptr": experts_TK, "order_ptr": order, "begin_ptr": begin_E, "count": experts_TK.numel()}
     num_experts = len(begin_E) - 1
     return Launch(sort_kernel, (num_experts,), arguments, {"E": num_experts, "BLOCK": SORT_BLOCK})
 
@@ -225,12 +228,13 @@ def launches(
     chosen: tuple[Configuration, Configuration] | None = None,
 ) -> list[Launch]:
     """The kernels to run, in order, into `out_TD`."""
-    (num_tokens, top_k), num_experts = weights_TK.shape, stack.num_experts
+    require_dense(gate_up_bias_EJ=stack.gate_up_bias_EJ, down_bias_ED=stack.down_bias_ED)
+    (num_tokens, top_k), num_experts, experts_TK = weights_TK.shape, stack.num_experts, experts_TK.contiguous()
     order = torch.empty(num_tokens * top_k, dtype=torch.int32, device=x_TD.device)
     begin_E = torch.empty(num_experts + 1, dtype=torch.int32, device=x_TD.device)
     hidden, inner = stack.sizes
     x_TD = x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
-    first, second = chosen or configurations(x_TD, num_tokens * top_k, stack)
+    first, second = chosen or chosen_for_both(x_TD, num_tokens * top_k, stack)
     inner_AI = torch.empty(num_tokens * top_k, inner, dtype=x_TD.dtype, device=x_TD.device)
     part_AD = torch.empty(num_tokens * top_k, hidden, dtype=x_TD.dtype, device=x_TD.device)
     sizes = {"INNER": inner, "E": num_experts, "E_TILE": triton.next_power_of_2(num_experts)}
@@ -266,13 +270,13 @@ def launches(
         Launch(
             sum_kernel,
             (num_tokens, triton.cdiv(hidden, SUM_BLOCK)),
-            {"part_ptr": part_AD, "out_ptr": out_TD},
-            {"D": hidden, "TOP_K": top_k, "BLOCK": SUM_BLOCK},
+            {"part_ptr": part_AD, "expert_ptr": experts_TK, "out_ptr": out_TD},
+            {"D": hidden, "TOP_K": top_k, "E": num_experts, "BLOCK": SUM_BLOCK},
         ),
     ]  # fmt: skip
 
 
-def configurations(x_TD: Tensor, num_assignments: int, stack: ExpertStack) -> tuple[Configuration, Configuration]:
+def chosen_for_both(x_TD: Tensor, num_assignments: int, stack: ExpertStack) -> tuple[Configuration, Configuration]:
     """How to cut the product of gates and ups, and that of outputs."""
     average = triton.next_power_of_2(triton.cdiv(num_assignments, stack.num_experts))
     shape = {"bytes": x_TD.element_size(), "rows": min(max(average, LEAST_ROWS), MOST_ROWS)}

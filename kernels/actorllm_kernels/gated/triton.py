@@ -26,7 +26,7 @@ def activated(x, NAME: tl.constexpr):
         y = x / (1 + tl.exp((x + x * x * x * TANH_CUBE) * (-2 * TANH_SCALE)))
     else:
         tl.static_assert(NAME == "relu")
-        y = tl.maximum(x, 0.0)
+        y = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return y
 
 
@@ -42,7 +42,7 @@ def gated_kernel(gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, size, NAME: 
 
 def suits(gate_TI: Tensor) -> bool:
     """Whether the kernel can compute this."""
-    return (gate_TI.is_cuda or INTERPRETED) and gate_TI.dtype in LANGUAGE_TYPES
+    return (gate_TI.is_cuda or INTERPRETED) and gate_TI.dtype in LANGUAGE_TYPES and gate_TI.ndim == 2
 
 
 def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:

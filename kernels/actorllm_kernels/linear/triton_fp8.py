@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, gpu
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense
 from actorllm_kernels.linear.triton import parts_that_fill, sum_of_parts, tile_rows
 from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, decoded, encoded, largest, quotient
 
@@ -95,6 +95,7 @@ def launches(
     x_MK: Tensor, codes_NK: Tensor, scales_N: Tensor, *, out_MN: Tensor, chosen: Configuration | None = None
 ) -> list[Launch]:
     """The kernels to run, in order, into `out_MN`."""
+    require_dense(codes_NK=codes_NK, scales_N=scales_N)
     x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
     (num_rows, num_inputs), num_outputs, device = x_MK.shape, len(codes_NK), x_MK.device
     block_m = tile_rows(num_rows)

@@ -1,7 +1,7 @@
 """Root mean square (arXiv 1910.07467) and layer (arXiv 1607.06450) normalisation, alone or after the addition before it.
 
 `reference` specifies it; `cpu` is the C++ kernel, `triton` the one for GPUs. Legend: T tokens (any
-leading axes for `rms_norm` and `layer_norm`), D the normalised size.
+leading axes), D the normalised size.
 """
 
 from types import ModuleType

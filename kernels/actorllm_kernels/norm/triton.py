@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -60,18 +60,14 @@ def layer_norm(x_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, 
 
 def add_rms_norm(x_TD: Tensor, y_TD: Tensor, weight_D: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
     """As the reference's."""
-    results = _empty(x_TD), _empty(x_TD)
-    launch(x_TD, y_TD, weight_D=weight_D, bias_D=None, eps=eps, is_rms=True, results=results).run()
-    return results
+    return _of_sum(x_TD, y_TD, weight_D=weight_D, bias_D=None, eps=eps, is_rms=True)
 
 
 def add_layer_norm(
     x_TD: Tensor, y_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """As the reference's."""
-    results = _empty(x_TD), _empty(x_TD)
-    launch(x_TD, y_TD, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=False, results=results).run()
-    return results
+    return _of_sum(x_TD, y_TD, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=False)
 
 
 def _alone(x_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float, is_rms: bool) -> Tensor:
@@ -79,6 +75,15 @@ def _alone(x_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps:
     out_TD = _empty(x)
     launch(x, None, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=is_rms, results=(None, out_TD)).run()
     return out_TD.view(x_TD.shape)
+
+
+def _of_sum(
+    x_TD: Tensor, y_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float, is_rms: bool
+) -> tuple[Tensor, Tensor]:
+    x, y = (each.reshape(-1, each.shape[-1]) for each in (x_TD, y_TD))
+    sum_TD, out_TD = _empty(x), _empty(x)
+    launch(x, y, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=is_rms, results=(sum_TD, out_TD)).run()
+    return sum_TD.view(x_TD.shape), out_TD.view(x_TD.shape)
 
 
 def _empty(x_TD: Tensor) -> Tensor:
@@ -97,6 +102,7 @@ def launch(
     chosen: Configuration | None = None,
 ) -> Launch:
     """The kernel over all rows of `x + y`, or of x, into `results`: the sum if there is one, and it normalised."""
+    require_dense(weight_D=weight_D, bias_D=bias_D)
     x_TD = x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
     y_TD = y_TD if y_TD is None or y_TD.stride(1) == 1 else y_TD.contiguous()
     num_rows, size = x_TD.shape

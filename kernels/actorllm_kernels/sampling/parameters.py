@@ -12,7 +12,7 @@ GREEDY_BELOW = 1e-5
 
 TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(7)
 """The columns of `Rows.parameters_RP`. top_k is in 1 .. V (V is off), top_p in (0, 1] (1 is off), min_p in [0, 1] (0 is off);
-repetition is off at 1, presence and frequency at 0."""
+repetition is off at 1, presence and frequency at 0. Of a top_p of 0 the best token is left."""
 NUM_PARAMETERS = 7
 
 

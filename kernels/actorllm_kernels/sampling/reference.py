@@ -75,7 +75,7 @@ def draw(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, rows: Rows, 
 
 
 def count(ids_S: Tensor, rows_S: Tensor, seen: Seen) -> None:
-    """One more of each sampled token (none where it is -1) in its row's output."""
+    """One more of each sampled token (none where it is -1) in its row's output; rows may have several samples."""
     seen.output_RV.index_put_((rows_S, ids_S.clamp(min=0)), (ids_S >= 0).to(torch.int32), accumulate=True)
 
 

@@ -100,7 +100,7 @@ def launches(
     chosen: Configuration | None = None,
 ) -> list[Launch]:
     """The kernels to run, in order, into `ids_S`."""
-    require_dense(rows_S=rows_S, positions_S=positions_S, ids_S=ids_S, parameters_RP=rows.parameters_RP)
+    require_dense(rows_S=rows_S, positions_S=positions_S, ids_S=ids_S, parameters_RP=rows.parameters_RP, seeds_R=rows.seeds_R)
     num_samples, vocab_size = logits_SV.shape
     chosen = chosen or _chosen(vocab_size, logits_SV.device)
     memory = memory or workspace(num_samples, vocab_size, device=logits_SV.device, chosen=chosen)
@@ -160,7 +160,8 @@ def penalize_launch(logits_SV: Tensor, rows_S: Tensor, seen: Seen, *, rows: Rows
 
 def adjust_launch(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adjustments: Adjustments) -> Launch:
     """The kernel over all samples."""
-    require_dense(rows_S=rows_S, positions_S=positions_S, ids_RB=adjustments.ids_RB, values_RB=adjustments.values_RB)
+    require_dense(rows_S=rows_S, positions_S=positions_S, lens_R=adjustments.lens_R)
+    require_dense(ids_RB=adjustments.ids_RB, values_RB=adjustments.values_RB, until_RB=adjustments.until_RB)
     return Launch(
         kernels.adjust_kernel,
         (len(rows_S),),

@@ -84,13 +84,13 @@ def next_digit(sum_ptr, prefix, goal, sample, PARTS: tl.constexpr, BLOCK_P: tl.c
 
 @triton.jit
 def first_goal(sum_ptr, top_p, sample, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The probability that top-p asks for: the least integer >= top_p of all that the first pass has found."""
+    """The probability that top-p asks for: the least integer >= top_p of all that the first pass has found; the best token's at least."""
     p_P, j_J = tl.arange(0, BLOCK_P), tl.arange(0, VALUES)
     places_PJ = (sample * PARTS + p_P[:, None]) * VALUES + j_J[None, :]
     sum_PJ = tl.load(sum_ptr + places_PJ, mask=(p_P < PARTS)[:, None] & (j_J >= 0)[None, :], other=0)
     wanted = tl.sum(tl.sum(sum_PJ, axis=1), axis=0).to(tl.float64) * top_p
     goal = wanted.to(tl.int64)
-    return goal + (goal.to(tl.float64) < wanted).to(tl.int64)
+    return tl.maximum(goal + (goal.to(tl.float64) < wanted).to(tl.int64), 1)
 
 
 @triton.jit
@@ -265,7 +265,7 @@ def draw_kernel(
                 drawn_N = tl.minimum(drawn_N, tl.where(is_past_N, id_N, V))
                 mass += tl.sum(weight_N, axis=0)
                 ties += tl.sum(tie_N, axis=0)
-            drawn = tl.min(drawn_N, axis=0)
+            drawn = tl.minimum(tl.min(drawn_N, axis=0), V - 1)  # where nothing is kept
     tl.store(out_ptr + sample, tl.where(is_finite, drawn, -1).to(tl.int64))
 
 
@@ -314,9 +314,8 @@ def adjust_kernel(
 
 @triton.jit(do_not_specialize=["num_samples"], do_not_specialize_on_alignment=["row_ptr"])
 def count_kernel(id_ptr, row_ptr, output_ptr, num_samples, V: tl.constexpr, BLOCK: tl.constexpr):
-    """One more of each sampled token; no two samples have one row."""
+    """One more of each sampled token; two samples of a row may have the same."""
     place_N = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     id_N = tl.load(id_ptr + place_N, mask=place_N < num_samples, other=-1)
     row_N = tl.load(row_ptr + place_N, mask=id_N >= 0, other=0)
-    count_N = tl.load(output_ptr + row_N * V + id_N, mask=id_N >= 0, other=0)
-    tl.store(output_ptr + row_N * V + id_N, count_N + 1, mask=id_N >= 0)
+    tl.atomic_add(output_ptr + row_N * V + id_N, 1, mask=id_N >= 0, sem="relaxed")

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actorllm_kernels.launch import Launch
+from actorllm_kernels.launch import Launch, require_dense
 
 BLOCK = 256
 
@@ -44,12 +44,14 @@ def scatter_ids(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> None:
 
 def gather_launch(ids_T: Tensor, rows_T: Tensor, last_ids_R: Tensor, *, out_T: Tensor) -> Launch:
     """The kernel over all tokens, into `out_T`."""
+    require_dense(last_ids_R=last_ids_R)
     arguments = {"id_ptr": ids_T.contiguous(), "row_ptr": rows_T.contiguous(), "last_ptr": last_ids_R, "out_ptr": out_T}
     return _over(gather_ids_kernel, len(ids_T), arguments)
 
 
 def scatter_launch(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> Launch:
     """The kernel over all samples."""
+    require_dense(last_ids_R=last_ids_R)
     arguments = {"id_ptr": ids_S.contiguous(), "row_ptr": rows_S.contiguous(), "last_ptr": last_ids_R}
     return _over(scatter_ids_kernel, len(ids_S), arguments)
 
