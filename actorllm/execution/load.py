@@ -21,7 +21,7 @@ from actorllm.execution.devices import Devices
 from actorllm.execution.machine import KV_SHARE, Machine, give_back_freed_memory
 from actorllm.execution.model_plan import ModelPlan, has_weights, plan_model, plan_slots
 from actorllm.execution.runner import ResidentRunner, RunnerSizes
-from actorllm.execution.served_heads import served_heads
+from actorllm.execution.served_heads import served_heads, served_sizes
 from actorllm.layers.collectives import ThreadRanks
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
@@ -90,7 +90,7 @@ async def load_model(
     invalid = tuple(find_invalid(plan.config.vocab_size)) if find_invalid else ()
 
     def build(model: CausalLM) -> ResidentRunner:
-        _settle_kernels(device, model, plan)
+        _settle_kernels(device, model, plan=plan, sizes=sizes)
         loader.load(model)
         give_back_freed_memory()  # of values that became codes, before the cache takes its own
         return ResidentRunner(model, sizes, dtype=plan.precision.dtype, kv_dtype=plan.kv_dtype, device=device, invalid_ids=invalid)
@@ -116,14 +116,15 @@ async def load_model(
     )
 
 
-def _settle_kernels(device: torch.device, model: CausalLM, plan: ModelPlan) -> None:
+def _settle_kernels(device: torch.device, model: CausalLM, *, plan: ModelPlan, sizes: RunnerSizes) -> None:
     """Which kernels run: compiled or checked now rather than within the first request's step, with warnings of what is amiss."""
     if device.type == "cpu":
         native.library()
     elif is_triton_here():
         from actorllm_kernels import self_check  # Triton takes a second to import, and is not there without a GPU
 
-        self_check.failing(device, plan.precision.dtype, served_heads(model, plan.kv_dtype))
+        served = served_sizes(model, max_running=sizes.max_running, context=sizes.context)
+        self_check.failing(device, plan.precision.dtype, served_heads(model, plan.kv_dtype), served)
 
 
 def _plan_groups(model: CausalLM, plan: ModelPlan, *, settings: EngineSettings, device: torch.device) -> tuple[GroupSize, ...]:

@@ -1,4 +1,4 @@
-"""The heads that a model's attention reads and stores: what its kernels are checked for before the first step.
+"""The heads that a model's attention reads and stores, and its other sizes: what its kernels are checked for before the first step.
 
 Found in the modules of one rank, which say all but what a batch brings. Knows no kernel.
 """
@@ -11,8 +11,9 @@ from torch import nn
 from actorllm.layers.attention import Attention, Sinks
 from actorllm.layers.latent_attention import LatentAttention
 from actorllm.layers.linear import HeadSplit
+from actorllm.layers.norm import HeadNorm, LayerNorm, RMSNorm
 from actorllm.models.contract import CausalLM
-from actorllm_kernels.backends import Heads
+from actorllm_kernels.backends import USUAL_SIZES, Heads, Sizes
 
 
 def served_heads(model: CausalLM, kv_dtype: torch.dtype | None) -> dict[str, set[Heads]]:
@@ -38,6 +39,15 @@ def served_heads(model: CausalLM, kv_dtype: torch.dtype | None) -> dict[str, set
                     served["attention"].add(heads._replace(extras=_extras(layer, block)))
                     served["rotary_store"].add(heads)
     return served
+
+
+def served_sizes(model: CausalLM, *, max_running: int, context: int) -> Sizes:
+    """For at most so many rows of at most `context` tokens."""
+    modules = [*model.modules()]
+    windows = {module.window for module in modules if isinstance(module, Attention) and module.window is not None}
+    norms = {module.size for module in modules if isinstance(module, RMSNorm | LayerNorm)}
+    norms |= {module.shape[1] for module in modules if isinstance(module, HeadNorm)}
+    return Sizes(max_running, context, frozenset(windows), frozenset(norms) or USUAL_SIZES.norms, model.config.vocab_size)
 
 
 def _extras(layer: Attention, block: nn.Module) -> frozenset[str]:

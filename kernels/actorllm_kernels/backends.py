@@ -34,6 +34,20 @@ class Heads(NamedTuple):
         return sizes + kept + (f" with {', '.join(sorted(self.extras))}" if self.extras else "")
 
 
+
+class Sizes(NamedTuple):
+    """What a model is served with, as far as kernels are compiled or cut by it: the most rows of a batch (and of a slot table), the most
+    tokens of a row (a slot table's width), attention's windows, the sizes of norms, and the vocabulary's."""
+
+    rows: int
+    context: int
+    windows: frozenset[int]
+    norms: frozenset[int]
+    vocab_size: int
+
+
+USUAL_SIZES = Sizes(32, 1024, frozenset({512}), frozenset({4096}), 2100)
+"""Of which is checked what nobody has told the sizes of."""
 EXTRAS = frozenset({"window", "soft cap", "sinks", "slopes"})
 """What attention may have beside scaled products."""
 Form = str | Heads

@@ -6,6 +6,7 @@ nothing; `self_check` does.
 Legend: T tokens, H query heads, K key/value heads, D head_dim, N slots.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from actorllm_kernels.attention import RaggedKeys, flat_spans
 from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention_triton
-from actorllm_kernels.backends import EXTRAS, Form, Heads
+from actorllm_kernels.backends import EXTRAS, USUAL_SIZES, Form, Heads, Sizes
 from actorllm_kernels.embedding import reference as embedding_reference
 from actorllm_kernels.embedding import triton as embedding_triton
 from actorllm_kernels.experts import ExpertStack, MatrixStack
@@ -47,15 +48,19 @@ from actorllm_kernels.token_ids import triton as ids_triton
 Results = Iterator[tuple[str, Tensor, Tensor]]
 """What was compared, what the kernels gave and what the reference gives."""
 NUM_SLOTS = 1024
+WINDOW = 50
+"""Of the keys of a check; the compiled kernels are the same for any."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """How an operator is compared, and its forms (of heads usual ones); `dtype`: its tensors', if not the activations'."""
+    """How an operator is compared, and its forms (of heads usual ones); `dtype`: its tensors', if not the activations'. Where it
+    `is_of_sizes` the comparison takes `sizes`, too."""
 
-    compare: Callable[[torch.device, torch.dtype, Any], Results]  # each takes the kind of `Form` that it has
+    compare: Callable[..., Results]  # of device, dtype and the kind of `Form` that it has
     forms: tuple[Form, ...]
     dtype: torch.dtype | None = None
+    is_of_sizes: bool = False
 
     @property
     def is_of_heads(self) -> bool:
@@ -63,10 +68,11 @@ class Check:
         return isinstance(self.forms[0], Heads)
 
 
-def check_attention(device: torch.device, dtype: torch.dtype, heads: Heads) -> Results:
-    """Decode in one part and in many, and ragged prefill, of such heads, with just the extras that will be there."""
+def check_attention(device: torch.device, dtype: torch.dtype, heads: Heads, sizes: Sizes = USUAL_SIZES) -> Results:
+    """Ragged prefill, and decode in each number of parts that up to so many rows are cut into, of such heads, with just the extras
+    that will be there."""
     num_heads, num_kv_heads, key_size, value_size, quantized, extras = heads
-    q = _random(22, num_heads, key_size, device=device).to(dtype)
+    q = _random(max(22, sizes.rows), num_heads, key_size, device=device).to(dtype)
     pools = [_random(NUM_SLOTS, num_kv_heads, size, device=device, seed=size).to(dtype) for size in (key_size, value_size)]
     known: dict[str, tuple[str, Any]] = {
         "soft cap": ("soft_cap", 20.0),
@@ -77,15 +83,15 @@ def check_attention(device: torch.device, dtype: torch.dtype, heads: Heads) -> R
     if quantized:
         (k, k_scales), (v, v_scales) = (quantize(pool, quantized) for pool in pools)
         pools, options = [k, v], options | {"k_scales_NK": k_scales, "v_scales_NK": v_scales}
-    window = 50 if "window" in extras else None
-    for name, keys in (("many parts", _ragged(device, window=window)), ("one part", _ragged(device, longest=60, window=window))):
-        yield name, *_both(attention_triton.attend, attention_reference.attend, q, *pools, keys, **options)
+    for name, keys in _batches(q, attention_triton.Pools(*pools), sizes, is_windowed="window" in extras):
+        yield name, *_both(attention_triton.attend, attention_reference.attend, q[: _num_tokens(keys)], *pools, keys, **options)
 
 
-def check_latent_attention(device: torch.device, dtype: torch.dtype, heads: Heads) -> Results:
+def check_latent_attention(device: torch.device, dtype: torch.dtype, heads: Heads, sizes: Sizes = USUAL_SIZES) -> Results:
     """The same of latents, which have factors for a latent and for its rotated key where they are in one byte."""
     num_heads, _, size, latent_size, quantized, _ = heads
-    q, latents = _random(22, num_heads, size, device=device).to(dtype), _random(NUM_SLOTS, size, device=device, seed=1).to(dtype)
+    q, latents = (_random(max(22, sizes.rows), num_heads, size, device=device), _random(NUM_SLOTS, size, device=device, seed=1))
+    q, latents = q.to(dtype), latents.to(dtype)
     options: dict[str, Any] = {}
     pool, scales = latents, None
     if quantized:
@@ -95,17 +101,37 @@ def check_latent_attention(device: torch.device, dtype: torch.dtype, heads: Head
         options = {"k_scales_NK": scales.unsqueeze(1), "v_scales_NK": scales[:, :1]}
     k = pool.unsqueeze(1)
     v, scale = k[..., :latent_size], size**-0.5
-    for name, keys in (("many parts", _ragged(device)), ("one part", _ragged(device, longest=60))):
-        if attention_triton.suits(q, k, v):
-            expected = attend_latent_reference(q, pool, keys, latent_size=latent_size, scale=scale, scales_N2=scales)
-            yield name, attention_triton.attend(q, k, v, keys, scale=scale, **options), expected
+    if not attention_triton.suits(q, k, v):
+        return
+    for name, keys in _batches(q, attention_triton.Pools(k, v), sizes, is_windowed=False):
+        given = q[: _num_tokens(keys)]
+        expected = attend_latent_reference(given, pool, keys, latent_size=latent_size, scale=scale, scales_N2=scales)
+        yield name, attention_triton.attend(given, k, v, keys, scale=scale, **options), expected
 
 
-def _ragged(device: torch.device, *, longest: int = 200, window: int | None = None) -> RaggedKeys:
-    """A long row and a short one that decode, and a chunk; the narrow table of rows never long leaves decode one part."""
-    width = 64 if longest <= 64 else NUM_SLOTS
-    slots = _random(3, NUM_SLOTS, device=device).argsort(dim=1).to(torch.int32)[:, :width]
-    return RaggedKeys(flat_spans([(0, 1, longest), (1, 20, min(80, longest)), (2, 1, 3)]), slots, window)
+def _batches(
+    q_THD: Tensor, pools: attention_triton.Pools, sizes: Sizes, *, is_windowed: bool
+) -> Iterator[tuple[str, RaggedKeys]]:
+    """A chunk beside rows that decode; and for each number of parts that keys are ever cut into, the fewest decoding rows for which
+    they are. All have few keys, in a table of the served shape."""
+    num_keys = min(200, sizes.context)
+    table = torch.zeros(sizes.rows, sizes.context, dtype=torch.int32, device=q_THD.device)
+    table[:, :num_keys] = _random(sizes.rows, NUM_SLOTS, device=q_THD.device).argsort(dim=1)[:, :num_keys]
+    rows = [(0, 1, num_keys), (1, min(20, num_keys), min(80, num_keys)), (2, 1, min(3, num_keys))]
+    spans = flat_spans((row % sizes.rows, query_len, seq_len) for row, query_len, seq_len in rows)
+    yield "ragged rows", RaggedKeys(spans, table, WINDOW if is_windowed else None)
+    known = set()
+    for window, num_rows in itertools.product(sizes.windows if is_windowed else [None], range(1, sizes.rows + 1)):
+        most_keys = min(sizes.context, window or sizes.context)
+        num_parts = attention_triton.parts_of(q_THD, pools, num_rows=num_rows, most_keys=most_keys)
+        if num_parts not in known:
+            known.add(num_parts)
+            spans = flat_spans((row, 1, num_keys // (row + 1) or 1) for row in range(num_rows))
+            yield f"{num_parts} parts", RaggedKeys(spans, table, window)
+
+
+def _num_tokens(keys: RaggedKeys) -> int:
+    return sum(span.query_len for span in keys.spans)
 
 
 def check_rotary_store(device: torch.device, dtype: torch.dtype, heads: Heads) -> Results:
@@ -159,21 +185,26 @@ def _stored(
     return [queries, *(dequantize(pool, factors)[slots] for pool, factors in zip(pools, scales, strict=True))]
 
 
-def check_norm(device: torch.device, dtype: torch.dtype, form: str) -> Results:
-    """Alone, and with the sum before it."""
-    shapes = (5, 4096), (5, 4096), (4096,)
+def check_norm(device: torch.device, dtype: torch.dtype, form: str, sizes: Sizes = USUAL_SIZES) -> Results:
+    """Of each size, alone and with the sum before it."""
+    for size in sorted(sizes.norms):
+        yield from _of_norms(device, dtype, form, size)
+
+
+def _of_norms(device: torch.device, dtype: torch.dtype, form: str, size: int) -> Results:
+    shapes = (5, size), (5, size), (size,)
     x, y, weight = (_random(*shape, device=device, seed=seed).to(dtype) for seed, shape in enumerate(shapes))
     weights = (weight,) if form == "rms" else ()
     options = {"eps": 1e-5} if form == "rms" else {"weight_D": weight, "bias_D": weight, "eps": 1e-5}
-    yield "norm", *_both(*(getattr(each, f"{form}_norm") for each in (norm_triton, norm_reference)), x, *weights, **options)
+    yield f"norm of {size}", *_both(*(getattr(each, f"{form}_norm") for each in (norm_triton, norm_reference)), x, *weights, **options)
     both = _both(*(getattr(each, f"add_{form}_norm") for each in (norm_triton, norm_reference)), x, y, *weights, **options)
     for name, *pair in zip(("sum", "norm of the sum"), *both, strict=True):
         yield name, *pair
 
 
 def check_gated(device: torch.device, dtype: torch.dtype, form: str) -> Results:
-    """Two parts of a row, the second not whole."""
-    gate, up = _random(5, 3000, device=device).to(dtype).chunk(2, dim=1)
+    """Two parts of a row, the second not whole; aligned as rows of models are."""
+    gate, up = _random(5, 3008, device=device).to(dtype).chunk(2, dim=1)
     yield "product", *_both(gated_triton.gated, gated_reference.gated, gate, up, activation=form)
 
 
@@ -247,7 +278,7 @@ def stacked(form: str, weights_EOI: Tensor) -> MatrixStack:
 
 def check_embedding(device: torch.device, dtype: torch.dtype, form: str) -> Results:
     """A whole table and a part of one."""
-    ids, table = torch.tensor([3, 0, 7, 12], device=device), _random(8, 1500, device=device).to(dtype)
+    ids, table = torch.tensor([3, 0, 7, 12], device=device), _random(8, 1504, device=device).to(dtype)
     yield "whole", *_both(embedding_triton.embedding, embedding_reference.embedding, ids[:3], table)
     yield "part", *_both(embedding_triton.embedding, embedding_reference.embedding, ids, table, first_id=2)
 
@@ -264,10 +295,11 @@ def check_token_ids(device: torch.device, dtype: torch.dtype, form: str) -> Resu
         yield form, kept[0], kept[1]
 
 
-def check_sampling(device: torch.device, dtype: torch.dtype, form: str) -> Results:
-    """Every way to ask for tokens, over two parts of a row; or what changes logits."""
-    logits, rows = _random(3, 2100, device=device).to(dtype), torch.arange(3, device=device)
-    asked = [[0, 2100, 1, 0, 1, 0, 0], [1.5, 2100, 0.7, 0, 1.2, 0.5, 0.1], [1, 100, 0.5, 0.1, 0.9, 0, 0]]
+def check_sampling(device: torch.device, dtype: torch.dtype, form: str, sizes: Sizes = USUAL_SIZES) -> Results:
+    """Every way to ask for tokens, of the usual vocabulary over two parts of a row; or what changes logits."""
+    size = sizes.vocab_size
+    logits, rows = _random(3, size, device=device).to(dtype), torch.arange(3, device=device)
+    asked = [[0, size, 1, 0, 1, 0, 0], [1.5, size, 0.7, 0, 1.2, 0.5, 0.1], [1, min(100, size), 0.5, 0.1, 0.9, 0, 0]]
     known = Rows(rows * 7 + 3, torch.tensor(asked, dtype=torch.float64, device=device))
     if form in ("greedy", "draw"):
         samples, positions, needs = rows.repeat(2), torch.arange(6, device=device), Needs(is_random=form == "draw")
@@ -278,8 +310,10 @@ def check_sampling(device: torch.device, dtype: torch.dtype, form: str) -> Resul
         num_equal = (got == expected).sum()  # one may be another where the edge of top-p rounds otherwise
         yield "drawn", num_equal >= len(samples) - 1, torch.ones_like(num_equal, dtype=torch.bool)
         return
-    until = torch.tensor([[0, 0], [0, 0], [3, 0]], device=device)
-    adjustments = Adjustments(rows.clamp(max=2), torch.arange(6, device=device).view(3, 2), logits[:, :2].float() * 99, until)
+    until = torch.zeros(3, 16, dtype=torch.int64, device=device)
+    until[2, 0] = 3
+    ids = (rows.unsqueeze(1) * 2 + torch.arange(16, device=device)) % size
+    adjustments = Adjustments(rows.clamp(max=2), ids, _random(3, 16, device=device) * 99, until)
     changed = []
     for operator in (sampling_triton, sampling_reference):
         changed.append(logits.clone())
@@ -290,10 +324,11 @@ def check_sampling(device: torch.device, dtype: torch.dtype, form: str) -> Resul
     yield form, changed[0].clamp(min=-9), changed[1].clamp(min=-9)
 
 
-def check_counting(device: torch.device, dtype: torch.dtype, form: str) -> Results:
+def check_counting(device: torch.device, dtype: torch.dtype, form: str, sizes: Sizes = USUAL_SIZES) -> Results:
     """Sampled ids, of which one is of no token."""
     ids, rows = torch.tensor([3, -1, 0], device=device, dtype=dtype), torch.tensor([2, 0, 3], device=device)
-    seen = [Seen(torch.ones(4, 5, dtype=torch.int32, device=device), torch.zeros(4, 5, dtype=torch.bool, device=device)) for _ in range(2)]
+    ones = torch.ones(4, sizes.vocab_size, dtype=torch.int32, device=device)
+    seen = [Seen(ones.clone(), torch.zeros_like(ones, dtype=torch.bool)) for _ in range(2)]
     sampling_triton.count(ids, rows, seen[0])
     sampling_reference.count(ids, rows, seen[1])
     yield "counts", seen[0].output_RV, seen[1].output_RV
@@ -315,17 +350,17 @@ def _in_every_pool(heads: Heads) -> tuple[Heads, ...]:
 WEIGHTS = ("int8", "int8 in groups", "int4", "int4 in groups", "fp8")
 USUAL = Heads(8, 2, 128, 128)
 CHECKS: Mapping[str, Check] = {
-    "attention": Check(check_attention, (*_in_every_pool(USUAL), USUAL._replace(extras=EXTRAS))),
-    "latent_attention": Check(check_latent_attention, _in_every_pool(Heads(16, 1, 576, 512))),
+    "attention": Check(check_attention, (*_in_every_pool(USUAL), USUAL._replace(extras=EXTRAS)), is_of_sizes=True),
+    "latent_attention": Check(check_latent_attention, _in_every_pool(Heads(16, 1, 576, 512)), is_of_sizes=True),
     "rotary_store": Check(check_rotary_store, _in_every_pool(USUAL)),
     "latent_store": Check(check_latent_store, _in_every_pool(Heads(16, 1, 64, 512))),
-    "norm": Check(check_norm, ("rms", "layer")),
+    "norm": Check(check_norm, ("rms", "layer"), is_of_sizes=True),
     "gated": Check(check_gated, tuple(gated_reference.ACTIVATIONS)),
     "linear": Check(check_linear, WEIGHTS),
     "routing": Check(check_routing, ("softmax", "softmax in groups", "sigmoid", "sigmoid in groups"), torch.float32),
     "experts": Check(check_experts, ("values", *WEIGHTS)),
     "embedding": Check(check_embedding, ("rows",)),
     "token_ids": Check(check_token_ids, ("gather", "scatter"), torch.int64),
-    "sampling": Check(check_sampling, ("greedy", "draw", "penalize", "adjust"), torch.float32),
-    "counting": Check(check_counting, ("tokens",), torch.int64),
+    "sampling": Check(check_sampling, ("greedy", "draw", "penalize", "adjust"), torch.float32, is_of_sizes=True),
+    "counting": Check(check_counting, ("tokens",), torch.int64, is_of_sizes=True),
 }

@@ -3,7 +3,8 @@
 A kernel may compile and still be wrong there: another GPU, driver or version of Triton than it was tested with. Every operator
 has forms, each with a verdict of its own: one that fails is not used, its reference is, with a warning that names both. The check
 waits for the GPU, so it belongs before the first step: `failing` settles all operators then, and attention's for the heads that
-will be served. What it was not told of is checked when it is first used. What is compared is `checks`' to know.
+will be served, at the sizes that will be, which compiles what the first steps launch. What it was not told of is checked when it
+is first used. What is compared is `checks`' to know.
 """
 
 import functools
@@ -13,7 +14,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from actorllm_kernels.backends import Form, Heads
+from actorllm_kernels.backends import USUAL_SIZES, Form, Heads, Sizes
 from actorllm_kernels.checks import CHECKS
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,27 @@ LARGEST_ERROR = 0.02
 
 
 @functools.cache
-def is_right(operator: str, device: torch.device, dtype: torch.dtype, form: Form) -> bool:
-    """Whether the operator's kernels run on the device and give what the reference gives for such a `dtype`; found out once."""
+def verdicts(device: torch.device) -> dict[tuple[str, torch.dtype, Form], bool]:
+    """What `is_right` has found out about the device."""
+    return {}
+
+
+def is_right(operator: str, device: torch.device, dtype: torch.dtype, form: Form, sizes: Sizes | None = None) -> bool:
+    """Whether the operator's kernels run on the device and give what the reference gives for such a `dtype`: found out once, and
+    once more for each `sizes` that a model is served with."""
+    known, key = verdicts(device), (operator, dtype, form)
+    if key not in known or (sizes is not None and known[key]):
+        known[key] = compared(operator, device, dtype, form, (sizes or USUAL_SIZES) if CHECKS[operator].is_of_sizes else None)
+    return known[key]
+
+
+@functools.cache
+def compared(operator: str, device: torch.device, dtype: torch.dtype, form: Form, sizes: Sizes | None) -> bool:
+    """Whether the kernels are right, at `sizes` where the operator is compared at some."""
     what = f"the Triton kernels of {operator} ({form}, {dtype})"
+    check = CHECKS[operator]
     try:
-        for name, got, expected in CHECKS[operator].compare(device, dtype, form):
+        for name, got, expected in check.compare(device, dtype, form, **({"sizes": sizes} if check.is_of_sizes else {})):
             error = difference(got, expected)
             if not error < LARGEST_ERROR:  # NaN is not
                 said = "%s are wrong on %s (%s: relative error %.3g); their slower reference runs instead"
@@ -47,12 +64,16 @@ def difference(got: Tensor, expected: Tensor) -> float:
 
 
 def failing(
-    device: torch.device, dtype: torch.dtype = torch.bfloat16, served: Mapping[str, Collection[Heads]] | None = None
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    served: Mapping[str, Collection[Heads]] | None = None,
+    sizes: Sizes = USUAL_SIZES,
 ) -> list[tuple[str, Form]]:
-    """The operators and forms whose kernels are not used on this device, after all have been checked for activations of `dtype`:
-    attention's for the heads that will be `served`, by operator (one that is not among them is not served), or for usual ones."""
+    """The operators and forms whose kernels are not used on this device, after all have been checked for activations of `dtype` at
+    the `sizes` that will be served: attention's for the heads that will be `served`, by operator (one that is not among them is
+    not served), or for usual ones."""
     found: list[tuple[str, Form]] = []
     for operator, check in CHECKS.items():
         forms = served.get(operator, ()) if served is not None and check.is_of_heads else check.forms
-        found += [(operator, form) for form in forms if not is_right(operator, device, check.dtype or dtype, form)]
+        found += [(operator, form) for form in forms if not is_right(operator, device, check.dtype or dtype, form, sizes)]
     return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actorllm_kernels import backends, gated, norm
-from actorllm_kernels.backends import EXTRAS, Form, Heads
+from actorllm_kernels.backends import EXTRAS, Form, Heads, Sizes
 
 pytest.importorskip("triton", reason="needs Triton")
 from actorllm_kernels import checks, self_check
@@ -24,9 +24,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.fixture(autouse=True)
 def unchecked():
     """Every test finds out anew."""
-    self_check.is_right.cache_clear()
+    self_check.verdicts.cache_clear()
+    self_check.compared.cache_clear()
     yield
-    self_check.is_right.cache_clear()
+    self_check.verdicts.cache_clear()
+    self_check.compared.cache_clear()
 
 
 @pytest.fixture
@@ -68,8 +70,9 @@ def test_all_is_checked_for_the_heads_and_the_dtype_that_are_served(monkeypatch)
     asked = []
     served = {"attention": [Heads(8, 2, 8, 8), Heads(8, 2, 16, 16)]}
     wrong = ("norm", DEVICE, torch.float16, "rms"), ("attention", DEVICE, torch.float16, served["attention"][0])
-    monkeypatch.setattr(self_check, "is_right", lambda *given: asked.append(given) or given not in wrong)
-    assert set(self_check.failing(DEVICE, torch.float16, served)) == {("norm", "rms"), ("attention", served["attention"][0])}
+    sizes = Sizes(4, 64, frozenset(), frozenset({8}), 100)
+    monkeypatch.setattr(self_check, "is_right", lambda *given: asked.append(given[:4]) or given not in [(*each, sizes) for each in wrong])
+    assert set(self_check.failing(DEVICE, torch.float16, served, sizes)) == {("norm", "rms"), ("attention", served["attention"][0])}
     forms = {(operator, form) for operator, _, _, form in asked}
     assert {form for operator, form in forms if operator == "attention"} == set(served["attention"])
     assert {operator for operator, _ in forms} == {name for name, check in checks.CHECKS.items() if not check.is_of_heads} | {"attention"}
@@ -77,6 +80,15 @@ def test_all_is_checked_for_the_heads_and_the_dtype_that_are_served(monkeypatch)
     assert kept == {
         ("routing", torch.float32), ("sampling", torch.float32), ("counting", torch.int64), ("token_ids", torch.int64),
     }  # fmt: skip
+
+
+def test_a_kernel_that_is_wrong_at_a_size_that_is_served_is_not_used(monkeypatch, caplog):
+    real = norm_triton.rms_norm
+    monkeypatch.setattr(norm_triton, "rms_norm", lambda x, *rest, **options: real(x, *rest, **options) + (x.shape[1] == 24))
+    asked = "norm", DEVICE, torch.float16, "rms"
+    assert self_check.is_right(*asked)
+    assert not self_check.is_right(*asked, Sizes(4, 64, frozenset(), frozenset({16, 24}), 100))
+    assert not self_check.is_right(*asked) and "norm of 24: relative error" in caplog.text
 
 
 @pytest.mark.parametrize("rows", [1, 5, 130, 257])

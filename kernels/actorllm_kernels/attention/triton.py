@@ -119,10 +119,10 @@ def decode(
     shape = shape_of(q_THD, pools)
     chosen = chosen or chosen_for("attend_decode", shape, q_THD.device)
     num_rows, num_heads, group, size = len(keys.spans), q_THD.shape[1], shape["group"], pools.v_NKE.shape[2]
-    block_m, block_n = min(max(triton.next_power_of_2(group), LEAST_M), chosen.block("m")), chosen.block("n")
-    num_tiles = pools.k_NKD.shape[1] * triton.cdiv(group, block_m)
+    block_m, num_tiles = tiles_of(group, pools.k_NKD.shape[1], chosen)
     if num_parts is None:
-        num_parts = parts_that_fill(q_THD.device, num_rows * num_tiles, most_keys=keys.slot_table.shape[1], block_n=block_n)
+        most_keys = min(keys.slot_table.shape[1], keys.window or keys.slot_table.shape[1])
+        num_parts = parts_of(q_THD, pools, num_rows=num_rows, most_keys=most_keys, chosen=chosen)
     part, log = None, None
     if num_parts > 1:
         part = torch.empty(num_rows, num_heads, num_parts, size, dtype=torch.float32, device=q_THD.device)
@@ -136,7 +136,7 @@ def decode(
             kernels.decode_kernel,
             (num_rows, num_tiles, num_parts),
             given | {"part_ptr": part, "log_ptr": log, "num_heads": num_heads},
-            constants | {"BLOCK_M": block_m, "BLOCK_N": block_n, "PARTS": num_parts},
+            constants | {"BLOCK_M": block_m, "BLOCK_N": chosen.block("n"), "PARTS": num_parts},
             chosen,
         )
     ]
@@ -144,16 +144,24 @@ def decode(
         names = ("out_ptr", "span_ptr", "sink_ptr", "out_stride_t", "window")
         used = {name: constants[name] for name in ("HAS_SINKS", "HAS_WINDOW", "E", "E_BLOCK")}
         arguments = {name: given[name] for name in names} | {"part_ptr": part, "log_ptr": log, "num_heads": num_heads}
-        found.append(
-            Launch(kernels.merge_kernel, (num_rows, num_heads), arguments, used | {"BLOCK_N": block_n, "PARTS": num_parts})
-        )
+        sizes = {"BLOCK_N": chosen.block("n"), "PARTS": num_parts}
+        found.append(Launch(kernels.merge_kernel, (num_rows, num_heads), arguments, used | sizes))
     return found
 
 
-def parts_that_fill(device: torch.device, num_programs: int, *, most_keys: int, block_n: int) -> int:
-    """Into how many parts, a power of two, a row's keys are cut so that `num_programs` tiles of heads fill the GPU."""
-    free = triton.next_power_of_2(triton.cdiv(num_processors(device) * PROGRAMS_PER_PROCESSOR, num_programs))
-    return min(free, triton.next_power_of_2(triton.cdiv(most_keys, block_n * TILES_PER_PART)), MOST_PARTS)
+def tiles_of(group: int, num_kv_heads: int, chosen: Configuration) -> tuple[int, int]:
+    """How many query heads a tile of decode has, and how many tiles a row has."""
+    block_m = min(max(triton.next_power_of_2(group), LEAST_M), chosen.block("m"))
+    return block_m, num_kv_heads * triton.cdiv(group, block_m)
+
+
+def parts_of(q_THD: Tensor, pools: Pools, *, num_rows: int, most_keys: int, chosen: Configuration | None = None) -> int:
+    """Into how many parts, a power of two, the keys of decode rows are cut so that so many rows of at most `most_keys` fill the GPU."""
+    shape = shape_of(q_THD, pools)
+    chosen = chosen or chosen_for("attend_decode", shape, q_THD.device)
+    num_programs = num_rows * tiles_of(shape["group"], pools.k_NKD.shape[1], chosen)[1]
+    free = triton.next_power_of_2(triton.cdiv(num_processors(q_THD.device) * PROGRAMS_PER_PROCESSOR, num_programs))
+    return min(free, triton.next_power_of_2(triton.cdiv(most_keys, chosen.block("n") * TILES_PER_PART)), MOST_PARTS)
 
 
 def prefill(

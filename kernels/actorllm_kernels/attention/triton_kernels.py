@@ -124,7 +124,7 @@ def keys_per_part(num_keys, PARTS: tl.constexpr, BLOCK_N: tl.constexpr):
     return tl.maximum(tl.cdiv(tl.cdiv(num_keys, PARTS), BLOCK_N), 1) * BLOCK_N
 
 
-@triton.jit(do_not_specialize_on_alignment=["span_ptr"])
+@triton.jit(do_not_specialize=["num_heads", "window"], do_not_specialize_on_alignment=["span_ptr"])
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, log_ptr, span_ptr, table_ptr, k_scale_ptr, v_scale_ptr, sink_ptr, slope_ptr,
     q_stride_t, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, out_stride_t, table_stride, scale_stride,
@@ -170,7 +170,7 @@ def decode_kernel(
         tl.store(log_ptr + index_M, max_M + tl.log2(sum_M), mask=is_row_M)
 
 
-@triton.jit(do_not_specialize_on_alignment=["span_ptr"])
+@triton.jit(do_not_specialize=["num_heads", "window"], do_not_specialize_on_alignment=["span_ptr"])
 def merge_kernel(
     part_ptr, log_ptr, out_ptr, span_ptr, sink_ptr, out_stride_t, num_heads, window,
     HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr, E: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -214,7 +214,7 @@ def find_tile(span_ptr, num_rows, tile, BLOCK_Q: tl.constexpr, BLOCK_B: tl.const
     return row, tile - tl.sum(tl.where(row_B < row, tiles_B, 0), 0)
 
 
-@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["span_ptr"])
+@triton.jit(do_not_specialize=["num_rows", "window"], do_not_specialize_on_alignment=["span_ptr"])
 def prefill_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, span_ptr, table_ptr, k_scale_ptr, v_scale_ptr, sink_ptr, slope_ptr,
     q_stride_t, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, out_stride_t, table_stride, scale_stride,

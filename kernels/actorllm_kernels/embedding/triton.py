@@ -11,7 +11,7 @@ from actorllm_kernels.device import chosen_for
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
 
 
-@triton.jit(do_not_specialize=["first_id"], do_not_specialize_on_alignment=["id_ptr"])
+@triton.jit(do_not_specialize=["first_id", "num_rows"], do_not_specialize_on_alignment=["id_ptr"])
 def embedding_kernel(id_ptr, table_ptr, out_ptr, table_stride, first_id, num_rows, size, BLOCK: tl.constexpr):
     """A part of one token's row; zeros for an id that the table does not hold, which is never read."""
     token, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
