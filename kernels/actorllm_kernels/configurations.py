@@ -51,12 +51,17 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Key:
-    """What a configuration was chosen for: `shape` holds the sizes that matter to the kernel, `gpu` is its "sm_90"."""
+    """What a configuration was chosen for: `shape` holds the sizes that matter to the kernel, `gpu` is its "sm_90".
+
+    `model` is the GPU that it was measured on ("NVIDIA H200"): those of one capability differ in memory and processors. What is
+    shipped is for all of them, "".
+    """
 
     kernel: str
     shape: Sizes
     gpu: str
     triton: str
+    model: str = ""
 
     @property
     def shared_kib(self) -> int:
@@ -88,13 +93,14 @@ def configuration(key: Key) -> Configuration:
 
 
 def nearest(key: Key, known: Collection[Key], *, first: Collection[Key] = ()) -> Key:
-    """The one that is least unlike: of several one of `first`, of these one for the same Triton, of these the last.
+    """The one that is least unlike: of several one for the same model of GPU, of these one of `first`, of these one for the same Triton,
+    of these the last.
 
     So what was measured goes on to serve when Triton is replaced. Raises `KeyError` where none can stand for `key`.
     """
 
-    def rank(other: Key) -> tuple[float, bool, bool]:
-        return key.distance(other), other not in first, other.triton != key.triton
+    def rank(other: Key) -> tuple[float, bool, bool, bool]:
+        return key.distance(other), other.model != key.model, other not in first, other.triton != key.triton
 
     found = min(reversed([*known]), key=rank)
     if math.isinf(key.distance(found)):
@@ -131,16 +137,16 @@ def read(path: Path) -> dict[Key, Configuration]:
 
 def text_of(known: Mapping[Key, Configuration]) -> str:
     """A file of configurations: sorted, one in a line."""
-    entries = sorted(known.items(), key=lambda each: (each[0].kernel, each[0].gpu, each[0].shape, each[0].triton))
+    entries = sorted(known.items(), key=lambda each: (each[0].kernel, each[0].gpu, each[0].shape, each[0].triton, each[0].model))
     return "[\n" + ",\n".join(json.dumps(_entry(*each)) for each in entries) + "\n]\n"
 
 
 def _parsed(entry: dict[str, Any]) -> tuple[Key, Configuration]:
-    key = Key(entry["kernel"], tuple(sorted(entry["shape"].items())), entry["gpu"], entry["triton"])
+    key = Key(entry["kernel"], tuple(sorted(entry["shape"].items())), entry["gpu"], entry["triton"], entry.get("model", ""))
     blocks = tuple(sorted(entry["blocks"].items()))
     return key, Configuration(blocks, entry["num_warps"], entry["num_stages"], entry.get("max_registers"))
 
 
 def _entry(key: Key, chosen: Configuration) -> dict[str, Any]:
     entry = {**vars(key), "shape": dict(key.shape), **vars(chosen), "blocks": dict(chosen.blocks)}
-    return {name: value for name, value in entry.items() if value is not None}
+    return {name: value for name, value in entry.items() if value not in (None, "")}

@@ -20,7 +20,7 @@ def chosen_for(kernel: str, shape: Mapping[str, int], device: torch.device) -> C
 
 def key_of(kernel: str, shape: Mapping[str, int], device: torch.device) -> Key:
     """What a configuration is looked up, or kept, by."""
-    return Key(kernel, tuple(sorted(shape.items())), gpu(device), triton.__version__)
+    return Key(kernel, tuple(sorted(shape.items())), gpu(device), triton.__version__, model(device))
 
 
 @functools.cache
@@ -30,6 +30,12 @@ def gpu(device: torch.device) -> str:
         return ASSUMED_GPU
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+@functools.cache
+def model(device: torch.device) -> str:
+    """Its name, as in "NVIDIA H200"; "" for none."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 @functools.cache

@@ -204,6 +204,8 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield "latent 512+64", attention(query_len, (16, 1), 576, value_dim=512)
         yield "latent 512+64, int8", attention(query_len, (16, 1), 576, value_dim=512, form=torch.int8)
     yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
+    yield "GQA 8:1, 128, fp8", attention(1, (64, 8), 128, form=torch.float8_e4m3fn)
+    yield "GQA 8:1, 128, all extras", attention(512, (64, 8), 128, extras=True)
     for heads, head_dim in (((64, 8), 64), ((48, 1), 96)):  # where the assembler is at its limits
         name = f"{heads[0]}:{heads[1]} heads, {head_dim}, int8 beside float16"
         yield name, attention(1, heads, head_dim, form=torch.int8, of_bytes=torch.float16)

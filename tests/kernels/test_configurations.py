@@ -1,8 +1,10 @@
 """Configurations of kernels: the nearest is taken, what was measured goes first, and a broken file stops nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from actorllm_kernels import configurations
 from actorllm_kernels.candidates import CHOICES, Choices, candidates
@@ -67,6 +69,32 @@ def test_another_gpu_is_further_than_any_shape():
     assert configuration(key()) != ONE
     store(key(64, group=1, kernel="attend_decode", gpu="sm_120"), OTHER)
     assert configuration(key(gpu="sm_120")) == OTHER
+
+
+def test_what_was_measured_on_one_gpu_goes_before_what_was_on_another_of_its_capability():
+    mine, other = (replace(key(), model=f"NVIDIA {name}") for name in ("H200", "H100"))
+    store(other, ONE)
+    assert configuration(mine) == ONE, "the nearest is another's of that capability"
+    store(mine, OTHER)
+    assert (configuration(mine), configuration(other)) == (OTHER, ONE)
+    assert {each.model for each in read(user_file())} == {"NVIDIA H200", "NVIDIA H100"}
+    assert configuration(replace(mine, triton="3.99.0")) == OTHER
+    assert configuration(replace(mine, shape=key(64).shape)) == read(SHIPPED)[key(64)]
+
+
+def test_keys_name_the_gpu(monkeypatch):
+    device = pytest.importorskip("actorllm_kernels.device", exc_type=ImportError, reason="needs Triton")
+    monkeypatch.setattr(device, "gpu", lambda _: "sm_90")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA H200")
+    found = device.key_of("gated", {"bytes": 2}, torch.device("cuda", 97))
+    assert (found.gpu, found.model, found.shape) == ("sm_90", "NVIDIA H200", (("bytes", 2),))
+
+
+def test_registers_and_long_heads_are_tried_in_ways_of_their_own():
+    found = [*candidates(key())]
+    assert {each.max_registers for each in found} == {None, 168, 255}
+    long = [*candidates(key(576, group=128))][1:]
+    assert long and all(each.block("m") <= 32 for each in long)
 
 
 def test_what_was_measured_with_another_triton_goes_before_what_is_shipped():

@@ -78,6 +78,22 @@ def test_a_neighbour_of_the_right_token_is_a_failure(repository: Path, monkeypat
     assert not problem([], lambda: [(logits[:50], logits)], 0).is_right(), "not all of it was given"
 
 
+def test_keys_before_the_window_are_not_in_the_floor(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's keys are read from the first one that its first query sees."""
+    monkeypatch.syspath_prepend(str(repository / "tests" / "benchmarks"))
+    attention, problem = (importlib.import_module(f"gpu_kernels.{name}") for name in ("attention", "problem"))
+    for module in (attention, problem):
+        monkeypatch.setattr(module, "DEVICE", torch.device("cpu"))
+
+    def taken(**options) -> int:
+        return attention.attention_problem([(1, 40), (1, 8), (5, 30)], (2, 2), 16, **options).num_bytes
+
+    of_a_slot = 2 * 2 * 16 * 2
+    assert taken() - taken(window=10) == (30 + 16) * of_a_slot
+    assert taken(window=100) == taken()
+    assert taken(form=torch.int8) - taken(form=torch.int8, window=10) == (30 + 16) * (of_a_slot // 2 + 2 * 2 * 4)
+
+
 def test_one_wrong_row_of_many_is_a_failure(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(repository / "tests" / "benchmarks"))
     problem = importlib.import_module("gpu_kernels.problem").Problem

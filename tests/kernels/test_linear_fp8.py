@@ -57,6 +57,20 @@ def test_equals_the_reference(seed):
     assert (error < TOLERANCE[dtype]).all()
 
 
+@pytest.mark.parametrize("rows", [1, 5, 33])
+def test_products_of_8_bit_floats_themselves(rows, monkeypatch):
+    """As GPUs compute them that have a unit for it: here the interpreter does."""
+    x, weight = draw(rows, 40, 300)
+    monkeypatch.setattr(triton_fp8, "is_native", lambda device: True)
+    packed, out = reference.fp8_codes(weight), torch.full((rows, 40), torch.nan, device=DEVICE)
+    found = triton_fp8.launches(x, *packed, out_MN=out)
+    assert found[1].constants["IS_NATIVE"] and found[1].arguments["code_ptr"].dtype == torch.float8_e4m3fn
+    for launch in found:
+        launch.run()
+    expected = reference.linear_fp8(x, *packed)
+    assert ((out - expected).norm(dim=1) / expected.norm(dim=1) < 2e-3).all()
+
+
 def test_few_rows_cut_the_inputs_into_parts():
     x, weight = draw(2, 16, 4096)
     found = triton_fp8.launches(x, *reference.fp8_codes(weight), out_MN=torch.empty(2, 16, device=DEVICE))

@@ -23,12 +23,11 @@ from actorllm_kernels.experts.stacks import ExpertStack, MatrixStack
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated.triton import activated
 from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type, require_dense
-from actorllm_kernels.linear.triton import codes_product, tile_columns, tiles_fit
+from actorllm_kernels.linear.triton import codes_product, tile_columns, tile_rows, tiles_fit
 from actorllm_kernels.triton_forms import FORMS, FP8, FP8_SHIFT, INT4, PLAIN, decoded
 
-LEAST_ROWS, MOST_ROWS = 16, 128
-"""Of a block: the fewest that matrix units take, and what is enough to reuse a tile of weights."""
 SUM_BLOCK = SORT_BLOCK = 1024
+"""No configuration: both read little beside the weights, in loads as wide as there are."""
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -278,8 +277,7 @@ def launches(
 
 def chosen_for_both(x_TD: Tensor, num_assignments: int, stack: ExpertStack) -> tuple[Configuration, Configuration]:
     """How to cut the product of gates and ups, and that of outputs."""
-    average = triton.next_power_of_2(triton.cdiv(num_assignments, stack.num_experts))
-    shape = {"bytes": x_TD.element_size(), "rows": min(max(average, LEAST_ROWS), MOST_ROWS)}
+    shape = {"bytes": x_TD.element_size(), "rows": tile_rows(triton.cdiv(num_assignments, stack.num_experts))}
     first, second = ({**shape, "bits": matrices.num_bits} for matrices in (stack.gate_up, stack.down))
     return chosen_for("experts_gate_up", first, x_TD.device), chosen_for("experts_down", second, x_TD.device)
 

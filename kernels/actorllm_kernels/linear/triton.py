@@ -30,6 +30,9 @@ LEAST_ROWS, MOST_TILE_ROWS = 16, 128
 """The fewest rows of a tile that matrix units take, and as many as there are registers for their sums."""
 MOST_PARTS = 16
 PROGRAMS_PER_PROCESSOR = 4
+"""No configuration: how many programs fill a processor depends on tiles, which are, and the parts' sums are a part of what is tuned."""
+SUM_BLOCK = 1024
+"""The same holds of the sum of parts, which reads little beside the weights."""
 
 
 @triton.jit
@@ -180,5 +183,5 @@ def sum_of_parts(part: Tensor, out_MN: Tensor) -> Launch:
     """The sum over the first axis of `part` [parts, M, N] into `out_MN`."""
     num_parts, num_rows, num_outputs = part.shape
     arguments = {"part_ptr": part, "out_ptr": out_MN, "num_rows": num_rows}
-    constants = {"N": num_outputs, "PARTS": num_parts, "BLOCK": 1024}
-    return Launch(add_parts_kernel, (num_rows, triton.cdiv(num_outputs, 1024)), arguments, constants)
+    constants = {"N": num_outputs, "PARTS": num_parts, "BLOCK": SUM_BLOCK}
+    return Launch(add_parts_kernel, (num_rows, triton.cdiv(num_outputs, SUM_BLOCK)), arguments, constants)

@@ -19,6 +19,7 @@ from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, decoded, encoded, larg
 FEW_ROWS = 64
 """Up to so many rows the inputs are cut into parts; with more there are programs enough."""
 ROUND_BLOCK = 2048
+"""No configuration: rows are small beside weights, and 16 values a thread are loads as wide as there are."""
 
 
 @triton.jit

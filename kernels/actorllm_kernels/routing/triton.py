@@ -14,7 +14,7 @@ from actorllm_kernels.launch import INTERPRETED, Launch, require_dense
 from actorllm_kernels.routing.reference import Rule
 
 MOST_EXPERTS = 4096
-"""Of one program's registers."""
+"""Of one program's registers. Its warps are no configuration: one holds 256 experts in 8 registers of a thread, more take four."""
 
 
 @triton.jit

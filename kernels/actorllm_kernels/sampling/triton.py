@@ -20,7 +20,7 @@ from actorllm_kernels.sampling import triton_kernels as kernels
 from actorllm_kernels.sampling.parameters import Adjustments, Needs, Rows, Seen
 
 BLOCK = 1024
-"""Tokens of one program that changes logits."""
+"""Tokens of one program that changes logits. No configuration: each is read and written once, whatever the vocabulary."""
 LARGEST_VOCABULARY = 2**20 - 1
 """More could hold more probability than an integer has bits for."""
 MOST_PARTS = 64

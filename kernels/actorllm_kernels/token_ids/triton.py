@@ -9,6 +9,7 @@ from torch import Tensor
 from actorllm_kernels.launch import Launch, require_dense
 
 BLOCK = 256
+"""No configuration: a step has less than a few of these, and its launch takes longer than they do."""
 
 
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["id_ptr", "row_ptr"])

@@ -51,6 +51,7 @@ def attention_problem(
     else:
         launches = [attention.prefill(q, pools, keys, scores=scores, out_THE=out, chosen=chosen)]
     seen = [min(position + 1, window or seq_len) for query_len, seq_len in lens for position in range(seq_len - query_len, seq_len)]
+    num_read = sum(min(seq_len, (window or seq_len) + query_len - 1) for query_len, seq_len in lens)
     size = pools.v_NKE.shape[2]
     stored = (pools.k_NKD,) if value_dim else (pools.k_NKD, pools.v_NKE, pools.v_scales_NK)
     is_dense = window is None and form == dtype and not value_dim and not extras
@@ -58,7 +59,7 @@ def attention_problem(
     return Problem(
         launches,
         lambda: [(out, expected(q, exact, keys, scores))],
-        num_bytes(*stored, pools.k_scales_NK, q, out),
+        num_bytes(*stored, pools.k_scales_NK) // num_slots * num_read + num_bytes(q, out),
         2 * sum(seen) * num_heads * (head_dim + size),
         partial(torch_attention, lens, heads, head_dim, dtype=dtype) if has_rival else None,
         is_attention=True,

@@ -29,6 +29,10 @@ def tuned(kernel: str, shape: Mapping[str, int], make: Callable[..., Problem]) -
     return Tuned(devices.key_of(kernel, shape, DEVICE), lambda chosen: make(chosen=chosen))
 
 
+HEADS = ((128, None), (64, None), (96, None), (80, None), (256, None), (576, 512))
+"""The size of a head, and where values are the beginning of keys, theirs; the usual ones first."""
+
+
 def tuned_cases() -> Iterator[Tuned]:
     yield from tuned_attention()
     yield from tuned_products()
@@ -54,11 +58,12 @@ def tuned_around() -> Iterator[Tuned]:
 def tuned_attention() -> Iterator[Tuned]:
     rows, context = (1, 40) if REHEARSAL else (64, 4096)
     decode, prefill = [(1, context)] * rows, [(context, context)] * min(rows, 4)
-    for head_dim in (64, 128):
-        for form in (BF16, torch.int8):
-            for kernel, lens, heads in (("attend_decode", decode, (64, 8)), ("attend_prefill", prefill, (32, 8))):
-                shape = {"bytes": form.itemsize, "group": heads[0] // heads[1], "head_dim": head_dim}
-                yield tuned(kernel, shape, partial(attention_problem, lens, heads, head_dim, form=form))
+    for (head_dim, value_dim), form in itertools.product(HEADS, (BF16, torch.int8)):
+        heads = ((64, 8), (32, 8)) if value_dim is None else ((128, 1), (16, 1))
+        for kernel, lens, (num_heads, num_kv_heads) in zip(("attend_decode", "attend_prefill"), (decode, prefill), heads, strict=True):
+            shape = {"bytes": form.itemsize, "group": num_heads // num_kv_heads, "head_dim": head_dim}
+            make = partial(attention_problem, lens, (num_heads, num_kv_heads), head_dim, form=form, value_dim=value_dim)
+            yield tuned(kernel, shape, make)
 
 
 def tuned_products() -> Iterator[Tuned]:
