@@ -22,6 +22,7 @@ import actorllm  # noqa: F401 - before torch: it bounds how long libgomp's threa
 from actorllm.cli.bench_loads import Prefill, decode_figures
 from actorllm.execution.roofline import Machine, measure_machine
 from tests.benchmarks.peers.catalog import PEERS, chosen
+from tests.benchmarks.peers.checkpoint import make_checkpoint
 from tests.benchmarks.peers.report import Figures, Report, as_json, table, today
 from tests.benchmarks.peers.shapes import SHAPES
 from tests.benchmarks.peers.side import Ran, Side, Spec
@@ -90,6 +91,7 @@ async def main(arguments: argparse.Namespace) -> None:
     pairs, missing = chosen(arguments.peers, arguments.bits)
     print("\n".join(missing), file=sys.stderr)
     folder = str(arguments.folder / arguments.model)
+    make_checkpoint(shape, Path(folder))
     sides: list[Side] = []
     try:
         for peer, form in pairs:

@@ -1,9 +1,11 @@
-"""A random decoder as OpenVINO's own graph, with weights of 8 or 4 bits as its tools write them: an export without torch.
+"""A model of the comparison as OpenVINO's own graph, with weights of 8 or 4 bits as its tools write them:
+`python -m tests.benchmarks.peers.openvino_graph SHAPE FOLDER/openvino-int8|int4`.
 
 int8 has one scale an output; int4 has one for 128 inputs, and 8 bits in the embedding and the head. The graph has the nodes that
 OpenVINO fuses (RMS norm, rotary embedding) and turns into paged attention. Legend: B batch, T tokens, H heads, D head size.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import torch
 from openvino import opset13 as op
 from torch import Tensor
 
-from tests.benchmarks.peers.shapes import HEAD_DIM, NORM_EPS, ROPE_THETA, Shape
+from tests.benchmarks.peers.checkpoint import read_checkpoint
+from tests.benchmarks.peers.shapes import HEAD_DIM, NORM_EPS, ROPE_THETA, SHAPES, Shape
 
 GROUP_LEN = 128
 LEAST = -65504.0
@@ -139,3 +142,9 @@ def _ints(values: Any) -> Any:
 
 def _floats(values: Any) -> Any:
     return op.constant(numpy.array(values, dtype=numpy.float32))
+
+
+if __name__ == "__main__":
+    into = Path(sys.argv[2])
+    into.mkdir(exist_ok=True)
+    write_graph(SHAPES[sys.argv[1]], read_checkpoint(into.parent), into / "openvino_model.xml", bits=8 if into.name.endswith("8") else 4)

@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 
 import actorllm  # noqa: F401 - before torch: it bounds how long libgomp's threads spin
+from actorllm.cli import event_loop
 from tests.benchmarks.peers.catalog import PEERS
-from tests.benchmarks.peers.shapes import SHAPES, make_checkpoint
 from tests.benchmarks.peers.side import Ran, Spec
 
 
@@ -32,7 +32,6 @@ async def main() -> None:
     spec = Spec(**json.loads(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not get between answers
-    make_checkpoint(SHAPES[spec.shape], Path(spec.folder))
     module = import_module(f"tests.benchmarks.peers.{PEERS[spec.peer].module}")
     async with module.started(spec) as running:
         print(json.dumps({"version": running.version}), file=answers, flush=True)
@@ -49,4 +48,4 @@ def _peak_bytes(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    event_loop.run(main())
