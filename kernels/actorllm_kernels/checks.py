@@ -209,9 +209,9 @@ def check_gated(device: torch.device, dtype: torch.dtype, form: str) -> Results:
 
 
 def check_linear(device: torch.device, dtype: torch.dtype, form: str) -> Results:
-    """One row, few, more than one tile, and more than one kernel takes; inputs in parts and not."""
-    sizes = (1, 1024), (5, 1024), (130, 256), (linear_triton.MOST_ROWS + 1, 256)
-    for num_rows, num_inputs in sizes[:3] if form == "fp8" else sizes:
+    """One row, few, tiles of every height, more than one tile, and more than one kernel takes; inputs in parts and not."""
+    sizes = (1, 1024), (5, 1024), (20, 256), (60, 256), (130, 256), (linear_triton.MOST_ROWS + 1, 256)
+    for num_rows, num_inputs in sizes[:-1] if form == "fp8" else sizes:
         x = _random(num_rows, num_inputs, device=device).to(dtype)
         codes, scales = codes_of(form, _random(96, num_inputs, device=device, seed=1))
         if form == "fp8":

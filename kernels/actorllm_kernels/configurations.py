@@ -35,8 +35,8 @@ Sizes = tuple[tuple[str, int], ...]
 class Configuration:
     """The choices for one kernel: sizes of its tiles by name, and the compiler's options.
 
-    `max_registers` of a thread say how many programs are to lie on a multiprocessor at once. Where it is None the assembler chooses,
-    and spills a few values if that lets one more program lie there.
+    `max_registers` of a thread say how many programs are to lie on a multiprocessor at once. Where it is None the assembler
+    chooses, and spills a few values if that lets one more program lie there.
     """
 
     blocks: Sizes
@@ -93,8 +93,8 @@ def configuration(key: Key) -> Configuration:
 
 
 def nearest(key: Key, known: Collection[Key], *, first: Collection[Key] = ()) -> Key:
-    """The one that is least unlike: of several one for the same model of GPU, of these one of `first`, of these one for the same Triton,
-    of these the last.
+    """The one that is least unlike: of several one for the same model of GPU, of these one of `first`, of these one for the same
+    Triton, of these the last.
 
     So what was measured goes on to serve when Triton is replaced. Raises `KeyError` where none can stand for `key`.
     """

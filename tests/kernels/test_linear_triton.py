@@ -105,7 +105,7 @@ def test_inputs_in_parts_are_added_in_order():
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("rows", "is_one_kernel"), [(65, True), (256, True), (257, False), (1000, False)])
 def test_many_rows(rows, is_one_kernel, bits, monkeypatch):
-    """In tiles of rows, or by torch's product with values that a kernel writes a block of outputs at a time: never the reference's."""
+    """In tiles of rows, or by torch's product with values that a kernel writes a block of outputs at a time; never the reference."""
     x, weight = draw(rows, 70, 256, bits, 32)
     x = x.half()
     monkeypatch.setattr(triton_expand, "EXPANDED_BYTES", 2 * 256 * 40)
@@ -146,7 +146,8 @@ def test_groups_that_no_tile_fits_and_float32_are_expanded(case):
 
 def test_what_the_kernels_are_not_for():
     x, weight = draw(2, 16, 64, 8, 16)
-    columns = IntWeight(weight.codes_OI.T.contiguous().T, weight.scales_OG), IntWeight(weight.codes_OI, weight.scales_OG.T.contiguous().T)
+    codes, scales = weight.codes_OI, weight.scales_OG
+    columns = IntWeight(codes.T.contiguous().T, scales), IntWeight(codes, scales.T.contiguous().T)
     assert triton.suits(x, weight)
     for given in ((x[:0], weight), (x.unsqueeze(0), weight), (x[:, :32], weight), *((x, each) for each in columns)):
         assert not triton.suits(*given)

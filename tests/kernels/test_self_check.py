@@ -91,7 +91,7 @@ def test_a_kernel_that_is_wrong_at_a_size_that_is_served_is_not_used(monkeypatch
     assert not self_check.is_right(*asked) and "norm of 24: relative error" in caplog.text
 
 
-@pytest.mark.parametrize("rows", [1, 5, 130, 257])
+@pytest.mark.parametrize("rows", [1, 5, 20, 60, 130, 257])
 def test_products_of_one_row_few_and_many_are_checked(rows, monkeypatch, caplog):
     real = linear_triton.linear_weight_only
     monkeypatch.setattr(linear_triton, "linear_weight_only", lambda x, weight: real(x, weight) + (len(x) == rows))

@@ -12,8 +12,8 @@ from actorllm_kernels.gated import GatedProduct
 
 
 def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: ExpertStack, *, combine: GatedProduct) -> Tensor:
-    """[T, D] in x's dtype: the sum of a token's experts, each times its weight. A token names an expert once at most; one outside of 0 ..
-    E - 1 counts for nothing.
+    """[T, D] in x's dtype: the sum of a token's experts, each times its weight. A token names an expert once at most; one outside
+    of 0 .. E - 1 counts for nothing.
 
     What codes stand for is rounded to x's dtype; activations are not.
     """

@@ -4,11 +4,11 @@ An expert's rows are cut into blocks, so that a block has one expert. How many b
 grid has as many as there can be with so many tokens, and a program without a block ends at once. So nothing waits for the
 device, and shapes depend on the number of tokens only. A token's results are summed in the order of its experts.
 
-Weights are values or codes, which become floating point in registers: activations are not rounded. One scale of an output multiplies
-the finished sum, scales of groups multiply the sum over a tile, which lies within a group.
+Weights are values or codes, which become floating point in registers: activations are not rounded. One scale of an output
+multiplies the finished sum, scales of groups multiply the sum over a tile, which lies within a group.
 
-Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert's inner size, J = 2 I; of a tile M rows, N outputs and
-C columns of weights, which hold one input each, or two (4-bit codes: c and c + COLUMNS).
+Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert's inner size, J = 2 I; of a tile M rows, N outputs
+and C columns of weights, which hold one input each, or two (4-bit codes: c and c + COLUMNS).
 """
 
 # pyright: reportMissingImports=false, reportArgumentType=false
@@ -77,7 +77,7 @@ def add_product(
     acc_MN, x_MC, high_MC, weight_ptr, scale_ptr, n_N, mask_N, first, FORM: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The sum so far plus the products with the columns from `first` of some outputs of one matrix; `high_MC` are the second inputs'."""
+    """The sum so far plus the products with the columns from `first` of some outputs; `high_MC` are the second inputs'."""
     c_C = first + tl.arange(0, BLOCK_C)
     mask_NC = mask_N[:, None] & (c_C < COLUMNS)[None, :]
     w_NC = tl.load(weight_ptr + n_N.to(tl.int64)[:, None] * COLUMNS + c_C[None, :], mask=mask_NC, other=0)
@@ -107,7 +107,7 @@ def gate_up_kernel(
     HAS_BIAS: tl.constexpr, NAME: tl.constexpr, LIMIT: tl.constexpr, GAIN: tl.constexpr, FORM: tl.constexpr, COLUMNS: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N inner values of one block of rows. Outputs STEP * i of the weights are gates, UP further are ups. Grid: (blocks, tiles)."""
+    """BLOCK_N inner values of a block of rows. Outputs STEP * i of the weights are gates, UP further are ups. Grid: (blocks, tiles)."""
     expert, first, end = block_of(begin_ptr, tl.program_id(0), E, E_TILE, BLOCK_M)
     if expert < E:
         place_M, i_N = first + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -136,7 +136,8 @@ def gate_up_kernel(
             inner_MN = activated(gate_MN, NAME) * up_MN
         else:
             gate_MN = tl.minimum(gate_MN, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-            up_MN = tl.minimum(tl.maximum(up_MN, -LIMIT, propagate_nan=tl.PropagateNan.ALL), LIMIT, propagate_nan=tl.PropagateNan.ALL)
+            up_MN = tl.maximum(up_MN, -LIMIT, propagate_nan=tl.PropagateNan.ALL)
+            up_MN = tl.minimum(up_MN, LIMIT, propagate_nan=tl.PropagateNan.ALL)
             inner_MN = gate_MN / (1 + tl.exp(gate_MN * -GAIN)) * (up_MN + 1)
         mask_MN = mask_M[:, None] & mask_N[None, :]
         tl.store(inner_ptr + place_M.to(tl.int64)[:, None] * INNER + i_N[None, :], inner_MN, mask=mask_MN)
@@ -175,7 +176,7 @@ def down_kernel(
 
 @triton.jit
 def sum_kernel(part_ptr, expert_ptr, out_ptr, D: tl.constexpr, TOP_K: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of one token's results; of experts that there are not nothing was written. Grid: (tokens, blocks of the hidden size)."""
+    """The sum of one token's results; experts that there are not have none. Grid: (tokens, blocks of the hidden size)."""
     token, d_D = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc_D = tl.zeros([BLOCK], tl.float32)
     for place in range(0, TOP_K):
@@ -209,8 +210,8 @@ def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: Exp
 
 
 def sort_launch(experts_TK: Tensor, *, order: Tensor, begin_E: Tensor) -> Launch:
-    """Into `order` [T * K] int32 the assignments (token * K + place) sorted by their experts, and into `begin_E` [E + 1] int32 where
-    each expert's begin, and the last one's end."""
+    """Into `order` [T * K] int32 the assignments (token * K + place) sorted by their experts, and into `begin_E` [E + 1] int32
+    where each expert's begin, and the last one's end."""
     arguments = {"expert_ptr": experts_TK, "order_ptr": order, "begin_ptr": begin_E, "count": experts_TK.numel()}
     num_experts = len(begin_E) - 1
     return Launch(sort_kernel, (num_experts,), arguments, {"E": num_experts, "BLOCK": SORT_BLOCK})

@@ -2,7 +2,9 @@
 
 `reference` specifies it; `cpu` holds the C++ kernels, `triton` those for GPUs. A `Form` is one way to keep weights. For CPUs there
 are `Bf16`, `Int8` and `Int4`, with activations in float32; for GPUs `WeightOnly`, with activations in 16 bits, and `Fp8`, which
-rounds both to 8-bit floats. On CPUs a row's result never depends on the other rows. Legend: T rows (tokens), I inputs, O outputs, G groups of inputs.
+rounds both to 8-bit floats. On CPUs a row's result never depends on the other rows.
+
+Legend: T rows (tokens), I inputs, O outputs, G groups of inputs.
 """
 
 import math
@@ -169,7 +171,7 @@ class Int4:
 
 
 class Fp8:
-    """8-bit floats (e4m3) with a scale for each output; a row of activations is rounded to them, too, with its own scale. For GPUs."""
+    """8-bit floats (e4m3) with a scale for each output; a row of activations is rounded to them, too, with its own. For GPUs."""
 
     name = "fp8"
     bits_per_value = 8.0

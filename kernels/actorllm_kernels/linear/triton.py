@@ -1,10 +1,10 @@
 """Products with integer weights by Triton kernels: of some rows in one, while reading the weights is most of the work.
 
-Activations stay in 16 bits (or 32): the codes become floating point in registers. Of more rows torch's product is faster, even when a
-kernel has to write the weights in x's dtype first (`triton_expand`).
+Activations stay in 16 bits (or 32): the codes become floating point in registers. Of more rows torch's product is faster, even when
+a kernel has to write the weights in x's dtype first (`triton_expand`).
 
-The inputs are cut into parts so that there are programs enough; the parts' sums are added in a fixed order, so a result never depends on
-timing. Legend: M rows of x, N outputs, K inputs, G inputs with one factor.
+The inputs are cut into parts so that there are programs enough; the parts' sums are added in a fixed order, so a result never
+depends on timing. Legend: M rows of x, N outputs, K inputs, G inputs with one factor.
 """
 
 # pyright: reportMissingImports=false, reportArgumentType=false
@@ -22,15 +22,15 @@ from actorllm_kernels.linear.reference import IntWeight
 from actorllm_kernels.linear.triton_expand import linear_expanded
 
 MOST_ROWS = 256
-"""More rows are worth expanding the weights: that moves 4 bytes more a weight, which takes no longer than torch's product of some 400
-rows, and the kernel's is slower than torch's."""
+"""More rows are worth expanding the weights: that moves 4 bytes more a weight, which takes no longer than torch's product of some
+400 rows, and the kernel's is slower than torch's."""
 MOST_ROWS_IN_FLOAT32 = 64
 """Matrix units have no such products."""
 LEAST_ROWS, MOST_TILE_ROWS = 16, 128
 """The fewest rows of a tile that matrix units take, and as many as there are registers for their sums."""
 MOST_PARTS = 16
 PROGRAMS_PER_PROCESSOR = 4
-"""No configuration: how many programs fill a processor depends on tiles, which are, and the parts' sums are a part of what is tuned."""
+"""No configuration: how many programs fill a processor depends on tiles, which are, and what is tuned has the sum of parts in it."""
 SUM_BLOCK = 1024
 """The same holds of the sum of parts, which reads little beside the weights."""
 
@@ -52,8 +52,8 @@ def weight_only_kernel(
     N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, IS_PACKED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of outputs over one part of the inputs. Grid: (tiles of rows, tiles of outputs, parts); those that read the same codes
-    come one after the other, so that the cache has them."""
+    """A tile of outputs over one part of the inputs. Grid: (tiles of rows, tiles of outputs, parts); those that read the same
+    codes come one after the other, so that the cache has them."""
     m_M, n_N = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k_K = tl.arange(0, BLOCK_K)
     mask_M, mask_N = m_M < num_rows, n_N < N
@@ -172,8 +172,8 @@ def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configu
 
 
 def parts_that_fill(device: torch.device, num_programs: int, *, num_columns: int, block_k: int) -> int:
-    """Into how many parts, a power of two, the columns are cut so that `num_programs` tiles of outputs fill the GPU; a part of fewer
-    than four tiles of columns would cost more to add than it saves."""
+    """Into how many parts, a power of two, the columns are cut so that `num_programs` tiles of outputs fill the GPU; a part of
+    fewer than four tiles of columns would cost more to add than it saves."""
     free = num_processors(device) * PROGRAMS_PER_PROCESSOR // num_programs
     num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(num_columns, 4 * block_k)))
     return 1 << (num_parts.bit_length() - 1)

@@ -1,5 +1,5 @@
-"""Products of many rows with integer weights: a Triton kernel writes the weights in x's dtype, a block of outputs at a time, for torch's
-product. Any groups of inputs, unlike the kernel for few rows.
+"""Products of many rows with integer weights: a Triton kernel writes the weights in x's dtype, a block of outputs at a time, for
+torch's product. Any groups of inputs, unlike the kernel for few rows.
 
 Legend: M rows of x, N outputs, K inputs, S stretches of L codes within one group.
 """
@@ -24,8 +24,8 @@ def expand_kernel(
     code_ptr, scale_ptr, out_ptr, code_stride, scale_stride,
     COLUMNS: tl.constexpr, GROUP: tl.constexpr, IS_PACKED: tl.constexpr, STRETCHES: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
-    """The values of STRETCHES * LENGTH columns of codes of one output; a column of 4-bit codes has the input of the first half of the
-    row and that of the second. Grid: (outputs, blocks of columns)."""
+    """The values of STRETCHES * LENGTH columns of codes of one output; a column of 4-bit codes has the input of the first half of
+    the row and that of the second. Grid: (outputs, blocks of columns)."""
     output = tl.program_id(0).to(tl.int64)
     first_S = (tl.program_id(1) * STRETCHES + tl.arange(0, STRETCHES)) * LENGTH
     column_SL = first_S[:, None] + tl.arange(0, LENGTH)[None, :]
@@ -45,7 +45,8 @@ def linear_expanded(x_MK: Tensor, weight: IntWeight) -> Tensor:
     """As the reference's `linear_weight_only`."""
     (num_rows, num_inputs), num_outputs = x_MK.shape, len(weight.codes_OI)
     num_blocks = max(1, triton.cdiv(num_outputs * num_inputs * x_MK.element_size(), EXPANDED_BYTES))
-    block = triton.cdiv(num_outputs, num_blocks * ALIGNMENT) * ALIGNMENT  # blocks that begin elsewhere would be compiled for again
+    # a block that began elsewhere would be compiled for again
+    block = triton.cdiv(num_outputs, num_blocks * ALIGNMENT) * ALIGNMENT
     out_MN, values_NK = x_MK.new_empty(num_rows, num_outputs), x_MK.new_empty(block, num_inputs)
     for begin in range(0, num_outputs, block):
         some = weight.rows(slice(begin, begin + block))

@@ -36,7 +36,7 @@ class Rule:
 
 
 def choose(logits_TE: Tensor, correction_E: Tensor | None, *, rule: Rule) -> tuple[Tensor, Tensor]:
-    """(weights [T, K], experts [T, K], the best first) from float32 logits; `correction_E` is added to the scores for choosing alone.
+    """(weights [T, K], experts [T, K], the best first) from float32 logits; `correction_E` is added to scores for choosing alone.
 
     Of a token with logits that are not numbers any experts are chosen, maybe one of them several times.
     """

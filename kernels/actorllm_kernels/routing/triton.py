@@ -3,7 +3,8 @@
 Of experts that are equally good the first is chosen. Legend: T tokens, E experts, K experts of one token.
 """
 
-# pyright: reportMissingImports=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 import torch
 import triton
 import triton.language as tl
@@ -14,7 +15,7 @@ from actorllm_kernels.launch import INTERPRETED, Launch, require_dense
 from actorllm_kernels.routing.reference import Rule
 
 MOST_EXPERTS = 4096
-"""Of one program's registers. Its warps are no configuration: one holds 256 experts in 8 registers of a thread, more take four."""
+"""Of one program's registers. Warps are no configuration: one holds 256 experts in 8 registers of a thread, more take four."""
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """From logits to tokens, every row by its own parameters: penalties, adjustments, and the draw by seed and position.
 
-`reference` specifies it; `cpu` is a C++ kernel for greedy rows, `triton` are the kernels for GPUs, which find the edges of top-k and top-p without sorting. Logits are
-float32, and are changed in place. Legend: R device rows, S samples, V vocabulary.
+`reference` specifies it; `cpu` is a C++ kernel for greedy rows, `triton` are the kernels for GPUs, which find the edges of top-k and
+top-p without sorting. Logits are float32, and are changed in place. Legend: R device rows, S samples, V vocabulary.
 """
 
 from types import ModuleType

@@ -33,9 +33,9 @@ NUM_PASSES: int = kernels.PASSES.value
 class Workspace:
     """What the launches hand on to each other, for at most as many samples as its first axis holds.
 
-    `best_SP` float32 and `id_SP` int32: of each part the best logit, and its first token. `sums_2SPJ` int64: what each value of a digit
-    holds, of an even and an odd pass; `states` int64 [8, S, 2] the prefix and goal of every pass. `edges` int64 [2, S, 2]: where top-k
-    and where everything ends. `mass` int64 [S, P, 2]: weight and ties of each part.
+    `best_SP` float32 and `id_SP` int32: of each part the best logit, and its first token. `sums_2SPJ` int64: what each value of a
+    digit holds, of an even and an odd pass; `states` int64 [8, S, 2] the prefix and goal of every pass. `edges` int64 [2, S, 2]: where
+    top-k and where everything ends. `mass` int64 [S, P, 2]: weight and ties of each part.
     """
 
     best_SP: Tensor
@@ -76,7 +76,7 @@ def adjust(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adjustment
 
 
 def draw(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, rows: Rows, needs: Needs) -> Tensor:
-    """As the reference's; where two implementations of exp round otherwise, the edge of top-p may be another of nearly equal tokens."""
+    """As the reference's; where two ways to compute exp round otherwise, the edge of top-p may be another of nearly equal tokens."""
     ids_S = torch.empty(len(logits_SV), dtype=torch.int64, device=logits_SV.device)
     for launch in launches(logits_SV, rows_S, positions_S, rows=rows, needs=needs, ids_S=ids_S):
         launch.run()

@@ -84,7 +84,7 @@ def next_digit(sum_ptr, prefix, goal, sample, PARTS: tl.constexpr, BLOCK_P: tl.c
 
 @triton.jit
 def first_goal(sum_ptr, top_p, sample, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The probability that top-p asks for: the least integer >= top_p of all that the first pass has found; the best token's at least."""
+    """The probability that top-p asks for: the least integer >= top_p of all that the first pass has found, and not nothing."""
     p_P, j_J = tl.arange(0, BLOCK_P), tl.arange(0, VALUES)
     places_PJ = (sample * PARTS + p_P[:, None]) * VALUES + j_J[None, :]
     sum_PJ = tl.load(sum_ptr + places_PJ, mask=(p_P < PARTS)[:, None] & (j_J >= 0)[None, :], other=0)
@@ -208,7 +208,7 @@ def mass_kernel(
     logit_ptr, best_ptr, row_ptr, parameter_ptr, final_ptr, mass_ptr, row_stride, column_stride,
     V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, PART: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """What one part holds: the weight of tokens nearer than the edge, and the tokens that lie just there. Grid: (samples, parts)."""
+    """What one part holds: the weight of tokens nearer than the edge, and tokens that lie just there. Grid: (samples, parts)."""
     sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = tl.load(row_ptr + sample)
     best, temperature = row_best(best_ptr, sample, PARTS, BLOCK_P), parameter(parameter_ptr, row, TEMPERATURE)

@@ -127,10 +127,11 @@ def experts_problem(
         exact = ExpertStack(*(each if each.scales_EOG is not None else MatrixStack(each.values_EOI.float()) for each in matrices))
         return experts_reference.run_experts(x.float(), weights.float(), chosen, exact, combine=combine)
 
+    of_all = num_bytes(*(part for each in matrices for part in (each.values_EOI, each.scales_EOG)))
     return Problem(
         experts.launches(x, weights, chosen, stack, combine=combine, out_TD=out, chosen=cut),
         lambda: [(out, expected())],
-        num_bytes(*(part for each in matrices for part in (each.values_EOI, each.scales_EOG))) * len(chosen.unique()) // num_experts + num_bytes(x, out, weights),
+        of_all * len(chosen.unique()) // num_experts + num_bytes(x, out, weights),
         6 * num_tokens * top_k * hidden * inner,
     )
 
