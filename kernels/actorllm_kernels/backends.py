@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.metadata
 import logging
+import re
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -64,7 +65,8 @@ def is_triton_here() -> bool:
             logger.warning("Triton cannot be imported (%r): slower references run on the GPU; `pip install triton` brings it", error)
         return False
     version = triton_version()
-    is_old = version is not None and tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON
+    numbers = re.match(r"(\d+)\.(\d+)", version or "")  # a version that is written otherwise is not known to be old
+    is_old = numbers is not None and tuple(map(int, numbers.groups())) < OLDEST_TRITON
     if is_old:
         logger.warning("Triton %s is older than %d.%d: slower references run instead of its kernels", version, *OLDEST_TRITON)
     return not is_old

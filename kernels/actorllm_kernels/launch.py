@@ -57,6 +57,13 @@ def require_dense(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name} has strides {tensor.stride()}, and kernels read it as contiguous")
 
 
+def require_dense_rows(**tensors: Tensor | None) -> None:
+    """Raise `ValueError` for a tensor whose last axis has gaps: the kernels know the strides of other axes alone."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}, and kernels read its rows as contiguous")
+
+
 def _option(kernel: Any, name: str) -> Collection[str]:
     """What a kernel was given with `triton.jit`; interpreted ones keep it elsewhere."""
     return (kernel.kwargs.get(name) if INTERPRETED else getattr(kernel, name)) or ()

@@ -13,6 +13,7 @@ from tests.kernels.attention_cases import COMBINATIONS, DEVICE, HEAD_DIMS, KINDS
 from tests.kernels.ragged_pool import Pool
 
 triton = pytest.importorskip("actorllm_kernels.attention.triton", exc_type=ImportError, reason="needs Triton")
+jit, tl, find_tile = pytest.importorskip("triton").jit, pytest.importorskip("triton.language"), triton.kernels.find_tile
 
 DRAWN = COMBINATIONS if "KERNEL_CASES" in os.environ else pairwise(COMBINATIONS)
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}
@@ -130,6 +131,46 @@ def test_sinks_with_gaps_are_refused():
     q, k, v = (each.to(DEVICE) for each in (pool.rows[0][0], pool.k, pool.v))
     with pytest.raises(ValueError, match="sinks_H has strides"):
         triton.attend(q, k, v, keys, scale=1, sinks_H=torch.ones(4, device=DEVICE)[::2])
+
+
+@jit
+def tiles_kernel(span_ptr, out_ptr, num_rows, BLOCK_Q: tl.constexpr, BLOCK_B: tl.constexpr):
+    place = tl.program_id(0)
+    row, tile = find_tile(span_ptr, num_rows, place, BLOCK_Q, BLOCK_B)
+    tl.store(out_ptr + place * 2, row)
+    tl.store(out_ptr + place * 2 + 1, tile)
+
+
+def test_the_longest_tiles_of_a_chunk_come_first():
+    spans = torch.tensor([[0, 0, 9, 9], [1, 9, 1, 5], [2, 10, 0, 3], [3, 10, 8, 20]], dtype=torch.int32, device=DEVICE)
+    found = torch.zeros(7, 2, dtype=torch.int32, device=DEVICE)
+    tiles_kernel[(7,)](spans, found, 4, BLOCK_Q=4, BLOCK_B=4)
+    assert found[:5].tolist() == [[0, 2], [0, 1], [0, 0], [3, 1], [3, 0]]
+    assert found[5:, 0].min() >= 4
+
+
+@pytest.mark.parametrize("spread", ["slot_table", "k_scales_NK"])
+def test_rows_with_gaps_are_refused(spread):
+    pool = Pool([(1, 5)], 4, 2, head_dim=64)
+    stored, _ = Case(pool, torch.float16, torch.int8).stored()
+    table = pool.table.to(DEVICE)
+    if spread == "slot_table":
+        table = table.repeat_interleave(2, dim=1)[:, ::2]
+    else:
+        stored |= {name: stored[name].t().contiguous().t() for name in ("k_scales_NK", "v_scales_NK")}
+    with pytest.raises(ValueError, match=f"{spread} has strides"):
+        triton.attend(pool.rows[0][0].to(DEVICE, torch.float16), keys=RaggedKeys(pool.spans, table), scale=1, **stored)
+
+
+def test_a_window_is_cut_into_no_more_parts_than_it_is_long(monkeypatch):
+    monkeypatch.setattr(triton, "num_processors", lambda device: 132)
+    q, pool = torch.zeros(1, 4, 64, device=DEVICE), torch.zeros(9, 2, 64, device=DEVICE)
+    table, parts = torch.zeros(1, 8192, dtype=torch.int32, device=DEVICE), {}
+    for window in (None, 512, 1):
+        keys = RaggedKeys(flat_spans([(0, 1, 9)]), table, window)
+        launch, *_ = triton.decode(q, triton.Pools(pool, pool.clone()), keys, scores=triton.Scores(1.0), out_THE=q)
+        parts[window] = launch.constants["PARTS"]
+    assert parts[None] > parts[512] > parts[1] == 1
 
 
 def test_the_number_of_rows_is_no_constant_of_prefill():

@@ -154,3 +154,15 @@ def test_every_byte_of_fp8_is_coded_as_torch_does():
     slots = torch.zeros(1, dtype=torch.int64, device=DEVICE)
     store_triton.rotate_and_store(v, v, v, Angles(ones, torch.zeros_like(ones)), slots, pools, factors)
     assert torch.equal(pools[1].float(), v)
+
+
+@pytest.mark.parametrize("spread", ["cos_T1R", "sin_T1R", "k_scales_NK", "v_scales_NK"])
+def test_rows_with_gaps_are_refused(spread):
+    heads = normal(3, 6, 64, seed=0).split([2, 2, 2], dim=1)
+    pools, scales = empty_pools(2, (64, 64), torch.int8)
+    given = {"cos_T1R": normal(3, 1, 64, seed=1), "sin_T1R": normal(3, 1, 64, seed=2)}
+    given |= dict(zip(("k_scales_NK", "v_scales_NK"), scales, strict=True))
+    given[spread] = given[spread].repeat_interleave(2, dim=-1)[..., ::2]
+    cos, sin, *scales = given.values()
+    with pytest.raises(ValueError, match=f"{spread} has strides"):
+        store_triton.rotate_and_store(*heads, Angles(cos, sin), torch.arange(3, device=DEVICE), pools, tuple(scales))

@@ -113,7 +113,7 @@ def test_each_phase_of_attention_is_checked(phase, monkeypatch, caplog):
     assert "2:1 heads of 64 and 64, torch.float16" in caplog.text
 
 
-@pytest.mark.parametrize(("version", "is_taken"), [("3.5.1", False), ("3.6.0", True), ("3.10.0+git1", True), ("4.0.0", True), (None, True)])
+@pytest.mark.parametrize(("version", "is_taken"), [("3.5.1", False), ("3.6.0", True), ("3.10.0+git1", True), ("3.6rc1", True), ("3.5rc1", False), ("main", True), ("4.0.0", True), (None, True)])
 def test_an_older_triton_is_not_used(version, is_taken, monkeypatch, caplog):
     monkeypatch.setattr(backends, "triton_version", lambda: version)
     assert backends.is_triton_here.__wrapped__() == is_taken

@@ -23,7 +23,7 @@ from actorllm_kernels.attention import triton_kernels as kernels
 from actorllm_kernels.attention.keys import RaggedKeys
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_processors
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type, require_dense
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type, require_dense, require_dense_rows
 from actorllm_kernels.triton_forms import FORMS, PLAIN
 
 LEAST_M = 16
@@ -156,7 +156,7 @@ def tiles_of(group: int, num_kv_heads: int, chosen: Configuration) -> tuple[int,
 
 
 def parts_of(q_THD: Tensor, pools: Pools, *, num_rows: int, most_keys: int, chosen: Configuration | None = None) -> int:
-    """Into how many parts, a power of two, the keys of decode rows are cut so that so many rows of at most `most_keys` fill the GPU."""
+    """Into how many parts, a power of two, the keys of `num_rows` decode rows of at most `most_keys` are cut to fill the GPU."""
     shape = shape_of(q_THD, pools)
     chosen = chosen or chosen_for("attend_decode", shape, q_THD.device)
     num_programs = num_rows * tiles_of(shape["group"], pools.k_NKD.shape[1], chosen)[1]
@@ -197,10 +197,12 @@ def shape_of(q_THD: Tensor, pools: Pools) -> dict[str, int]:
 def _arguments(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores, out_THE: Tensor) -> dict[str, object]:
     k, v = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in (pools.k_NKD, pools.v_NKE))
     require_dense(spans_B4=keys.spans_B4, sinks_H=scores.sinks_H, slopes_H=scores.slopes_H)
+    require_dense_rows(slot_table=keys.slot_table)
     k_scales, v_scales = pools.k_scales_NK, pools.k_scales_NK if pools.values_begin_keys else pools.v_scales_NK
     if k.dtype != q_THD.dtype:
         if k_scales is None or v_scales is None or k_scales.stride() != v_scales.stride():
             raise ValueError(f"pools of {pools.k_NKD.dtype} need factors of one layout for keys and for values")
+        require_dense_rows(k_scales_NK=k_scales, v_scales_NK=v_scales)
         if pools.values_begin_keys != (k_scales.dim() == 3):
             raise ValueError("keys that begin with their values need two factors, others one")
     return {

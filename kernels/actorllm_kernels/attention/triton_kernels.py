@@ -73,12 +73,15 @@ def attend_keys(
                 scores_MN = tl.dot(q2, tl.trans(k2), scores_MN, input_precision="ieee")
         if FORM != PLAIN and not HAS_PARTS:
             scores_MN *= load_scales(k_scale_ptr, row_N, is_key_N, scale_stride, kv_head, FORM)[None, :]
-        scores_MN *= scale
-        if HAS_CAP:
-            scores_MN = capped(scores_MN, cap)
-        if HAS_SLOPES:
-            scores_MN += slope_M[:, None] * (key_N[None, :] - position_M[:, None]).to(tl.float32)
-        scores_MN *= LOG2_E
+        if HAS_CAP or HAS_SLOPES:
+            scores_MN *= scale
+            if HAS_CAP:
+                scores_MN = capped(scores_MN, cap)
+            if HAS_SLOPES:
+                scores_MN += slope_M[:, None] * (key_N[None, :] - position_M[:, None]).to(tl.float32)
+            scores_MN *= LOG2_E
+        else:
+            scores_MN *= scale * LOG2_E
         if IS_MASKED:
             seen_MN = is_key_N[None, :] & (key_N[None, :] <= position_M[:, None])
             if HAS_WINDOW:
@@ -166,7 +169,8 @@ def decode_kernel(
         tl.store(out_ptr + token * out_stride_t + head_M[:, None] * E + column[None, :], acc_ME, mask=mask_ME)
     else:
         index_M = (tl.program_id(0).to(tl.int64) * num_heads + head_M) * PARTS + part
-        tl.store(part_ptr + index_M[:, None] * E + column[None, :], with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, False, FORM), mask=mask_ME)
+        acc_ME = with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, False, FORM)
+        tl.store(part_ptr + index_M[:, None] * E + column[None, :], acc_ME, mask=mask_ME)
         tl.store(log_ptr + index_M, max_M + tl.log2(sum_M), mask=is_row_M)
 
 
@@ -204,14 +208,15 @@ def merge_kernel(
 def find_tile(span_ptr, num_rows, tile, BLOCK_Q: tl.constexpr, BLOCK_B: tl.constexpr):
     """(row, its tile) of the `tile`-th tile of BLOCK_Q queries of the batch; the row is `num_rows` or more behind the last one.
 
-    Rows of one query have no tile: they are `decode_kernel`'s.
+    A row's last tile comes first: it sees the most keys, and should not be what all wait for in the end. Rows of one query have no
+    tile: they are `decode_kernel`'s.
     """
     row_B = tl.arange(0, BLOCK_B)
     len_B = tl.load(span_ptr + row_B * 4 + 2, mask=row_B < num_rows, other=0)
     tiles_B = tl.where(len_B > 1, tl.cdiv(len_B, BLOCK_Q), 0)
     ends_B = tl.cumsum(tiles_B, 0)
     row = tl.sum(tl.where(ends_B <= tile, 1, 0), 0)
-    return row, tile - tl.sum(tl.where(row_B < row, tiles_B, 0), 0)
+    return row, -1 - tile + tl.sum(tl.where(row_B <= row, tiles_B, 0), 0)
 
 
 @triton.jit(do_not_specialize=["num_rows", "window"], do_not_specialize_on_alignment=["span_ptr"])
@@ -265,4 +270,5 @@ def prefill_kernel(
     )  # fmt: skip
     acc_ME = with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS, FORM)
     column = tl.arange(0, E_BLOCK)
-    tl.store(out_ptr + token_M[:, None] * out_stride_t + head_M[:, None] * E + column[None, :], acc_ME, mask=is_row_M[:, None] & (column < E)[None, :])
+    mask_ME = is_row_M[:, None] & (column < E)[None, :]
+    tl.store(out_ptr + token_M[:, None] * out_stride_t + head_M[:, None] * E + column[None, :], acc_ME, mask=mask_ME)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense, require_dense_rows
 from actorllm_kernels.quantize import SMALLEST
 from actorllm_kernels.rotary_store.reference import Angles
 from actorllm_kernels.triton_forms import FORMS, PLAIN, encoded, largest, quotient
@@ -267,6 +267,7 @@ def launch(
     rotary_dim, angle_strides = 0 if cos_T1R is None else cos_T1R.shape[-1], [0 if x is None else x.stride(0) for x in (cos_T1R, sin_T1R)]
     k_pool, v_pool = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in pools)
     k_scales, v_scales = scales or (None, None)
+    require_dense_rows(cos_T1R=cos_T1R, sin_T1R=sin_T1R, k_scales_NK=k_scales, v_scales_NK=v_scales)
     form, is_spread = FORMS.get(pools[0].dtype, PLAIN), scales is not None if is_spread is None else is_spread
     chosen = chosen or chosen_for("rotary_store", {"bytes": k_pool.element_size()}, q_THD.device)
     most = max(chosen.block("values") // triton.next_power_of_2(max(head_dim, size)), 1)
