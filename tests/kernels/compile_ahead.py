@@ -204,6 +204,7 @@ def few() -> Iterator[tuple[str, list[Launch]]]:
         yield "latent 512+64", attention(query_len, (16, 1), 576, value_dim=512)
         yield "latent 512+64, int8", attention(query_len, (16, 1), 576, value_dim=512, form=torch.int8)
     yield "GQA 8:1, 64, all extras", attention(1, (64, 8), 64, extras=True)
+    yield "GQA 8:1, 160", attention(512, (64, 8), 160)
     yield "GQA 8:1, 128, fp8", attention(1, (64, 8), 128, form=torch.float8_e4m3fn)
     yield "GQA 8:1, 128, all extras", attention(512, (64, 8), 128, extras=True)
     for heads, head_dim in (((64, 8), 64), ((48, 1), 96)):  # where the assembler is at its limits
@@ -268,6 +269,8 @@ def every_attention() -> Iterator[tuple[str, list[Launch]]]:
             yield f"{name}, {num_rows} rows", rows
         if dtype != torch.float16 and (extras or heads == (64, 8)):
             yield name, attention(512, heads, head_dim, form=form, extras=extras)
+    for form, query_len in itertools.product((torch.bfloat16, torch.int8, torch.float32), (1, 512)):  # values in tiles of 256
+        yield f"64:8 heads, 160, {form}", attention(query_len, (64, 8), 160, form=form)
     for num_heads, (form, dtype), query_len in itertools.product((16, 128), forms, (1, 512)):
         latent = attention(query_len, (num_heads, 1), 576, form=form, of_bytes=dtype, value_dim=512)
         yield f"latent, {num_heads} heads, {form} beside {dtype}", latent
