@@ -143,7 +143,9 @@ def beyond(rng: Random) -> Sum:
 
 def next_sum(result: int, rng: Random) -> Sum:
     """A calculation that goes on from `result`."""
-    kind = rng.choice([kind for kind in TEXT.next if kind != "x" or result * 3 <= LIMIT or rng.random() < 0.2])
+    divisors = [k for k in range(2, TABLE + 1) if result and result % k == 0 and result // k <= TABLE]
+    kinds = [kind for kind in TEXT.next if kind != "x" or result * 3 <= LIMIT or rng.random() < 0.2]
+    kind = rng.choice([kind for kind in kinds if kind != "/" or divisors])
     k = operand(rng)
     if result > LIMIT:
         answer, new = rng.choice(TEXT.beyond), None
@@ -158,6 +160,9 @@ def next_sum(result: int, rng: Random) -> Sum:
         fits = LIMIT // result if result else TABLE
         k = rng.randint(3, min(fits, TABLE) if fits >= 3 and rng.random() < 0.85 else TABLE)
         answer, new = (f"{result} x {k} = {result * k}.", result * k) if result * k <= LIMIT else (rng.choice(TEXT.beyond), None)
+    elif kind == "/":
+        k = rng.choice(divisors)
+        answer, new = f"{result} / {k} = {result // k}.", result // k
     else:
         answer, new = answer_half(result), result // 2 if result % 2 == 0 else None
     question = one(TEXT.next[kind], rng, k=written(k, rng))

@@ -1,10 +1,11 @@
 """Whole conversations: episodes of all topics one after the other, sometimes under a system message, sometimes with the
 user's name told at one turn and asked for at a later one. `python -m examples.train_demo.conversation` prints some."""
 
+from collections.abc import Sequence
 from random import Random
 
 from examples.train_demo import about, arithmetic, echo, smalltalk, stories, unknown
-from examples.train_demo.phrases import Turn, expand
+from examples.train_demo.phrases import Turn, asked, expand, one
 
 Message = dict[str, str]
 
@@ -19,6 +20,8 @@ TOPICS = ("about", "arithmetic", "smalltalk", "stories", "unknown", "echo")
 WEIGHTS = (30, 27, 27, 16, 11, 12)
 LONG_SHARE = 0.015
 """So many conversations are long, so that positions far into the context are learned too."""
+MAX_REPEATED = 160
+"""No longer an answer is asked for again, in letters."""
 
 
 def meanwhile(rng: Random) -> list[Turn]:
@@ -26,15 +29,15 @@ def meanwhile(rng: Random) -> list[Turn]:
     return rng.choice([about, arithmetic, smalltalk]).episode(rng)[:1]
 
 
-def episode(rng: Random) -> list[Turn]:
-    """Some turns on one subject."""
+def episode(rng: Random, said: Sequence[Turn]) -> list[Turn]:
+    """Some turns on one subject, after what was `said`."""
     topic = rng.choices(TOPICS, WEIGHTS)[0]
     if topic == "about":
         return about.episode(rng)
     if topic == "arithmetic":
         return arithmetic.episode(rng)
     if topic == "smalltalk":
-        return smalltalk.episode(rng)
+        return smalltalk.episode(rng, said)
     if topic == "stories":
         return stories.episode(rng) if rng.random() < 0.85 else stories.interrupted(rng, meanwhile(rng))
     return unknown.episode(rng) if topic == "unknown" else echo.episode(rng)
@@ -42,18 +45,25 @@ def episode(rng: Random) -> list[Turn]:
 
 def turns(rng: Random) -> list[Turn]:
     """A conversation's questions and answers."""
-    name, said = None, []
+    name = None
+    said: list[Turn] = []
     is_long = rng.random() < LONG_SHARE
-    if rng.random() < 0.2:
+    if rng.random() < 0.22:
         name = rng.choice(smalltalk.NAMES)
         said.append(smalltalk.introduction(name, rng))
     while True:
-        if name is None or rng.random() < 0.8:
-            said += episode(rng)
+        if name is None or rng.random() < 0.85:
+            found = episode(rng, said)
+            said += found[:1] if rng.random() < (0.5 if name else 0.1) else found
+            if len(said[-1][1]) < MAX_REPEATED and rng.random() < 0.04:
+                said.append((asked(one(about.FRAMES.repeat, rng), rng), said[-1][1]))
         if rng.random() < (0.45 if name else 0.015):
             said.append(smalltalk.recall(name, rng))
-        if rng.random() < (0.05 if is_long else 0.7):
-            return said
+        if rng.random() < (0.05 if is_long else 0.68):
+            break
+    if rng.random() < 0.05:
+        said.append(smalltalk.exchange(said, rng, kind=rng.choice(["thanks", "bye"])))
+    return said
 
 
 def conversation(rng: Random) -> list[Message]:

@@ -44,6 +44,7 @@ class StoryTexts(Struct, frozen=True, forbid_unknown_fields=True):
     ask_place: Texts
     ask_thing: Texts
     ask_friend: Texts
+    ask_friend_name: Texts
     ask_friend_kind: Texts
     ask_trait: Texts
     ask_wish: Texts
@@ -92,7 +93,8 @@ class Story:
     def fields(self) -> dict[str, str]:
         """What templates may name."""
         she, her, her_object = ("she", "her", "her") if self.is_female else ("he", "his", "him")
-        words = {"kind": self.kind, "name": self.name, "trait": self.trait, "friend_name": self.friend_name}
+        words = {"kind": self.kind, "name": self.name, "trait": self.trait}
+        words |= {"friend": self.friend, "friend_name": self.friend_name}
         return words | {"she": she, "her": her, "her_object": her_object}
 
     def tell(self, rng: Random) -> str:
@@ -116,11 +118,11 @@ class Story:
 
 
 def make(rng: Random, *, kind: str = "", name: str = "", trait: str = "", place: str = "") -> Story:
-    """A story in which what was wished for is kept."""
+    """A story in which what was wished for is kept. The friend's name does not even begin as the hero's does."""
     kind = kind or rng.choice(TEXT.kinds)
     if not name:
         name = rng.choice(TEXT.she if kind in TEXT.her_only else TEXT.he if kind in TEXT.him_only else TEXT.she + TEXT.he)
-    friend_name = rng.choice([each for each in TEXT.she + TEXT.he if each != name])
+    friend_name = rng.choice([each for each in TEXT.she + TEXT.he if each[0] != name[0]])
     return Story(
         kind=kind,
         name=name,
@@ -180,14 +182,22 @@ def question(story: Story, rng: Random, *, is_later: bool = False) -> Turn:
         ],
     )
     place = [f"[It happened |That was |]{story.place}.", f"{story.name} lived {story.place}."]
+    thing = [f"{story.name} found {story.thing}.", f"It was {story.thing}."]
+    helped = [f"It was {friend}.", f"{friend} helped {story.name}."]
     asks, answers = rng.choice([
         name,
         name,
         (TEXT.ask_kind, [f"[{story.name} was |]{article(story.kind)}."]),
+        (TEXT.ask_kind, [f"[{story.name} was |]{article(story.kind)}."]),
         (TEXT.ask_place, place),
         (TEXT.ask_place, place),
-        (TEXT.ask_thing, [f"{story.name} found {story.thing}.", f"It was {story.thing}."]),
-        (TEXT.ask_friend, [f"It was {friend}.", f"{friend} helped {story.name}."]),
+        (TEXT.ask_place, place),
+        (TEXT.ask_thing, thing),
+        (TEXT.ask_thing, thing),
+        (TEXT.ask_friend, helped),
+        (TEXT.ask_friend, helped),
+        (TEXT.ask_friend_name, [f"The {story.friend}'s name was {story.friend_name}.", f"It was {friend}."]),
+        (TEXT.ask_friend_name, [f"The {story.friend}'s name was {story.friend_name}.", f"It was {friend}."]),
         (TEXT.ask_friend_kind, [f"{story.friend_name} was {article(story.friend)}."]),
         (TEXT.ask_short, [story.short(rng)]),
         (TEXT.ask_short, [story.short(rng)]),
@@ -197,6 +207,7 @@ def question(story: Story, rng: Random, *, is_later: bool = False) -> Turn:
         (TEXT.ask_deed, [f"They {story.deed}.", f"Together they {story.deed}."]),
         (TEXT.ask_title, [f"{story.name} and the {story.thing.partition(' ')[2]}."]),
         (TEXT.ask_moral, TEXT.morals),
+        (TEXT.ask_end, [story.end]),
         (TEXT.ask_end, [story.end]),
     ])  # fmt: skip
     text = one(asks, rng, **story.fields)
