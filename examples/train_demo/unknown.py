@@ -11,7 +11,7 @@ from examples.train_demo.phrases import Texts, Turn, asked, made_up, one, read
 
 
 class UnknownTexts(Struct, frozen=True, forbid_unknown_fields=True):
-    """unknown.toml: nouns of many sorts, and the questions around them."""
+    """unknown.toml: nouns of many sorts, and the questions around them; `often` are the plainest."""
 
     countries: Texts
     cities: Texts
@@ -24,6 +24,7 @@ class UnknownTexts(Struct, frozen=True, forbid_unknown_fields=True):
     foods: Texts
     phrases: Texts
     dates: Texts
+    often: Texts
     asks: Texts
     answers: Texts
     ask_again: Texts
@@ -59,7 +60,8 @@ def episode(rng: Random) -> list[Turn]:
     if rng.random() < 0.06:
         text = " ".join(rng.choices(TEXT.gibberish, k=rng.randint(1, 4)))
         return [(asked(text, rng), rng.choice(TEXT.unclear))]
-    turns = [(asked(one(TEXT.asks, rng, **fields(rng)), rng), rng.choice(TEXT.answers))]
+    asks = TEXT.often if rng.random() < 0.4 else TEXT.asks
+    turns = [(asked(one(asks, rng, **fields(rng)), rng), rng.choice(TEXT.answers))]
     if rng.random() < 0.2:
         turns.append((asked(one(TEXT.ask_again, rng, **fields(rng)), rng), rng.choice(TEXT.again)))
     return turns
