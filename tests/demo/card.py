@@ -1,6 +1,6 @@
 """What the demo model's card and README say of its answers, written from its answers: `make demo-card`.
 
-The card gets a table of scores, README a transcript: greedy answers to a few fixed turns, unedited.
+The card gets a table of scores, README a transcript: greedy answers to the first question of each subject of development.json, unedited.
 """
 
 import asyncio
@@ -16,15 +16,8 @@ CARD, README = REPOSITORY / "actorllm" / "demo" / "README.md", REPOSITORY / "REA
 SCORES = "<!-- scores: written by `make demo-card` -->\n", "<!-- end of scores -->"
 TRANSCRIPT = "<!-- transcript: written by `make demo-card` -->\n", "<!-- end of transcript -->"
 NUM_SEEDS = 5
-TURNS = (
-    "Hi! What are you?",
-    "How do I serve my own model?",
-    "Nice. What is 27 + 46?",
-    "And twice that, less 6?",
-    "Tell me a story about a fox.",
-    "What was the fox called?",
-    "Who is the president of France?",
-)
+DEVELOPMENT = Path(__file__).parent / "development.json"
+QUESTIONS_A_SUBJECT = 15
 
 
 async def scores(engine: Engine) -> str:
@@ -41,10 +34,11 @@ async def scores(engine: Engine) -> str:
 
 
 async def transcript(engine: Engine) -> str:
-    """One conversation, as a block of Markdown."""
+    """One conversation of the first question of each subject, as a block of Markdown."""
+    turns = [question.ask for question in read_held_out(DEVELOPMENT).questions[::QUESTIONS_A_SUBJECT]]
     params = msgspec.structs.replace(engine.default_params, temperature=0.0, max_tokens=MAX_TOKENS)
     messages, lines = [], []
-    for turn in TURNS:
+    for turn in turns:
         messages.append({"role": "user", "content": turn})
         [answer] = await engine.complete(messages, params)
         messages.append({"role": "assistant", "content": answer})

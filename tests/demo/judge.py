@@ -1,7 +1,8 @@
 """Asks the held-out questions and dialogues, and judges the answers by the criteria that stand beside them.
 
 `python -m tests.demo.judge [MODEL_FOLDER [QUESTIONS.json]]` prints every greedy answer, the wrong ones of five sampled runs, and the
-scores; without a folder the demo model is asked. A question is right if its answer meets its criteria; a dialogue, held on the
+scores; without a folder the demo model is asked. development.json holds more questions, by which a training's options may be
+chosen. A question is right if its answer meets its criteria; a dialogue, held on the
 model's own earlier answers, is right if every turn is.
 """
 
@@ -52,7 +53,7 @@ class Ask(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HeldOut(Struct, frozen=True, forbid_unknown_fields=True):
-    """held_out.json."""
+    """held_out.json, development.json."""
 
     questions: tuple[Ask, ...]
     dialogues: tuple[tuple[Ask, ...], ...]
