@@ -126,6 +126,7 @@ async def test_the_keyboard_alone(chat: ChatPage) -> None:
     await tab_to(page, "Previous version", backwards=True)
     await press(page, "Space")
     await expect(chat.answer.locator(".text")).to_have_text("Hi")
+    await expect(page.get_by_role("button", name="Edit")).to_be_enabled()  # the server has heard of the other version
     await tab_to(page, "Message")
     await press(page, "ArrowUp")
     editor = page.get_by_label("Edit your message")
