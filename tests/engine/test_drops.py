@@ -89,7 +89,7 @@ async def test_dropped_requests_leave_nothing(
         dropper = Dropper(engine, golden.text, num_requests)
         await engine.complete(golden.text[:20], SamplingParams(max_tokens=2))  # what is opened once is open now
         engine.finished_listeners.append(finished.append)
-        with nothing_left_behind():
+        async with nothing_left_behind():
             async with asyncio.timeout(GUARD), asyncio.TaskGroup() as group:
                 for _ in range(NUM_AT_ONCE):
                     group.create_task(dropper.worker())

@@ -172,7 +172,7 @@ async def test_clients_that_leave_at_any_moment_leave_nothing(slow_parts: None) 
             assert (await served.post(path, {PATHS[path]: prompt, "max_tokens": 2}))[0] == 200  # what is opened once is open now
         num_before = sum(served.engine.statistics().num_ended.values())
         tasks = asyncio.all_tasks()
-        with nothing_left_behind():
+        async with nothing_left_behind():
             leavers = Leavers(served)
             async with asyncio.timeout(GUARD):
                 await leavers.run()
