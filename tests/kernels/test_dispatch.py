@@ -213,17 +213,16 @@ def dispatch_of(operator: str, form: Form) -> Dispatch:
     return found._replace(triton=triton_fp8, functions={"linear_fp8": results}) if is_fp8 else found
 
 
-@pytest.fixture(autouse=True)
-def no_cpu_kernels(monkeypatch):
-    """Operators choose as they do on a GPU, whatever is here; every test finds out anew what is right."""
+def refuse_cpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators choose as they do on a GPU, whatever is here."""
     for package in DISPATCHING:
         for name in ("suits", "suits_quantized", "suits_lookup") if hasattr(package, "cpu") else ():
             monkeypatch.setattr(package.cpu, name, lambda *_: False, raising=False)
-    self_check.verdicts.cache_clear()
-    self_check.compared.cache_clear()
-    yield
-    self_check.verdicts.cache_clear()
-    self_check.compared.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def no_cpu_kernels(monkeypatch, unchecked):
+    refuse_cpu_kernels(monkeypatch)
 
 
 @pytest.fixture

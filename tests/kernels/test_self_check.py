@@ -19,16 +19,7 @@ from actorllm_kernels.sampling import triton as sampling_triton
 from actorllm_kernels.token_ids import triton as ids_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.fixture(autouse=True)
-def unchecked():
-    """Every test finds out anew."""
-    self_check.verdicts.cache_clear()
-    self_check.compared.cache_clear()
-    yield
-    self_check.verdicts.cache_clear()
-    self_check.compared.cache_clear()
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture

@@ -13,22 +13,18 @@ from tests.execution.conftest import StepBuilder
 pytest.importorskip("triton", reason="needs Triton")
 from actorllm_kernels import self_check
 from actorllm_kernels.launch import Launch
-from tests.kernels.test_dispatch import DISPATCHING
+from tests.kernels.test_dispatch import DISPATCHING, refuse_cpu_kernels
 
 CPU = torch.device("cpu")
 SIZES = RunnerSizes(num_slots=(512,), max_running=8, context=4096)
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    """Operators choose as they do on a GPU; every test finds out anew what is right."""
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, unchecked: None) -> None:
+    """Operators choose as they do on a GPU."""
+    refuse_cpu_kernels(monkeypatch)
     for package in DISPATCHING:
         monkeypatch.setattr(package, "takes_triton", lambda operator, x, form: True)
-        for name in ("suits", "suits_quantized", "suits_lookup") if hasattr(package, "cpu") else ():
-            monkeypatch.setattr(package.cpu, name, lambda *_: False, raising=False)
-    yield
-    self_check.verdicts.cache_clear()
-    self_check.compared.cache_clear()
 
 
 def model_of(architecture: str):
