@@ -61,7 +61,7 @@ class DecodeReplay:
     def __init__(self, compute: Callable[[StepParts], Tensor]) -> None:
         self._compute = compute
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
-        self._blocks: list[Tensor] = []
+        self._shared = torch.empty(0, dtype=torch.uint8)
         self._num_shared = 0
         self._is_possible = library() is not None
         self.num_replays = 0
@@ -112,9 +112,9 @@ class DecodeReplay:
     def _block(self, num_bytes: int) -> Tensor:
         """Memory for a recording, which all share, because they run one after another. What none has written to takes no memory."""
         self._num_shared = max(self._num_shared, num_bytes)
-        if not self._blocks or self._blocks[-1].nbytes < num_bytes:
-            self._blocks.append(torch.empty(max(MOST_BYTES, num_bytes), dtype=torch.uint8))
-        return self._blocks[-1]
+        if self._shared.nbytes < num_bytes:  # a recording keeps its own, should that be a smaller one
+            self._shared = torch.empty(max(MOST_BYTES, num_bytes), dtype=torch.uint8)
+        return self._shared
 
     def _num_bytes(self) -> int:
         return self._num_shared + sum(each.recording.num_bytes for each in self._recorded.values())

@@ -35,7 +35,6 @@ class Heads(NamedTuple):
         return sizes + kept + (f" with {', '.join(sorted(self.extras))}" if self.extras else "")
 
 
-
 class Sizes(NamedTuple):
     """What a model is served with, as far as kernels are compiled or cut by it: the most rows of a batch (and of a slot table), the most
     tokens of a row (a slot table's width), attention's windows, the sizes of norms, and the vocabulary's."""
