@@ -60,8 +60,8 @@ asan: install-dev # the C++ kernels' tests under the address and undefined-behav
 portable: install-dev # the same tests on the paths for processors without vector instructions
 	XDG_CACHE_HOME=build/portable ACTORLLM_CXXFLAGS=-march=x86-64 $(BIN)/python -m pytest -q $(CPU_KERNEL_TESTS)
 
-emulated: install-dev # the same tests on the paths for AVX-512 and AVX VNNI, their instructions as plain loops
-	for path in "-D__AVX512F__ -D__AVX512VNNI__" -D__AVXVNNI__; do XDG_CACHE_HOME=build/emulated \
+emulated: install-dev # the same tests on the paths for AVX-512, AMX and AVX VNNI, their instructions as plain loops
+	for path in "-D__AVX512F__ -D__AVX512VNNI__" "-D__AVX512F__ -D__AVX512VNNI__ -D__AMX_INT8__ -D__AMX_BF16__" -D__AVXVNNI__; do XDG_CACHE_HOME=build/emulated \
 		ACTORLLM_CXXFLAGS="-march=x86-64 -O1 -D__AVX2__ $$path -I$(CURDIR)/tests/kernels/emulated" \
 		$(BIN)/python -m pytest -q --timeout 600 $(CPU_KERNEL_TESTS) || exit 1; done
 

@@ -33,6 +33,7 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
 )  # fmt: skip
+WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 COMPILE_SECONDS = 300
 SECONDS_EACH = 2.0
 """Of a processor, for one source: what the user is told to expect."""
@@ -98,7 +99,8 @@ def cache_folder() -> Path:
 def _compiled(compiler: str, folder: Path) -> Path:
     """The library's file. Raises `OSError` or `subprocess.SubprocessError`."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS).stdout
-    command = [compiler, *FLAGS, *shlex.split(os.environ.get("ACTORLLM_CXXFLAGS", ""))]
+    tiles = () if _may_use_tiles() else WITHOUT_TILES
+    command = [compiler, *FLAGS, *tiles, *shlex.split(os.environ.get("ACTORLLM_CXXFLAGS", ""))]
     parts = [version, *command[1:], _processor_features(), *(path.read_text() for path in sorted(SOURCES.iterdir()))]
     path = folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
     if not path.exists():
@@ -126,6 +128,16 @@ def _compile(command: Sequence[str], sources: Sequence[Path], made: Path) -> Non
         list(pool.map(run, calls))
     run(["-shared", *objects, "-o", str(made)])
     logger.info("compiled in %.1f s", time.perf_counter() - began)
+
+
+def _may_use_tiles() -> bool:
+    """Whether this process may use Intel's AMX, if the processor has it: Linux wants to be asked, once for all threads.
+
+    That is arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) (docs.kernel.org/arch/x86/xstate.html).
+    """
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return True
+    return "amx_tile" not in _processor_features() or ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
 
 
 def _processor_features() -> str:

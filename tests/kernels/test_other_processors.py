@@ -1,4 +1,4 @@
-"""The kernels' paths for processors that this one may not be: those with AVX-512 or AVX VNNI compute what the references say, their
+"""The kernels' paths for processors that this one may not be: those with AVX-512, AVX VNNI or AMX compute what the references say, their
 instructions replaced by plain loops (emulated/immintrin.h), and all sources compile for them as they are."""
 
 import platform
@@ -14,8 +14,9 @@ from actorllm_kernels.linear import cpu, reference
 
 EMULATED = Path(__file__).parent / "emulated"
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
-PATHS = {"AVX-512 VNNI": "-D__AVX2__ -D__AVX512F__ -D__AVX512VNNI__", "AVX VNNI": "-D__AVX2__ -D__AVXVNNI__"}
-SHAPES = [(1, 1, 1), (1, 130, 64), (2, 16, 31), (3, 17, 33), (5, 100, 257), (6, 64, 128), (7, 15, 96), (13, 49, 600), (32, 81, 160)]
+VNNI = "-D__AVX2__ -D__AVX512F__ -D__AVX512VNNI__"
+PATHS = {"AVX-512 VNNI": VNNI, "AMX": f"{VNNI} -D__AMX_INT8__ -D__AMX_BF16__", "AVX VNNI": "-D__AVX2__ -D__AVXVNNI__"}
+SHAPES = [(1, 1, 1), (1, 130, 64), (2, 16, 31), (3, 17, 33), (5, 100, 257), (6, 64, 128), (7, 15, 96), (13, 49, 600), (32, 81, 160), (50, 70, 200)]
 
 
 @pytest.fixture(scope="module", params=PATHS)
@@ -65,8 +66,9 @@ def test_the_largest_codes(linears, code):
 
 
 @pytest.mark.skipif(not IS_X86, reason="needs a compiler for x86")
-@pytest.mark.parametrize("processor", ["skylake-avx512", "icelake-server", "alderlake"])  # AVX-512 without and with VNNI, AVX VNNI
+@pytest.mark.parametrize("processor", ["skylake-avx512", "icelake-server", "sapphirerapids", "alderlake"])
 def test_sources_compile(processor):
+    """AVX-512 without VNNI, with it, with AMX too, and AVX VNNI alone."""
     compiler = next(filter(None, map(shutil.which, native.COMPILERS)), None)
     if compiler is None:
         pytest.skip("needs a C++ compiler")

@@ -5,6 +5,7 @@
 //
 // Legend: M rows, N outputs, K inputs.
 
+#include "amx_rows.h"
 #include "dot.h"
 #include "replay.h"
 #include "rows.h"
@@ -15,6 +16,7 @@ constexpr int PARTS = PANEL / Dot::COLS;      // of a panel: what a vector holds
 constexpr bool IS_WIDE = Dot::COLS == 16;
 constexpr int TILE_ROWS = 6;                   // what the registers hold
 constexpr int AHEAD = 1024;                   // bytes of a panel that are fetched before the first tile uses them
+constexpr int MIN_TILED_ROWS = 4;             // below this, AMX would wait for memory as long
 
 struct Problem {
     const CodedRows<Dot::Code>& x;
@@ -73,11 +75,35 @@ struct Tiles {
     }
 };
 
+#if HAS_AMX
+void multiply_tiles(
+    const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
+    static thread_local amx::CodedRows kept;
+    amx::CodedRows& coded = kept;  // this thread's, in all threads
+    coded.resize(M, K);
+    const int64_t panel_bytes = int64_t(K + 3) / 4 * PANEL * 4;
+    const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
+    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int panel, int num) {
+        const amx::Panels panels(w, panel_bytes, panel, num);
+        amx::multiply<int32_t>(coded.rows(), begin, end, panels, [&](int tile, int i, const int32_t* sums) {
+            const vf scale = load(scales + (panel + i) * PANEL);
+            for (int m = tile * amx::ROWS; m < std::min(M, (tile + 1) * amx::ROWS); m++, sums += PANEL) {
+                const vf values = __builtin_convertvector(load_ints(sums), vf) * coded.scales[m] * scale;
+                store_outputs(&values, out, m, panel + i, N);
+            }
+        });
+    });
+}
+#endif
+
 }  // namespace
 
 // `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N].
 extern "C" void actorllm_linear_int8(
     const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
+#if HAS_AMX
+    if (M >= MIN_TILED_ROWS) return multiply_tiles(x, x_stride, w, scales, out, M, N, K, num_threads);
+#endif
     static thread_local CodedRows<Dot::Code> coded;
     coded.resize(M, K, TILE_ROWS, std::max(4, (K + 3) / 4 * 4), -128);
     const Problem p{coded, w, scales, out, N};

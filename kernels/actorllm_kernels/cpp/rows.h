@@ -14,6 +14,17 @@
 
 constexpr int64_t LITTLE = 16384;  // values that one thread codes sooner than others are waited for
 
+// What a row's codes are multiplied by, and what makes codes of its values: 0 where all codes are 0.
+struct RowScale {
+    float scale, factor;
+    RowScale(const float* x, int K) {
+        const float largest = magnitude(x, K);
+        const bool is_finite = largest < INFINITY, is_zero = !(largest >= 1e-30f);
+        scale = !is_finite ? NAN : is_zero ? 0 : largest / 127;
+        factor = is_finite && !is_zero ? 127 / largest : 0;
+    }
+};
+
 // Codes lie tile by tile, as [tile, K / 4, rows of the tile, 4]: the rows of a tile are read together, and K is filled up with zeros to
 // a multiple of `unit`. `sums` of a row are of each `unit` codes times `sum_factor`, as [tile, K / unit, rows of the tile].
 template <class Code>
@@ -37,10 +48,9 @@ struct CodedRows {
 
     void code(int row, const float* x) {
         const int first = row / tile_rows * tile_rows, rows = std::min(tile_rows, M - first), at = row - first;
-        const float largest = magnitude(x, K);
-        const bool is_finite = largest < INFINITY, is_zero = !(largest >= 1e-30f);
-        scales[row] = !is_finite ? NAN : is_zero ? 0 : largest / 127;
-        const float factor = is_finite && !is_zero ? 127 / largest : 0;
+        const RowScale of(x, K);
+        const float factor = of.factor;
+        scales[row] = of.scale;
         Code* to = codes.data() + int64_t(first) * padded + at * 4;
         int32_t* sum = sums.data() + int64_t(first) * (padded / unit) + at;
         for (int begin = 0; begin < padded; begin += unit) {

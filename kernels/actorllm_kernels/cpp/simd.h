@@ -33,6 +33,12 @@ static inline vf load(const float* p) {
     return v;
 }
 
+static inline vi load_ints(const int32_t* p) {
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
 // bfloat16 is the upper half of a float32.
 static inline vf load(const uint16_t* p) {
     vh h;

@@ -116,3 +116,64 @@ inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) { return 
 inline __m512 _mm512_cvtepi32_ps(__m512i v) { return emulated::widened<float, int32_t, __m512>(v); }
 inline __m512i _mm512_cvtepu16_epi32(__m256i v) { return emulated::widened<int32_t, uint16_t, __m512i>(v); }
 inline __m512i _mm512_cvtepi8_epi32(__m128i v) { return emulated::widened<int32_t, int8_t, __m512i>(v); }
+
+// The tiles of AMX: a thread has eight, whose shapes it sets.
+namespace emulated {
+
+struct Shapes {
+    uint8_t palette, start, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+inline thread_local Shapes shapes = {};
+inline thread_local char tiles[8][16][64];
+
+// `sums` gains the products of the rows of `a` with the columns of `b`, a 32-bit lane of each at a time.
+template <class Sum, class Product>
+void gain(int sums, int a, int b, Product product) {
+    for (int m = 0; m < shapes.rows[sums]; m++)
+        for (int n = 0; n < shapes.row_bytes[sums] / 4; n++)
+            for (int k = 0; k < shapes.row_bytes[a] / 4; k++) {
+                Sum total;
+                memcpy(&total, tiles[sums][m] + n * 4, 4);
+                total += product(tiles[a][m] + k * 4, tiles[b][k] + n * 4);
+                memcpy(tiles[sums][m] + n * 4, &total, 4);
+            }
+}
+
+inline float half(const char* p) {
+    uint16_t bits;
+    memcpy(&bits, p, 2);
+    const uint32_t whole = uint32_t(bits) << 16;
+    float value;
+    memcpy(&value, &whole, 4);
+    return value;
+}
+
+}  // namespace emulated
+
+inline void _tile_loadconfig(const void* shapes) { memcpy(&emulated::shapes, shapes, sizeof emulated::shapes); }
+inline void _tile_release() { emulated::shapes = {}; }
+inline void _tile_zero(int tile) { memset(emulated::tiles[tile], 0, sizeof emulated::tiles[tile]); }
+inline void _tile_loadd(int tile, const void* from, long stride) {
+    _tile_zero(tile);
+    for (int m = 0; m < emulated::shapes.rows[tile]; m++)
+        memcpy(emulated::tiles[tile][m], static_cast<const char*>(from) + m * stride, emulated::shapes.row_bytes[tile]);
+}
+inline void _tile_stored(int tile, void* to, long stride) {
+    for (int m = 0; m < emulated::shapes.rows[tile]; m++)
+        memcpy(static_cast<char*>(to) + m * stride, emulated::tiles[tile][m], emulated::shapes.row_bytes[tile]);
+}
+inline void _tile_dpbssd(int sums, int a, int b) {
+    emulated::gain<int32_t>(sums, a, b, [](const char* x, const char* w) {
+        int32_t total = 0;
+        for (int i = 0; i < 4; i++) total += int32_t(static_cast<signed char>(x[i])) * static_cast<signed char>(w[i]);
+        return total;
+    });
+}
+inline void _tile_dpbf16ps(int sums, int a, int b) {
+    emulated::gain<float>(sums, a, b, [](const char* x, const char* w) {
+        return emulated::half(x) * emulated::half(w) + emulated::half(x + 2) * emulated::half(w + 2);
+    });
+}

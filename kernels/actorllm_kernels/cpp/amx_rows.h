@@ -1,0 +1,103 @@
+// Rows as tiles for AMX, and how threads share the products of tiles with panels.
+#pragma once
+
+#include "amx.h"
+
+#if HAS_AMX
+
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "rows.h"
+#include "turns.h"
+
+namespace amx {
+
+constexpr int64_t BLOCK_BYTES = 768 << 10;  // of rows that pass over a group of panels: they stay in the second-level cache
+
+// Memory for tiles, which no line of the cache splits. Is kept from call to call.
+class Tiles {
+public:
+    char* resize(int64_t bytes) {
+        if (bytes > size) {
+            memory.reset(static_cast<char*>(::operator new[](bytes, std::align_val_t(BYTES))));
+            size = bytes;
+        }
+        return memory.get();
+    }
+
+private:
+    struct Delete {
+        void operator()(char* memory) const { ::operator delete[](memory, std::align_val_t(BYTES)); }
+    };
+    std::unique_ptr<char[], Delete> memory;
+    int64_t size = 0;
+};
+
+// Rows as 8-bit codes with a scale for each (rows.h), as [tile, chunk, 16, 64].
+struct CodedRows {
+    int M, K, num_tiles, num_chunks;
+    std::vector<float> scales;
+    int8_t* codes;
+
+    void resize(int num_rows, int num_inputs) {
+        M = num_rows, K = num_inputs, num_tiles = (M + ROWS - 1) / ROWS, num_chunks = (K + BYTES - 1) / BYTES;
+        codes = reinterpret_cast<int8_t*>(tiles.resize(int64_t(num_tiles) * num_chunks * TILE));
+        if (scales.size() < size_t(M)) scales.resize(M);
+    }
+
+    Rows rows() const { return {reinterpret_cast<const char*>(codes), num_tiles, 1, num_chunks}; }
+
+    void code(int row, const float* x) {
+        const RowScale of(x, K);
+        scales[row] = of.scale;
+        int8_t* to = codes + (int64_t(row / ROWS) * num_chunks * ROWS + row % ROWS) * BYTES;
+        for (int begin = 0; begin < K; begin += BYTES, to += TILE)
+            for (int k = begin; k < begin + BYTES; k += VL) {
+                vb some = {};
+                if (of.factor && k + VL <= K) {
+                    some = codes_of(load(x + k), of.factor);
+                } else if (of.factor && k < K) {
+                    float last[VL] = {};
+                    memcpy(last, x + k, (K - k) * sizeof(float));
+                    some = codes_of(load(last), of.factor);
+                }
+                memcpy(to + (k - begin), &some, sizeof some);
+            }
+    }
+
+private:
+    Tiles tiles;
+
+    static vb codes_of(vf x, float factor) {
+        return __builtin_convertvector((vi)(x * factor + 12582912.0f) - 0x4b400000, vb);  // 1.5 * 2^23: adding it rounds to an integer
+    }
+};
+
+// lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels) for all of them with all panels.
+template <class LayOut, class Multiply>
+void for_panels(int M, const Rows& rows, const Shares& shares, LayOut lay_out, Multiply multiply) {
+    const int64_t tile_bytes = int64_t(rows.num_parts) * rows.num_chunks * TILE;
+    const int block = int(std::clamp<int64_t>(BLOCK_BYTES / std::max<int64_t>(1, tile_bytes) / 2 * 2, 2, std::max(2, rows.num_tiles)));
+    const int num_blocks = (rows.num_tiles + block - 1) / block;
+    const bool is_little = rows.num_tiles * tile_bytes < LITTLE;
+    if (is_little)
+        for (int m = 0; m < M; m++) lay_out(m);
+    Turns turns(num_blocks * shares.num_groups, shares.num_threads);
+#pragma omp parallel num_threads(shares.num_threads)
+    {
+        if (!is_little) {
+#pragma omp for schedule(static)
+            for (int m = 0; m < M; m++) lay_out(m);
+        }
+        const Shaped shaped;
+        turns.take([&](int i) {
+            const int first = i / shares.num_groups * block, group = i % shares.num_groups;
+            multiply(first, std::min(rows.num_tiles, first + block), group * GROUP, shares.size(group));
+        });
+    }
+}
+
+}  // namespace amx
+#endif
