@@ -18,8 +18,8 @@ OLDEST_TRITON = 3, 6
 
 
 class Heads(NamedTuple):
-    """A form of attention and of storing: query heads and key/value heads, the sizes of a head's key and of its value, the dtype of
-    pools of one byte a value (None: pools are in the queries' dtype), and which of `EXTRAS` scores are made with."""
+    """A form of attention and of storing: query heads and key/value heads, the sizes of a head's key and of its value, the dtype
+    of pools of one byte a value (None: pools are in the queries' dtype), and which of `EXTRAS` scores are made with."""
 
     num_heads: int
     num_kv_heads: int
@@ -36,8 +36,8 @@ class Heads(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a model is served with, as far as kernels are compiled or cut by it: the most rows of a batch (and of a slot table), the most
-    tokens of a row (a slot table's width), attention's windows, the sizes of norms, and the vocabulary's."""
+    """What a model is served with, as far as kernels are compiled or cut by it: the most rows of a batch (and of a slot table),
+    the most tokens of a row (a slot table's width), attention's windows, the sizes of norms, and the vocabulary's."""
 
     rows: int
     context: int
@@ -61,7 +61,8 @@ def is_triton_here() -> bool:
         importlib.import_module("triton")
     except Exception as error:  # boundary: whatever an installation that is not whole raises
         if torch.cuda.is_available():
-            logger.warning("Triton cannot be imported (%r): slower references run on the GPU; `pip install triton` brings it", error)
+            mend = "slower references run on the GPU; `pip install triton` brings it"
+            logger.warning("Triton cannot be imported (%r): %s", error, mend)
         return False
     version = triton_version()
     numbers = re.match(r"(\d+)\.(\d+)", version or "")  # a version that is written otherwise is not known to be old
@@ -80,7 +81,7 @@ def triton_version() -> str | None:
 
 
 def takes_triton(operator: str, x: Tensor, form: Form) -> bool:
-    """Whether the Triton kernels of `operator` are what computes with this tensor: on a GPU where they are right, in this form."""
+    """Whether the Triton kernels of `operator` are what computes with this tensor: on a GPU where they are right in this form."""
     if not x.is_cuda or not is_triton_here():
         return False
     from actorllm_kernels.self_check import is_right  # Triton takes a second to import, and is not there without a GPU

@@ -69,8 +69,8 @@ class Check:
 
 
 def check_attention(device: torch.device, dtype: torch.dtype, heads: Heads, sizes: Sizes = USUAL_SIZES) -> Results:
-    """Ragged prefill, and decode in each number of parts that up to so many rows are cut into, of such heads, with just the extras
-    that will be there."""
+    """Ragged prefill, and decode in each number of parts that up to so many rows are cut into, of such heads, with just the
+    extras that will be there."""
     num_heads, num_kv_heads, key_size, value_size, quantized, extras = heads
     q = _random(max(22, sizes.rows), num_heads, key_size, device=device).to(dtype)
     pools = [_random(NUM_SLOTS, num_kv_heads, size, device=device, seed=size).to(dtype) for size in (key_size, value_size)]
@@ -112,8 +112,8 @@ def check_latent_attention(device: torch.device, dtype: torch.dtype, heads: Head
 def _batches(
     q_THD: Tensor, pools: attention_triton.Pools, sizes: Sizes, *, is_windowed: bool
 ) -> Iterator[tuple[str, RaggedKeys]]:
-    """A chunk beside rows that decode; and for each number of parts that keys are ever cut into, the fewest decoding rows for which
-    they are. All have few keys, in a table of the served shape."""
+    """A chunk beside rows that decode; and for each number of parts that keys are ever cut into, the fewest decoding rows for
+    which they are. All have few keys, in a table of the served shape."""
     num_keys = min(200, sizes.context)
     table = torch.zeros(sizes.rows, sizes.context, dtype=torch.int32, device=q_THD.device)
     table[:, :num_keys] = _random(sizes.rows, NUM_SLOTS, device=q_THD.device).argsort(dim=1)[:, :num_keys]
@@ -196,7 +196,8 @@ def _of_norms(device: torch.device, dtype: torch.dtype, form: str, size: int) ->
     x, y, weight = (_random(*shape, device=device, seed=seed).to(dtype) for seed, shape in enumerate(shapes))
     weights = (weight,) if form == "rms" else ()
     options = {"eps": 1e-5} if form == "rms" else {"weight_D": weight, "bias_D": weight, "eps": 1e-5}
-    yield f"norm of {size}", *_both(*(getattr(each, f"{form}_norm") for each in (norm_triton, norm_reference)), x, *weights, **options)
+    norms = (getattr(each, f"{form}_norm") for each in (norm_triton, norm_reference))
+    yield f"norm of {size}", *_both(*norms, x, *weights, **options)
     both = _both(*(getattr(each, f"add_{form}_norm") for each in (norm_triton, norm_reference)), x, y, *weights, **options)
     for name, *pair in zip(("sum", "norm of the sum"), *both, strict=True):
         yield name, *pair

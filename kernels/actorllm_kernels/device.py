@@ -11,6 +11,8 @@ from actorllm_kernels.configurations import Configuration, Key, configuration
 ASSUMED_GPU = "sm_80"
 ASSUMED_PROCESSORS = 8
 """For tensors that are on no GPU: under the interpreter, or compiled for a GPU that is elsewhere."""
+PROGRAMS_PER_PROCESSOR = 4
+"""No configuration: how many programs fill a processor depends on tiles, which are, and what is tuned has parts' sums in it."""
 
 
 def chosen_for(kernel: str, shape: Mapping[str, int], device: torch.device) -> Configuration:
@@ -42,3 +44,8 @@ def model(device: torch.device) -> str:
 def num_processors(device: torch.device) -> int:
     """Its multiprocessors."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else ASSUMED_PROCESSORS
+
+
+def num_programs_that_fill(device: torch.device) -> int:
+    """How many programs keep it busy."""
+    return num_processors(device) * PROGRAMS_PER_PROCESSOR

@@ -41,7 +41,7 @@ def rotate_and_store_latent(
     *,
     scales_N2: Tensor | None = None,
 ) -> Tensor:
-    """[T, H, P] the rotated parts of queries; latents with their rotated keys go into their slots. The fastest way there is here."""
+    """[T, H, P] the rotated parts of queries; latents with their rotated keys go into their slots. The fastest way here."""
     operator = rotate_and_store_latent_reference
     latent_N1R, key_N1P = pool_NC.unsqueeze(1).split([latent_TR.shape[1], key_TP.shape[1]], dim=2)
     if kernels := store_kernels_for(q_THP, (key_N1P, latent_N1R), operator="latent_store"):

@@ -24,6 +24,8 @@ from actorllm_kernels.configurations import Configuration
 
 INTERPRETED = knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), which needs no GPU. Read once: so does Triton."""
+LEAST_SIDE = 16
+"""The fewest rows or columns of a tile that matrix units take."""
 ALIGNMENT = 16
 """Bytes and counts that are multiples of this let Triton use wide loads."""
 TYPES = {
@@ -71,8 +73,8 @@ def _option(kernel: Any, name: str) -> Collection[str]:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes: registers per thread, bytes of spills per thread, bytes of shared memory per program; and how
-    many products it has that are rounded with their sum."""
+    """What one compiled kernel takes: registers per thread, bytes of spills per thread, bytes of shared memory per program; and
+    how many products it has that are rounded with their sum."""
 
     num_registers: int
     spilled_bytes: int
@@ -112,11 +114,11 @@ class Launch:
 
     @property
     def unaligned(self) -> frozenset[str]:
-        """The pointers that may be of any alignment: one that is not a multiple of `ALIGNMENT` does not have the kernel compiled anew."""
+        """The pointers that may be of any alignment: others than multiples of `ALIGNMENT` have no kernel compiled anew."""
         return frozenset(_option(self.kernel, "do_not_specialize_on_alignment"))
 
     def specialisation(self) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], list]]:
-        """Signature, constants and attributes that a call is compiled for, as Triton has them: a call with others is compiled anew."""
+        """Signature, constants and attributes that a call is compiled for, as Triton has them: others are compiled anew."""
         signature, constants, attributes = {}, {}, {}
         general = _option(self.kernel, "do_not_specialize")
         for index, name in enumerate(self.kernel.arg_names):
@@ -132,12 +134,15 @@ class Launch:
         return signature, constants, attributes
 
     def compiled(self, capability: int) -> Any:
-        """Triton's compiled kernel for an NVIDIA GPU of compute capability `capability` (80, 90), specialised as a call would be."""
+        """Triton's compiled kernel for an NVIDIA GPU of compute capability `capability` (80, 90), specialised as a call is."""
         source = ASTSource(self.kernel, *self.specialisation())
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
 
     def resources(self, capability: int) -> Resources:
-        """What the kernel takes on such a GPU, as NVIDIA's tool reads it from the code. Raises `subprocess.CalledProcessError`."""
+        """What the kernel takes on such a GPU, as NVIDIA's tool reads it from the code.
+
+        Raises `subprocess.CalledProcessError`.
+        """
         kernel = self.compiled(capability)
         with TemporaryDirectory() as name:
             path = Path(name) / "kernel.cubin"

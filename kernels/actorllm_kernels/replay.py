@@ -31,7 +31,8 @@ class Call:
     def moved(self, new: dict[int, int]) -> "Call":
         """The same with other addresses, where `new` has one."""
         pairs = zip(self.kernel.argument_types, self.arguments, strict=True)
-        return Call(self.kernel, tuple(new.get(int(value), value) if kind is ctypes.c_void_p and value else value for kind, value in pairs))
+        moved = (new.get(int(value), value) if kind is ctypes.c_void_p and value else value for kind, value in pairs)
+        return Call(self.kernel, tuple(moved))
 
 
 class Replay:

@@ -69,9 +69,9 @@ def failing(
     served: Mapping[str, Collection[Heads]] | None = None,
     sizes: Sizes = USUAL_SIZES,
 ) -> list[tuple[str, Form]]:
-    """The operators and forms whose kernels are not used on this device, after all have been checked for activations of `dtype` at
-    the `sizes` that will be served: attention's for the heads that will be `served`, by operator (one that is not among them is
-    not served), or for usual ones."""
+    """The operators and forms whose kernels are not used on this device, after all have been checked for activations of `dtype`
+    at the `sizes` that will be served: attention's for the heads that will be `served`, by operator (one that is not among them
+    is not served), or for usual ones."""
     found: list[tuple[str, Form]] = []
     for operator, check in CHECKS.items():
         forms = served.get(operator, ()) if served is not None and check.is_of_heads else check.forms

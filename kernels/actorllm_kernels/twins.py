@@ -1,5 +1,5 @@
-"""Kernels that give what one of torch's operators gives, to the last bit: in a replay, one call after another returns to Python only
-where something else comes between.
+"""Kernels that give what one of torch's operators gives, to the last bit: in a replay, one call after another returns to Python
+only where something else comes between.
 
 Legend: T rows, D their size.
 """

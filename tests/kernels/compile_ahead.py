@@ -306,8 +306,7 @@ def main(cases: Iterator[tuple[str, list[Launch]]], gpu: str, *, share: tuple[in
     with (
         patch.object(device, "gpu", return_value=gpu),
         patch.object(device, "configuration", remembered),
-        patch.object(triton, "num_processors", return_value=processors),
-        patch.object(linear, "num_processors", return_value=processors),
+        patch.object(device, "num_processors", return_value=processors),
         patch.object(triton_fp8, "gpu", return_value=gpu),
     ):
         for name, launch in itertools.islice(distinct(cases), share[0], None, share[1]):

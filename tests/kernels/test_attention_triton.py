@@ -12,6 +12,7 @@ from actorllm_kernels.attention import RaggedKeys, flat_spans
 from tests.kernels.attention_cases import COMBINATIONS, DEVICE, HEAD_DIMS, KINDS, VARIANTS, Case, draw, pairs_of, pairwise
 from tests.kernels.ragged_pool import Pool
 
+device = pytest.importorskip("actorllm_kernels.device", exc_type=ImportError, reason="needs Triton")
 triton = pytest.importorskip("actorllm_kernels.attention.triton", exc_type=ImportError, reason="needs Triton")
 jit, tl, find_tile = pytest.importorskip("triton").jit, pytest.importorskip("triton.language"), triton.kernels.find_tile
 
@@ -27,7 +28,7 @@ def check(case: Case) -> None:
 
 @pytest.mark.parametrize("seed", range(len(DRAWN)), ids=lambda seed: "-".join(map(str, DRAWN[seed])))
 def test_equals_the_reference(seed, monkeypatch):
-    monkeypatch.setattr(triton, "PROGRAMS_PER_PROCESSOR", (1, 4, 16)[seed % 3])  # how finely the key axis is cut
+    monkeypatch.setattr(device, "PROGRAMS_PER_PROCESSOR", (1, 4, 16)[seed % 3])  # how finely the key axis is cut
     check(draw(DRAWN[seed], seed))
 
 
@@ -163,7 +164,7 @@ def test_rows_with_gaps_are_refused(spread):
 
 
 def test_a_window_is_cut_into_no_more_parts_than_it_is_long(monkeypatch):
-    monkeypatch.setattr(triton, "num_processors", lambda device: 132)
+    monkeypatch.setattr(device, "num_processors", lambda _: 132)
     q, pool = torch.zeros(1, 4, 64, device=DEVICE), torch.zeros(9, 2, 64, device=DEVICE)
     table, parts = torch.zeros(1, 8192, dtype=torch.int32, device=DEVICE), {}
     for window in (None, 512, 1):

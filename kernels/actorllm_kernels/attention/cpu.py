@@ -52,7 +52,8 @@ def attend(
     k_factors, v_factors = ((None, 0) if x is None else (x.data_ptr(), x.stride(0)) for x in (k_scales_NK, v_scales_NK))
     function("actorllm_attend", _ARGUMENTS)(
         q.data_ptr(), q.stride(0), q.stride(1), POOL_TYPES[k_NKD.dtype],
-        k_NKD.data_ptr(), k_NKD.stride(0), k_NKD.stride(1), *k_factors, 2 if k_scales_NK is not None and k_scales_NK.dim() == 3 else 1,
+        k_NKD.data_ptr(), k_NKD.stride(0), k_NKD.stride(1), *k_factors,
+        2 if k_scales_NK is not None and k_scales_NK.dim() == 3 else 1,
         v_NKE.data_ptr(), v_NKE.stride(0), v_NKE.stride(1), *v_factors,
         keys.slot_table.data_ptr(), keys.slot_table.stride(0), keys.spans_B4.data_ptr(), len(keys.spans_B4),
         num_heads, k_NKD.shape[1], head_dim, v_NKE.shape[2], scale, soft_cap or 0.0,

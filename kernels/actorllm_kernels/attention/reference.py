@@ -4,7 +4,8 @@ Goes row by row and pads nothing. Softmax attention after "Attention Is All You
 Need" (arXiv 1706.03762), grouped queries after arXiv 2305.13245, windows after Mistral (arXiv 2310.06825), soft caps
 after Gemma 2 (arXiv 2408.00118), sinks after gpt-oss (arXiv 2508.10925), slopes after ALiBi (arXiv 2108.12409).
 
-Legend: T tokens of the batch, H query heads, K key/value heads, D head_dim, N slots of the pool, Q queries and L keys of one row, S a slice of its queries.
+Legend: T tokens of the batch, H query heads, K key/value heads, D head_dim, N slots of the pool, Q queries and L keys of one row,
+S a slice of its queries.
 """
 
 import torch

@@ -4,10 +4,10 @@ Decode rows (one query) go over their keys in parallel parts whose results are m
 queries. Both are launched over the whole batch and each leaves the other's rows alone. What is launched depends on the
 number of rows and tokens, the table's width and the shapes, on no length; nothing waits for the GPU.
 
-A call takes memory for its result from torch's caching allocator, as every operator of torch does, and decode in several parts for
-what they hand on to the merge. While a graph is captured it comes from that graph's own pool: a replay allocates nothing. `launches`
-instead write their result into memory that the caller owns; what parts hand on they keep themselves, as long as they live. They read
-lengths when they run: made once, they serve every step of as many rows, one after the other.
+A call takes memory for its result from torch's caching allocator, as every operator of torch does, and decode in several parts
+for what they hand on to the merge. While a graph is captured it comes from that graph's own pool: a replay allocates nothing.
+`launches` instead write their result into memory that the caller owns; what parts hand on they keep themselves, as long as they
+live. They read lengths when they run: made once, they serve every step of as many rows, one after the other.
 
 Legend: T tokens of the batch, B its rows, H query heads, K key/value heads, D head_dim, E head_dim of values, N slots.
 """
@@ -22,16 +22,21 @@ from torch import Tensor
 from actorllm_kernels.attention import triton_kernels as kernels
 from actorllm_kernels.attention.keys import RaggedKeys
 from actorllm_kernels.configurations import Configuration
-from actorllm_kernels.device import chosen_for, num_processors
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type, require_dense, require_dense_rows
+from actorllm_kernels.device import chosen_for, num_programs_that_fill
+from actorllm_kernels.launch import (
+    INTERPRETED,
+    LANGUAGE_TYPES,
+    LEAST_SIDE,
+    Launch,
+    product_type,
+    require_dense,
+    require_dense_rows,
+)
 from actorllm_kernels.triton_forms import FORMS, PLAIN
 
-LEAST_M = 16
-"""The fewest rows of a tile that matrix units take."""
 MOST_PARTS = 64
 TILES_PER_PART = 4
 """A part of fewer tiles of keys would cost more to merge than it saves."""
-PROGRAMS_PER_PROCESSOR = 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Pools:
 
     @functools.cached_property
     def values_begin_keys(self) -> bool:
-        """Whether values are the first numbers of the only head's keys, in the same memory, as with latents: then they are read once."""
+        """Whether values are the first numbers of the only head's keys, in the same memory (latents): they are read once then."""
         k_N1E = self.k_NKD[..., : self.v_NKE.shape[2]]
         is_same_view = k_N1E.shape == self.v_NKE.shape and k_N1E.stride() == self.v_NKE.stride()
         return self.k_NKD.shape[1] == 1 and is_same_view and k_N1E.data_ptr() == self.v_NKE.data_ptr()
@@ -151,16 +156,19 @@ def decode(
 
 def tiles_of(group: int, num_kv_heads: int, chosen: Configuration) -> tuple[int, int]:
     """How many query heads a tile of decode has, and how many tiles a row has."""
-    block_m = min(max(triton.next_power_of_2(group), LEAST_M), chosen.block("m"))
+    block_m = min(max(triton.next_power_of_2(group), LEAST_SIDE), chosen.block("m"))
     return block_m, num_kv_heads * triton.cdiv(group, block_m)
 
 
 def parts_of(q_THD: Tensor, pools: Pools, *, num_rows: int, most_keys: int, chosen: Configuration | None = None) -> int:
-    """Into how many parts, a power of two, the keys of `num_rows` decode rows of at most `most_keys` are cut to fill the GPU."""
+    """Into how many parts, a power of two, the keys of `num_rows` decode rows of at most `most_keys` are cut to fill the GPU.
+
+    Rather too many than too few: rows have fewer keys than they may have, and parts without keys end at once.
+    """
     shape = shape_of(q_THD, pools)
     chosen = chosen or chosen_for("attend_decode", shape, q_THD.device)
     num_programs = num_rows * tiles_of(shape["group"], pools.k_NKD.shape[1], chosen)[1]
-    free = triton.next_power_of_2(triton.cdiv(num_processors(q_THD.device) * PROGRAMS_PER_PROCESSOR, num_programs))
+    free = triton.next_power_of_2(triton.cdiv(num_programs_that_fill(q_THD.device), num_programs))
     return min(free, triton.next_power_of_2(triton.cdiv(most_keys, chosen.block("n") * TILES_PER_PART)), MOST_PARTS)
 
 
@@ -221,17 +229,18 @@ def _constants(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores)
     first, second = split_size(head_dim)
     return {
         "GROUP": q_THD.shape[1] // pools.k_NKD.shape[1],
-        "HAS_CAP": scores.soft_cap is not None, "HAS_SLOPES": scores.slopes_H is not None, "HAS_SINKS": scores.sinks_H is not None,
-        "HAS_WINDOW": keys.window is not None, "FORM": FORMS.get(pools.k_NKD.dtype, PLAIN).value,
+        "HAS_CAP": scores.soft_cap is not None, "HAS_SLOPES": scores.slopes_H is not None,
+        "HAS_SINKS": scores.sinks_H is not None, "HAS_WINDOW": keys.window is not None,
+        "FORM": FORMS.get(pools.k_NKD.dtype, PLAIN).value,
         "V_IN_K": pools.values_begin_keys and size == first,
-        "D": head_dim, "D1": first, "D2": second, "E": size, "E_BLOCK": max(triton.next_power_of_2(size), LEAST_M),
+        "D": head_dim, "D1": first, "D2": second, "E": size, "E_BLOCK": max(triton.next_power_of_2(size), LEAST_SIDE),
         "DTYPE": product_type(q_THD.dtype),
     }  # fmt: skip
 
 
 def split_size(head_dim: int) -> tuple[int, int]:
     """Two powers of two (the second may be 0) that cover `head_dim` with the least beyond it: 80 = 64 + 16, 576 = 512 + 64."""
-    whole = max(triton.next_power_of_2(head_dim), LEAST_M)
+    whole = max(triton.next_power_of_2(head_dim), LEAST_SIDE)
     half = whole // 2
-    rest = max(triton.next_power_of_2(head_dim - half), LEAST_M) if head_dim > half >= LEAST_M else whole
+    rest = max(triton.next_power_of_2(head_dim - half), LEAST_SIDE) if head_dim > half >= LEAST_SIDE else whole
     return (half, rest) if half + rest < whole else (whole, 0)

@@ -17,7 +17,7 @@ from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, INT8, PLAIN, decoded
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 INT8_LIFT: tl.constexpr = tl.constexpr(64.0)
-"""What sums of int8 values are too large by: their shares times factors, a 127th of the values' size, would lose digits in float16."""
+"""What sums of int8 values are too large by: shares times factors, a 127th of the values' size, would lose digits in float16."""
 
 
 @triton.jit
@@ -208,8 +208,8 @@ def merge_kernel(
 def find_tile(span_ptr, num_rows, tile, BLOCK_Q: tl.constexpr, BLOCK_B: tl.constexpr):
     """(row, its tile) of the `tile`-th tile of BLOCK_Q queries of the batch; the row is `num_rows` or more behind the last one.
 
-    A row's last tile comes first: it sees the most keys, and should not be what all wait for in the end. Rows of one query have no
-    tile: they are `decode_kernel`'s.
+    A row's last tile comes first: it sees the most keys, and should not be what all wait for in the end. Rows of one query have
+    no tile: they are `decode_kernel`'s.
     """
     row_B = tl.arange(0, BLOCK_B)
     len_B = tl.load(span_ptr + row_B * 4 + 2, mask=row_B < num_rows, other=0)

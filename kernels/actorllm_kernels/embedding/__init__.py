@@ -1,6 +1,7 @@
 """Rows of a table by their ids: token and position embeddings, of a whole table or of one rank's part of its rows.
 
-`reference` specifies it; `cpu` is the C++ kernel, `triton` the one for GPUs. Legend: T tokens, V rows of the table, D hidden size.
+`reference` specifies it; `cpu` is the C++ kernel, `triton` the one for GPUs.
+Legend: T tokens, V rows of the table, D hidden size.
 """
 
 from torch import Tensor

@@ -21,6 +21,7 @@ def embedding(ids_T: Tensor, table_VD: Tensor) -> Tensor:
     ids_T, (num_rows, size) = ids_T.contiguous(), table_VD.shape
     out_TD = torch.empty(len(ids_T), size)
     function("actorllm_rows_float32", _ARGUMENTS)(
-        table_VD.data_ptr(), table_VD.stride(0), ids_T.data_ptr(), out_TD.data_ptr(), len(ids_T), size, num_rows, torch.get_num_threads()
+        table_VD.data_ptr(), table_VD.stride(0), ids_T.data_ptr(), out_TD.data_ptr(), len(ids_T), size, num_rows,
+        torch.get_num_threads(),
     )
     return out_TD

@@ -1,7 +1,7 @@
 """The experts of a mixture: each token's few feed-forward blocks, weighted and summed (arXiv 2401.04088).
 
-`reference` specifies it, `triton` holds the kernels for GPUs, which take weights as values or as codes. Legend: T tokens, D hidden
-size, E experts, K experts of one token, I an expert's inner size, J = 2 I.
+`reference` specifies it, `triton` holds the kernels for GPUs, which take weights as values or as codes. Legend: T tokens, D
+hidden size, E experts, K experts of one token, I an expert's inner size, J = 2 I.
 """
 
 from torch import Tensor

@@ -1,6 +1,6 @@
 """The weights of all experts in one place: as values, or as codes that take fewer bytes. Knows no kernel.
 
-Legend: E experts, O outputs and I inputs of a matrix, G groups of an output's inputs, D hidden size, J = 2 * an expert's inner size.
+Legend: E experts, O outputs and I inputs of a matrix, G groups of an output's inputs, D hidden size, J = 2 * an inner size.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from actorllm_kernels.quantize import dequantize
 
 @dataclass(frozen=True)
 class MatrixStack:
-    """One matrix of every expert: `values_EOI` in floating point, or codes with `scales_EOG` float32 for G equal groups of inputs.
+    """One matrix of every expert: `values_EOI` in floating point, or codes with float32 `scales_EOG` for G groups of inputs.
 
     Codes are int8; uint8 of two with 4 bits each, packed as in `IntWeight`; or float8_e4m3fn, with one group.
     """
@@ -79,7 +79,7 @@ class MatrixStack:
 
 @dataclass(frozen=True)
 class ExpertStack:
-    """All experts' weights: gates, then ups (in turns where `is_interleaved`), and outputs; None for biases that there are not."""
+    """All experts' weights: gates, then ups (in turns where `is_interleaved`), and outputs; None for biases it lacks."""
 
     gate_up: MatrixStack
     down: MatrixStack

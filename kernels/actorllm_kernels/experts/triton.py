@@ -1,4 +1,4 @@
-"""A mixture's experts by Triton kernels: assignments sorted by expert, then one grouped product for gates and ups, one for outputs.
+"""A mixture's experts by Triton kernels: assignments sorted by expert, a grouped product for gates and ups, one for outputs.
 
 An expert's rows are cut into blocks, so that a block has one expert. How many blocks there are is known on the device alone; the
 grid has as many as there can be with so many tokens, and a program without a block ends at once. So nothing waits for the
@@ -64,7 +64,7 @@ def block_of(begin_ptr, index, E: tl.constexpr, E_TILE: tl.constexpr, BLOCK_M: t
 
 @triton.jit
 def load_inputs(ptr, offset_M, mask_M, first, FORM: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """[M, C] the inputs of the columns from `first` on, of the rows at `offset_M`; where a column has two, the second ones, too."""
+    """[M, C] the inputs of the columns from `first` on, of the rows at `offset_M`; where a column has two, the second, too."""
     c_C = first + tl.arange(0, BLOCK_C)
     offsets_MC = offset_M[:, None] + c_C[None, :]
     mask_MC = mask_M[:, None] & (c_C < COLUMNS)[None, :]
@@ -74,8 +74,9 @@ def load_inputs(ptr, offset_M, mask_M, first, FORM: tl.constexpr, COLUMNS: tl.co
 
 @triton.jit
 def add_product(
-    acc_MN, x_MC, high_MC, weight_ptr, scale_ptr, n_N, mask_N, first, FORM: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
+    acc_MN, x_MC, high_MC, weight_ptr, scale_ptr, n_N, mask_N, first,
+    FORM: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The sum so far plus the products with the columns from `first` of some outputs; `high_MC` are the second inputs'."""
     c_C = first + tl.arange(0, BLOCK_C)
@@ -83,7 +84,9 @@ def add_product(
     w_NC = tl.load(weight_ptr + n_N.to(tl.int64)[:, None] * COLUMNS + c_C[None, :], mask=mask_NC, other=0)
     if FORM == INT4:
         low_NC, high_NC = (w_NC & 0xF).to(tl.int8) - 8, (w_NC >> 4).to(tl.int8) - 8
-        acc_MN = codes_product(high_MC, high_NC, acc_MN, scale_ptr, n_N, mask_N, GROUPS, (first + COLUMNS) // GROUP, GROUPS > 1, DTYPE)
+        acc_MN = codes_product(
+            high_MC, high_NC, acc_MN, scale_ptr, n_N, mask_N, GROUPS, (first + COLUMNS) // GROUP, GROUPS > 1, DTYPE
+        )
         return codes_product(x_MC, low_NC, acc_MN, scale_ptr, n_N, mask_N, GROUPS, first // GROUP, GROUPS > 1, DTYPE)
     return codes_product(
         x_MC, decoded(w_NC, FORM, DTYPE), acc_MN, scale_ptr, n_N, mask_N, GROUPS, first // GROUP, GROUPS > 1, DTYPE
@@ -104,10 +107,11 @@ def scaled(acc_MN, scale_ptr, n_N, mask_N, FORM: tl.constexpr, GROUPS: tl.conste
 def gate_up_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, inner_ptr, order_ptr, begin_ptr, x_stride,
     INNER: tl.constexpr, TOP_K: tl.constexpr, E: tl.constexpr, E_TILE: tl.constexpr, STEP: tl.constexpr, UP: tl.constexpr,
-    HAS_BIAS: tl.constexpr, NAME: tl.constexpr, LIMIT: tl.constexpr, GAIN: tl.constexpr, FORM: tl.constexpr, COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, NAME: tl.constexpr, LIMIT: tl.constexpr, GAIN: tl.constexpr, FORM: tl.constexpr,
+    COLUMNS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N inner values of a block of rows. Outputs STEP * i of the weights are gates, UP further are ups. Grid: (blocks, tiles)."""
+    """BLOCK_N inner values of a block of rows. Outputs STEP * i of weights are gates, UP further ups. Grid: (blocks, tiles)."""
     expert, first, end = block_of(begin_ptr, tl.program_id(0), E, E_TILE, BLOCK_M)
     if expert < E:
         place_M, i_N = first + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -292,7 +296,8 @@ def pointers(matrices: MatrixStack) -> dict[str, Tensor | None]:
     """A matrix's arguments: 8-bit floats go as bytes, because not every GPU knows them."""
     values = matrices.values_EOI
     return {
-        "weight_ptr": values.view(torch.uint8) if values.dtype == torch.float8_e4m3fn else values, "scale_ptr": matrices.scales_EOG
+        "weight_ptr": values.view(torch.uint8) if values.dtype == torch.float8_e4m3fn else values,
+        "scale_ptr": matrices.scales_EOG,
     }  # fmt: skip
 
 

@@ -72,7 +72,8 @@ def code_rows_bf16(codes_OI: Tensor, outputs_T: Tensor) -> Tensor:
     assert codes_OI.is_contiguous()
     out_TI = torch.empty(len(outputs_T), num_inputs)
     function("actorllm_code_rows_bf16", (c_void_p,) * 3 + _ROWS)(
-        codes_OI.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs, num_rows, torch.get_num_threads()
+        codes_OI.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs, num_rows,
+        torch.get_num_threads(),
     )
     return out_TI
 
@@ -94,7 +95,8 @@ def rows_bf16(packed_PIB: Tensor, outputs_T: Tensor) -> Tensor:
     outputs_T, num_rows, num_inputs = outputs_T.contiguous(), packed_PIB.shape[0] * PANEL, packed_PIB.shape[1]
     out_TI = torch.empty(len(outputs_T), num_inputs)
     function("actorllm_rows_bf16", (c_void_p,) * 3 + _ROWS)(
-        packed_PIB.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs, num_rows, torch.get_num_threads()
+        packed_PIB.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs, num_rows,
+        torch.get_num_threads(),
     )
     return out_TI
 

@@ -1,9 +1,9 @@
 """What the linears compute, in plain torch operators: the specification of the kernels, and what runs without them.
 
-Codes are the same on every device, but packed as its kernels read them. For CPUs they lie in panels: the weights of `PANEL` outputs
-for one input (or four) are neighbours, so that a product reads memory in one direction; integer products round each row of
-activations to 8 bits with a scale of its own, after LLM.int8() (arXiv 2208.07339) without outliers. For GPUs they lie output by
-output (`IntWeight`), and activations stay as they are. Groups of 4-bit weights have scales after GPTQ's (arXiv 2210.17323).
+Codes are the same on every device, but packed as its kernels read them. For CPUs they lie in panels: the weights of `PANEL`
+outputs for one input (or four) are neighbours, so that a product reads memory in one direction; integer products round each row
+of activations to 8 bits with a scale of its own, after LLM.int8() (arXiv 2208.07339) without outliers. For GPUs they lie output
+by output (`IntWeight`), and activations stay as they are. Groups of 4-bit weights have scales after GPTQ's (arXiv 2210.17323).
 
 Legend: T rows (tokens), I inputs, O outputs, P panels, B = PANEL outputs of one panel, Q quads of inputs, E octets of
 inputs, G groups of inputs.
@@ -87,7 +87,7 @@ def in_blocks(codes_of: Callable[[Tensor], tuple[Tensor, Tensor]], w_OI: Tensor)
 
 
 def int8_codes(w_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [O, I] int8 and scales [O] float32: the largest magnitude of an output's weights is 127 scales, but for their rounding.
+    """Codes [O, I] int8 and scales [O] float32: the largest magnitude of an output's weights is 127 scales, but for rounding.
 
     Scales are rounded to bfloat16 before codes are chosen: a checkpoint that keeps them in 16 bits then has just these.
     """
@@ -158,7 +158,7 @@ def int4_values(codes_OI: Tensor, scales_OG: Tensor, group_len: int) -> Tensor:
 
 
 def pack_int4(codes_OI: Tensor, scales_OG: Tensor, group_len: int) -> tuple[Tensor, Tensor]:
-    """Bytes [P, E, B, 4], of an octet's inputs 0-3 in the lower bits and 4-7 in the upper ones, code + 8; and scales [P, G, B]."""
+    """Bytes [P, E, B, 4], of an octet's inputs 0-3 in the lower bits and 4-7 in the upper ones, code + 8; scales [P, G, B]."""
     num_outputs = len(codes_OI)
     whole = _filled(codes_OI, outputs=PANEL, inputs=group_len)
     num_panels = len(whole) // PANEL

@@ -1,7 +1,7 @@
 """Products with integer weights by Triton kernels: of some rows in one, while reading the weights is most of the work.
 
-Activations stay in 16 bits (or 32): the codes become floating point in registers. Of more rows torch's product is faster, even when
-a kernel has to write the weights in x's dtype first (`triton_expand`).
+Activations stay in 16 bits (or 32): the codes become floating point in registers. Of more rows torch's product is faster, even
+when a kernel has to write the weights in x's dtype first (`triton_expand`).
 
 The inputs are cut into parts so that there are programs enough; the parts' sums are added in a fixed order, so a result never
 depends on timing. Legend: M rows of x, N outputs, K inputs, G inputs with one factor.
@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
-from actorllm_kernels.device import chosen_for, num_processors
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type
+from actorllm_kernels.device import chosen_for, num_programs_that_fill
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, LEAST_SIDE, Launch, product_type
 from actorllm_kernels.linear.reference import IntWeight
 from actorllm_kernels.linear.triton_expand import linear_expanded
 
@@ -26,13 +26,13 @@ MOST_ROWS = 256
 400 rows, and the kernel's is slower than torch's."""
 MOST_ROWS_IN_FLOAT32 = 64
 """Matrix units have no such products."""
-LEAST_ROWS, MOST_TILE_ROWS = 16, 128
-"""The fewest rows of a tile that matrix units take, and as many as there are registers for their sums."""
+MOST_TILE_ROWS = 128
+"""As many as there are registers for their sums."""
 MOST_PARTS = 16
-PROGRAMS_PER_PROCESSOR = 4
-"""No configuration: how many programs fill a processor depends on tiles, which are, and what is tuned has the sum of parts in it."""
+TILES_PER_PART = 4
+"""A part of fewer tiles of columns would cost more to add than it saves."""
 SUM_BLOCK = 1024
-"""The same holds of the sum of parts, which reads little beside the weights."""
+"""No configuration: the sum of parts reads little beside the weights."""
 
 
 @triton.jit
@@ -115,12 +115,12 @@ def fits_one_kernel(x_MK: Tensor, weight: IntWeight) -> bool:
 
 def tile_rows(num_rows: int) -> int:
     """The rows of a tile."""
-    return min(max(triton.next_power_of_2(num_rows), LEAST_ROWS), MOST_TILE_ROWS)
+    return min(max(triton.next_power_of_2(num_rows), LEAST_SIDE), MOST_TILE_ROWS)
 
 
 def tiles_fit(num_columns: int, group_len: int, num_inputs: int) -> bool:
     """Whether tiles of codes can lie within groups of inputs; 4-bit codes have half as many columns as inputs."""
-    return group_len == num_inputs or (num_columns % group_len == 0 and group_len % LEAST_ROWS == 0)
+    return group_len == num_inputs or (num_columns % group_len == 0 and group_len % LEAST_SIDE == 0)
 
 
 def tile_columns(block: int, group_len: int, num_inputs: int) -> int:
@@ -172,10 +172,12 @@ def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configu
 
 
 def parts_that_fill(device: torch.device, num_programs: int, *, num_columns: int, block_k: int) -> int:
-    """Into how many parts, a power of two, the columns are cut so that `num_programs` tiles of outputs fill the GPU; a part of
-    fewer than four tiles of columns would cost more to add than it saves."""
-    free = num_processors(device) * PROGRAMS_PER_PROCESSOR // num_programs
-    num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(num_columns, 4 * block_k)))
+    """Into how many parts, a power of two, the columns are cut so that `num_programs` tiles of outputs fill the GPU.
+
+    Rather too few than too many: all parts have as much to do, and the sum waits for one that had to wait for a processor.
+    """
+    free = num_programs_that_fill(device) // num_programs
+    num_parts = max(1, min(free, MOST_PARTS, triton.cdiv(num_columns, block_k * TILES_PER_PART)))
     return 1 << (num_parts.bit_length() - 1)
 
 

@@ -121,7 +121,8 @@ def launches(
             fp8_kernel,
             (*grid, num_parts),
             {
-                "x_ptr": rounded_MK.view(dtype), "x_scale_ptr": x_scales_M, "code_ptr": codes_NK.view(dtype), "scale_ptr": scales_N,
+                "x_ptr": rounded_MK.view(dtype), "x_scale_ptr": x_scales_M,
+                "code_ptr": codes_NK.view(dtype), "scale_ptr": scales_N,
                 "out_ptr": out_MN, "part_ptr": part, "num_rows": num_rows,
             },
             {

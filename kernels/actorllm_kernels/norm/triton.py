@@ -112,7 +112,8 @@ def launch(
         norm_kernel,
         (num_rows,),
         {
-            "x_ptr": x_TD, "y_ptr": y_TD, "weight_ptr": weight_D, "bias_ptr": bias_D, "sum_ptr": results[0], "out_ptr": results[1],
+            "x_ptr": x_TD, "y_ptr": y_TD, "weight_ptr": weight_D, "bias_ptr": bias_D,
+            "sum_ptr": results[0], "out_ptr": results[1],
             "x_stride": x_TD.stride(0), "y_stride": 0 if y_TD is None else y_TD.stride(0), "eps": float(eps),
         },
         {

@@ -1,8 +1,8 @@
 """What happens between the projections and attention: queries and keys are rotated to their positions (arXiv 2104.09864),
 and keys and values (or latents) are written into their token slots.
 
-`reference` specifies it; `cpu` is the C++ kernel, `triton` the one for GPUs. Legend: T tokens, H query heads, K key/value heads, D head_dim,
-E head_dim of values, R rotated size of a head (its first R values), N slots of the pool.
+`reference` specifies it; `cpu` is the C++ kernel, `triton` the one for GPUs. Legend: T tokens, H query heads, K key/value heads,
+D head_dim, E head_dim of values, R rotated size of a head (its first R values), N slots of the pool.
 """
 
 from types import ModuleType

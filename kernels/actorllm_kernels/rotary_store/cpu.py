@@ -35,7 +35,8 @@ def suits(
     tokens = (q_THD, k_TKD, v_TKE, *(angles[:2] if angles else ()))
     if q_THD.device.type != "cpu" or any(x.dtype != torch.float32 for x in tokens):
         return False
-    are_known = pools[0].dtype == pools[1].dtype and pools[0].dtype in POOL_TYPES and (pools[0].dtype == torch.int8) == bool(scales)
+    dtype = pools[0].dtype
+    are_known = pools[1].dtype == dtype and dtype in POOL_TYPES and (dtype == torch.int8) == bool(scales)
     return are_known and all(x.stride(2) == 1 for x in (*tokens[:3], *pools)) and library() is not None
 
 
@@ -64,7 +65,8 @@ def rotate_and_store(
     k_scales, v_scales = scales or (None, None)
     function("actorllm_rotate_and_store", _ARGUMENTS)(
         *_strided(q_THD), *_strided(k_TKD), *_strided(v_TKE), *tables, slots_T.data_ptr(),
-        *_strided(pools[0]), *_factors(k_scales), *_strided(pools[1]), *_factors(v_scales), POOL_TYPES[pools[0].dtype], scales is not None,
+        *_strided(pools[0]), *_factors(k_scales), *_strided(pools[1]), *_factors(v_scales),
+        POOL_TYPES[pools[0].dtype], scales is not None,
         out_THD.data_ptr(), num_tokens, num_heads, k_TKD.shape[1], head_dim, v_TKE.shape[2], torch.get_num_threads(),
     )  # fmt: skip
     return out_THD

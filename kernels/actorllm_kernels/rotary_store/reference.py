@@ -20,7 +20,10 @@ class Angles(NamedTuple):
 
 
 def angles_of(positions_T: Tensor, frequencies_F: Tensor, *, factor: float = 1.0, is_interleaved: bool = False) -> Angles:
-    """The angles of int64 positions, in float32: position times frequency; cosines and sines times `factor` (YaRN's, arXiv 2309.00071)."""
+    """The angles of int64 positions, in float32: position times frequency.
+
+    Cosines and sines are multiplied by `factor` (YaRN's, arXiv 2309.00071).
+    """
     return angles_at(positions_T.to(torch.float32).unsqueeze(-1) * frequencies_F, factor=factor, is_interleaved=is_interleaved)
 
 
@@ -83,15 +86,16 @@ def rotate_and_store(
 def spread(x_THD: Tensor, angles: Angles | None) -> Tensor:
     """Each head turned by an orthogonal matrix of equal sizes, in float32 (QuaRot, arXiv 2404.00456).
 
-    Keys have a few channels that are much larger than the others, and would take the digits of the scale they share. Turned, all channels
-    are of a size; products of turned queries and keys are what they were. The sums and differences of rotated pairs are
+    Keys have a few channels that are much larger than the others, and would take the digits of the scale they share. Turned, all
+    channels are of a size; products of turned queries and keys are what they were. The sums and differences of rotated pairs are
     transformed each, the values that are not rotated apart from them; see `walsh`.
     """
     x = x_THD.to(torch.float32)
     size = 0 if angles is None else angles.cos_T1R.shape[-1]
     parts = [walsh(x[..., size:])]
     if angles is not None:
-        pairs = x[..., :size].unflatten(-1, (-1, 2)) if angles.is_interleaved else x[..., :size].unflatten(-1, (2, -1)).transpose(-1, -2)
+        whole = x[..., :size]
+        pairs = whole.unflatten(-1, (-1, 2)) if angles.is_interleaved else whole.unflatten(-1, (2, -1)).transpose(-1, -2)
         first, second = pairs.unbind(-1)
         turned = torch.stack((walsh(first + second), walsh(first - second)), dim=-1 if angles.is_interleaved else -2) / 2**0.5
         parts.insert(0, turned.flatten(-2))
@@ -99,7 +103,7 @@ def spread(x_THD: Tensor, angles: Angles | None) -> Tensor:
 
 
 def walsh(x_D: Tensor) -> Tensor:
-    """The Walsh-Hadamard transform, made orthogonal, of consecutive blocks of as many values as the largest power of two that divides D."""
+    """The Walsh-Hadamard transform, made orthogonal, of blocks of as many values as the largest power of two that divides D."""
     size = x_D.shape[-1]
     block = size & -size
     for half in (1 << bit for bit in range(block.bit_length() - 1)):

@@ -47,7 +47,7 @@ def turned(
     D: tl.constexpr, R: tl.constexpr, IS_SPREAD: tl.constexpr, PAIR_STEPS: tl.constexpr, REST_STEPS: tl.constexpr,
     PAIR_FACTOR: tl.constexpr, REST_FACTOR: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
-    """One token's heads in float32, rotated by its angles and spread: the two values of each pair, and the values that have no angle."""
+    """One token's heads in float32, rotated by its angles and spread: the two values of each pair, and those without angle."""
     mask = mask_B[:, None] & (rest < D)[None, :]
     rest_BD = tl.load(ptr + head_B[:, None] * head_stride + rest[None, :], mask=mask, other=0).to(tl.float32)
     if IS_SPREAD:
@@ -129,7 +129,9 @@ def rotary_store_kernel(
             D, R, IS_SPREAD, PAIR_STEPS, REST_STEPS, PAIR_FACTOR, REST_FACTOR, BLOCK_B, BLOCK_P, BLOCK_REST,
         )  # fmt: skip
         heads_ptr = out_ptr + (token * H + head_B[:, None]) * D
-        store_turned(heads_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, PLAIN, out_ptr.dtype.element_ty, BLOCK_P)
+        store_turned(
+            heads_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, PLAIN, out_ptr.dtype.element_ty, BLOCK_P
+        )
     else:
         head_B = (tile - q_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
         mask_B = head_B < K
@@ -145,7 +147,9 @@ def rotary_store_kernel(
             factor_B = factors(size_B, k_scale_ptr + slot * k_scale_stride + head_B, mask_B, FORM)
             x_BP, y_BP, rest_BD = over(x_BP, factor_B), over(y_BP, factor_B), over(rest_BD, factor_B)
         pool_ptr = k_pool_ptr + slot * k_pool_stride + head_B[:, None] * k_pool_stride_h
-        store_turned(pool_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, FORM, k_pool_ptr.dtype.element_ty, BLOCK_P)
+        store_turned(
+            pool_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, FORM, k_pool_ptr.dtype.element_ty, BLOCK_P
+        )
         store_values(
             v_ptr + token * v_stride_t, v_stride_h, v_pool_ptr + slot * v_pool_stride, v_pool_stride_h,
             v_scale_ptr if FORM == PLAIN else v_scale_ptr + slot * v_scale_stride, head_B, mask_B, E, FORM, BLOCK_E,
@@ -211,7 +215,9 @@ def rotate_and_store_latent(
 ) -> Tensor:
     """As `latent_attention`'s reference: the rotated key is the only head's key, and the latent its value."""
     out_THP = torch.empty(q_THP.shape, dtype=q_THP.dtype, device=q_THP.device)
-    launch_latent(q_THP, latent_TR, key_TP, angles=angles, slots_T=slots_T, pool_NC=pool_NC, scales_N2=scales_N2, out_THP=out_THP).run()
+    launch_latent(
+        q_THP, latent_TR, key_TP, angles=angles, slots_T=slots_T, pool_NC=pool_NC, scales_N2=scales_N2, out_THP=out_THP
+    ).run()
     return out_THP
 
 
@@ -255,7 +261,7 @@ def launch(
 ) -> Launch:
     """The kernel over all tokens, into `out_THD` (None: queries are left alone) and the pools.
 
-    Heads are spread if `is_spread` says so, or else where there are `scales`. Raises `ValueError` for pools that lack their factors.
+    Heads are spread if `is_spread` says so, or else where there are `scales`. Raises `ValueError` for pools without factors.
     """
     q_THD, k_TKD, v_TKE = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TKD, v_TKE))
     if pools[0].dtype in FORMS and scales is None:
@@ -264,7 +270,8 @@ def launch(
     num_tokens, num_kv_heads, head_dim = k_TKD.shape
     num_heads, size = 0 if out_THD is None else q_THD.shape[1], v_TKE.shape[2]
     cos_T1R, sin_T1R, is_interleaved = angles or (None, None, False)
-    rotary_dim, angle_strides = 0 if cos_T1R is None else cos_T1R.shape[-1], [0 if x is None else x.stride(0) for x in (cos_T1R, sin_T1R)]
+    rotary_dim = 0 if cos_T1R is None else cos_T1R.shape[-1]
+    angle_strides = [0 if x is None else x.stride(0) for x in (cos_T1R, sin_T1R)]
     k_pool, v_pool = (pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool for pool in pools)
     k_scales, v_scales = scales or (None, None)
     require_dense_rows(cos_T1R=cos_T1R, sin_T1R=sin_T1R, k_scales_NK=k_scales, v_scales_NK=v_scales)
@@ -280,7 +287,8 @@ def launch(
             "cos_ptr": cos_T1R, "sin_ptr": sin_T1R,
             "slot_ptr": slots_T, "k_pool_ptr": k_pool, "v_pool_ptr": v_pool,
             "k_scale_ptr": k_scales, "v_scale_ptr": v_scales,
-            "q_stride_t": q_THD.stride(0), "q_stride_h": q_THD.stride(1), "k_stride_t": k_TKD.stride(0), "k_stride_h": k_TKD.stride(1),
+            "q_stride_t": q_THD.stride(0), "q_stride_h": q_THD.stride(1),
+            "k_stride_t": k_TKD.stride(0), "k_stride_h": k_TKD.stride(1),
             "v_stride_t": v_TKE.stride(0), "v_stride_h": v_TKE.stride(1),
             "cos_stride": angle_strides[0], "sin_stride": angle_strides[1],
             "k_pool_stride": k_pool.stride(0), "k_pool_stride_h": k_pool.stride(1),
@@ -290,7 +298,8 @@ def launch(
         },
         {
             "H": num_heads, "K": num_kv_heads, "D": head_dim, "E": size, "R": rotary_dim, "IS_INTERLEAVED": is_interleaved,
-            "FORM": form.value, "IS_SPREAD": is_spread, "PAIR_STEPS": steps(rotary_dim // 2), "REST_STEPS": steps(head_dim - rotary_dim),
+            "FORM": form.value, "IS_SPREAD": is_spread,
+            "PAIR_STEPS": steps(rotary_dim // 2), "REST_STEPS": steps(head_dim - rotary_dim),
             "PAIR_FACTOR": 2.0 ** (-0.5 - steps(rotary_dim // 2) / 2), "REST_FACTOR": 2.0 ** (-steps(head_dim - rotary_dim) / 2),
             "BLOCK_B": block_b, "BLOCK_P": triton.next_power_of_2(max(rotary_dim // 2, 1)),
             "BLOCK_REST": triton.next_power_of_2(max(head_dim - rotary_dim, 1)), "BLOCK_E": triton.next_power_of_2(size),

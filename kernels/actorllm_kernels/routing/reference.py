@@ -1,7 +1,7 @@
 """What choosing experts means, in torch operators: the specification.
 
-The best of all experts after "Mixtral of Experts" (arXiv 2401.04088); of groups of experts after DeepSeek-V2 (arXiv 2405.04434) and V3
-(arXiv 2412.19437). Legend: T tokens, E experts, K experts of one token.
+The best of all experts after "Mixtral of Experts" (arXiv 2401.04088); of groups of experts after DeepSeek-V2 (arXiv 2405.04434)
+and V3 (arXiv 2412.19437). Legend: T tokens, E experts, K experts of one token.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """From logits to tokens, every row by its own parameters: penalties, adjustments, and the draw by seed and position.
 
-`reference` specifies it; `cpu` is a C++ kernel for greedy rows, `triton` are the kernels for GPUs, which find the edges of top-k and
-top-p without sorting. Logits are float32, and are changed in place. Legend: R device rows, S samples, V vocabulary.
+`reference` specifies it; `cpu` is a C++ kernel for greedy rows, `triton` are the kernels for GPUs, which find the edges of top-k
+and top-p without sorting. Logits are float32, and are changed in place. Legend: R device rows, S samples, V vocabulary.
 """
 
 from types import ModuleType
@@ -29,7 +29,8 @@ def draw(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, rows: Rows, 
     """[S] int64, see `reference.draw`; the fastest way there is here."""
     if not needs.is_random and cpu.suits(logits_SV):
         return cpu.best(logits_SV)
-    return kernels_for(logits_SV, "draw" if needs.is_random else "greedy").draw(logits_SV, rows_S, positions_S, rows=rows, needs=needs)
+    kernels = kernels_for(logits_SV, "draw" if needs.is_random else "greedy")
+    return kernels.draw(logits_SV, rows_S, positions_S, rows=rows, needs=needs)
 
 
 def count(ids_S: Tensor, rows_S: Tensor, seen: Seen) -> None:

@@ -1,8 +1,8 @@
 """What sampling means, in torch operators: the specification.
 
-The order is the one of vLLM and Hugging Face's generate: penalties, adjustments (bias, bans), temperature, top-k, top-p, min-p. Then
-one uniform number picks a token by the inverse of the cumulative distribution in the order of ids: an order that
-rounding cannot change, so every rank and device picks the same token up to rounding of the probabilities themselves.
+The order is the one of vLLM and Hugging Face's generate: penalties, adjustments (bias, bans), temperature, top-k, top-p, min-p.
+Then one uniform number picks a token by the inverse of the cumulative distribution in the order of ids: an order that rounding
+cannot change, so every rank and device picks the same token up to rounding of the probabilities themselves.
 
 Legend: R device rows, S samples, A some of the samples, B adjusted tokens of a row, V vocabulary, P parameters.
 """

@@ -34,8 +34,8 @@ class Workspace:
     """What the launches hand on to each other, for at most as many samples as its first axis holds.
 
     `best_SP` float32 and `id_SP` int32: of each part the best logit, and its first token. `sums_2SPJ` int64: what each value of a
-    digit holds, of an even and an odd pass; `states` int64 [8, S, 2] the prefix and goal of every pass. `edges` int64 [2, S, 2]: where
-    top-k and where everything ends. `mass` int64 [S, P, 2]: weight and ties of each part.
+    digit holds, of an even and an odd pass; `states` int64 [8, S, 2] the prefix and goal of every pass. `edges` int64 [2, S, 2]:
+    where top-k and where everything ends. `mass` int64 [S, P, 2]: weight and ties of each part.
     """
 
     best_SP: Tensor
@@ -76,7 +76,7 @@ def adjust(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adjustment
 
 
 def draw(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, rows: Rows, needs: Needs) -> Tensor:
-    """As the reference's; where two ways to compute exp round otherwise, the edge of top-p may be another of nearly equal tokens."""
+    """As the reference's; the edge of top-p may be another of nearly equal tokens, where two ways to compute exp round otherwise."""
     ids_S = torch.empty(len(logits_SV), dtype=torch.int64, device=logits_SV.device)
     for launch in launches(logits_SV, rows_S, positions_S, rows=rows, needs=needs, ids_S=ids_S):
         launch.run()
@@ -151,7 +151,8 @@ def penalize_launch(logits_SV: Tensor, rows_S: Tensor, seen: Seen, *, rows: Rows
         (num_samples, triton.cdiv(vocab_size, BLOCK)),
         {
             "logit_ptr": logits_SV, "row_ptr": rows_S, "parameter_ptr": rows.parameters_RP, "output_ptr": seen.output_RV,
-            "prompt_ptr": seen.prompt_RV.view(torch.uint8), "row_stride": logits_SV.stride(0), "column_stride": logits_SV.stride(1),
+            "prompt_ptr": seen.prompt_RV.view(torch.uint8),
+            "row_stride": logits_SV.stride(0), "column_stride": logits_SV.stride(1),
         },
         {"V": vocab_size, "BLOCK": BLOCK},
         is_fused=False,  # the reference rounds products, and the largest of nearly equal logits is to be the same

@@ -1,7 +1,7 @@
 """Token ids that never leave the device: what one step samples by rows, the next one reads; and the tables of tokens' slots.
 
-`reference` specifies it; `cpu` are the C++ kernels, `triton` those for GPUs. Legend: T tokens of a batch, S samples, R device rows,
-C positions of a sequence.
+`reference` specifies it; `cpu` are the C++ kernels, `triton` those for GPUs. Legend: T tokens of a batch, S samples, R device
+rows, C positions of a sequence.
 """
 
 from types import ModuleType

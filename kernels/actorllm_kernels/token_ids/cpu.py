@@ -1,4 +1,7 @@
-"""Ids and slots by the C++ kernels: torch's operators for a few numbers cost more than the numbers. All tensors are int64, tables int32."""
+"""Ids and slots by the C++ kernels: torch's operators for a few numbers cost more than the numbers.
+
+All tensors are int64, tables int32.
+"""
 
 from ctypes import c_int64, c_void_p
 

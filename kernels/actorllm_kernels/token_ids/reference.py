@@ -1,4 +1,7 @@
-"""What handing on sampled ids and entering slots mean, in torch operators: the specification. All tensors are int64, but tables int32."""
+"""What handing on sampled ids and entering slots mean, in torch operators: the specification.
+
+All tensors are int64, but tables int32.
+"""
 
 import torch
 from torch import Tensor
