@@ -25,6 +25,8 @@ SHARED_KIB = {
 """Shared memory that a program may have, by compute capability, from 8.0 on as Triton supports (CUDA's programming guide)."""
 LEAST_SHARED_KIB = min(SHARED_KIB.values())
 """Of a GPU that is not listed."""
+PADDED = frozenset({"head_dim"})
+"""Sizes that tiles hold up to the next power of two: by that they take registers and shared memory."""
 OTHER_GPU = 100.0
 """Distance: any shape on this GPU is nearer than a like shape on another one."""
 
@@ -69,7 +71,7 @@ class Key:
         return SHARED_KIB.get(self.gpu, LEAST_SHARED_KIB)
 
     def distance(self, other: "Key") -> float:
-        """How unlike `other` is: by the ratio of each size, and of both GPUs' shared memory.
+        """How unlike `other` is: by the ratio of each size, of what tiles are padded to, and of both GPUs' shared memory.
 
         Infinite where it cannot stand for this key: with other sizes, or chosen for a GPU that has more shared memory.
         """
@@ -77,6 +79,7 @@ class Key:
         if self.kernel != other.kernel or mine.keys() != theirs.keys():
             return math.inf
         shape = sum(abs(math.log2(mine[name] / theirs[name])) for name in mine)
+        shape += sum(abs((mine[name] - 1).bit_length() - (theirs[name] - 1).bit_length()) for name in PADDED & mine.keys())
         if self.gpu == other.gpu:
             return shape
         if self.shared_kib < other.shared_kib:

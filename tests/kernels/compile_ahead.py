@@ -259,7 +259,7 @@ def every() -> Iterator[tuple[str, list[Launch]]]:
 
 def every_attention() -> Iterator[tuple[str, list[Launch]]]:
     """Every head size, group, form and dtype; of decode, which must not spill, plainly and with extras, in one part and in many."""
-    all_heads, sizes = ((64, 8), (48, 1), (32, 32)), (64, 80, 96, 128, 256)
+    all_heads, sizes = ((64, 8), (48, 1), (32, 32)), (64, 72, 80, 96, 100, 112, 128, 160, 192, 256)
     floats, codes = (torch.bfloat16, torch.float16), (torch.int8, torch.float8_e4m3fn)
     forms = [*zip((*floats, torch.float32), (*floats, torch.float32), strict=True), *itertools.product(codes, floats)]
     for heads, head_dim, (form, dtype), extras in itertools.product(all_heads, sizes, forms, (False, True)):
@@ -269,8 +269,6 @@ def every_attention() -> Iterator[tuple[str, list[Launch]]]:
             yield f"{name}, {num_rows} rows", rows
         if dtype != torch.float16 and (extras or heads == (64, 8)):
             yield name, attention(512, heads, head_dim, form=form, extras=extras)
-    for form, query_len in itertools.product((torch.bfloat16, torch.int8, torch.float32), (1, 512)):  # values in tiles of 256
-        yield f"64:8 heads, 160, {form}", attention(query_len, (64, 8), 160, form=form)
     for num_heads, (form, dtype), query_len in itertools.product((16, 128), forms, (1, 512)):
         latent = attention(query_len, (num_heads, 1), 576, form=form, of_bytes=dtype, value_dim=512)
         yield f"latent, {num_heads} heads, {form} beside {dtype}", latent

@@ -174,6 +174,14 @@ def test_a_window_is_cut_into_no_more_parts_than_it_is_long(monkeypatch):
     assert parts[None] > parts[512] > parts[1] == 1
 
 
+@pytest.mark.parametrize(("head_dim", "step"), [(128, 16), (72, 8), (100, 4), (33, 1)])
+def test_heads_are_known_to_lie_apart_in_multiples_of_a_power_of_two(head_dim, step):
+    pool = torch.zeros(9, 2, 2 * head_dim, device=DEVICE)
+    k, v = pool.split(head_dim, dim=2)
+    assert triton.step_of(triton.Pools(k.contiguous(), v.contiguous())) == step
+    assert triton.step_of(triton.Pools(k, v)) == min(2 * step, 16), "of which each head has the half"
+
+
 def test_the_number_of_rows_is_no_constant_of_prefill():
     found = []
     for num_rows in (1, 2, 3, 16):

@@ -55,6 +55,13 @@ def test_an_unknown_shape_takes_the_nearest():
     assert configuration(key(gpu="sm_120")) in read(SHIPPED).values()
 
 
+@pytest.mark.parametrize(("head_dim", "padded"), [(48, 64), (65, 128), (72, 128), (112, 128), (144, 256), (192, 256), (512, 512)])
+def test_a_head_takes_the_configuration_of_what_it_is_padded_to(head_dim, padded):
+    assert nearest(key(head_dim), [key(size) for size in (32, 64, 128, 256, 512, 576)]) == key(padded)
+    if head_dim < padded:
+        assert nearest(key(head_dim), [key(padded), key(head_dim + 1)]) == key(head_dim + 1), "nearer yet: padded alike"
+
+
 def test_what_was_measured_goes_first():
     store(key(), ONE)
     assert configuration(key()) == ONE

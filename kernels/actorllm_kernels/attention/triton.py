@@ -13,6 +13,7 @@ Legend: T tokens of the batch, B its rows, H query heads, K key/value heads, D h
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from actorllm_kernels.attention.keys import RaggedKeys
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_programs_that_fill
 from actorllm_kernels.launch import (
+    ALIGNMENT,
     INTERPRETED,
     LANGUAGE_TYPES,
     LEAST_SIDE,
@@ -234,8 +236,13 @@ def _constants(q_THD: Tensor, pools: Pools, keys: RaggedKeys, *, scores: Scores)
         "FORM": FORMS.get(pools.k_NKD.dtype, PLAIN).value,
         "V_IN_K": pools.values_begin_keys and size == first,
         "D": head_dim, "D1": first, "D2": second, "E": size, "E_BLOCK": max(triton.next_power_of_2(size), LEAST_SIDE),
-        "DTYPE": product_type(q_THD.dtype),
+        "DTYPE": product_type(q_THD.dtype), "STEP": step_of(pools),
     }  # fmt: skip
+
+
+def step_of(pools: Pools) -> int:
+    """The largest power of two, up to what wide loads need, that heads and tokens of the pools lie apart in multiples of."""
+    return math.gcd(ALIGNMENT, *(pool.stride(axis) for pool in (pools.k_NKD, pools.v_NKE) for axis in (0, 1)))
 
 
 def split_size(head_dim: int) -> tuple[int, int]:

@@ -21,6 +21,13 @@ INT8_LIFT: tl.constexpr = tl.constexpr(64.0)
 
 
 @triton.jit
+def stepped(index, stride, STEP: tl.constexpr):
+    """`index * stride`, a multiple of STEP as the stride is: Triton itself looks for multiples of 16 alone, and would load rows
+    that lie apart otherwise value by value."""
+    return tl.multiple_of(index * stride, STEP)
+
+
+@triton.jit
 def load_part(ptr, offset_M, is_row_M, SIZE: tl.constexpr, START: tl.constexpr, BLOCK: tl.constexpr):
     """[M, BLOCK]: values START .. START + BLOCK of the rows of SIZE values at `offset_M`; zeros where there is none."""
     column = START + tl.arange(0, BLOCK)
@@ -49,7 +56,7 @@ def attend_keys(
     k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, slot_ptr, k_stride, v_stride, scale_stride, kv_head, scale, cap, window,
     HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_WINDOW: tl.constexpr, IS_MASKED: tl.constexpr,
     FORM: tl.constexpr, V_IN_K: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
-    E: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, DTYPE: tl.constexpr,
+    E: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, DTYPE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Go on with a softmax (mixture, largest score and sum of exponents so far) over the keys `begin .. end - 1` of one row.
 
@@ -59,13 +66,13 @@ def attend_keys(
         key_N = first + tl.arange(0, BLOCK_N)
         is_key_N = key_N < end
         row_N = tl.load(slot_ptr + key_N, mask=is_key_N, other=0).to(tl.int64)
-        k1 = decoded(load_part(k_ptr, row_N * k_stride, is_key_N, D, 0, D1), FORM, DTYPE)
+        k1 = decoded(load_part(k_ptr, stepped(row_N, k_stride, STEP), is_key_N, D, 0, D1), FORM, DTYPE)
         scores_MN = tl.dot(q1, tl.trans(k1), input_precision="ieee")
         HAS_PARTS: tl.constexpr = V_IN_K and FORM != PLAIN  # a latent and a rotated key, with a factor each
         if HAS_PARTS:
             scores_MN *= load_scales(k_scale_ptr, row_N, is_key_N, scale_stride, 0, FORM)[None, :]
         if D2 > 0:
-            k2 = decoded(load_part(k_ptr, row_N * k_stride, is_key_N, D, D1, D2), FORM, DTYPE)
+            k2 = decoded(load_part(k_ptr, stepped(row_N, k_stride, STEP), is_key_N, D, D1, D2), FORM, DTYPE)
             if HAS_PARTS:
                 more_MN = tl.dot(q2, tl.trans(k2), input_precision="ieee")
                 scores_MN += more_MN * load_scales(k_scale_ptr, row_N, is_key_N, scale_stride, 1, FORM)[None, :]
@@ -93,7 +100,7 @@ def attend_keys(
         shrink_M = tl.exp2(max_M - base_M)
         sum_M = sum_M * shrink_M + tl.sum(share_MN, axis=1)
         max_M = new_max_M
-        v = k1 if V_IN_K else decoded(load_part(v_ptr, row_N * v_stride, is_key_N, E, 0, E_BLOCK), FORM, DTYPE)
+        v = k1 if V_IN_K else decoded(load_part(v_ptr, stepped(row_N, v_stride, STEP), is_key_N, E, 0, E_BLOCK), FORM, DTYPE)
         if FORM != PLAIN:
             factor_N = load_scales(v_scale_ptr, row_N, is_key_N, scale_stride, kv_head, FORM)
             share_MN *= (factor_N * INT8_LIFT if FORM == INT8 else factor_N)[None, :]
@@ -135,6 +142,7 @@ def decode_kernel(
     GROUP: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr,
     FORM: tl.constexpr, V_IN_K: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, E: tl.constexpr,
     E_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, DTYPE: tl.constexpr,
+    STEP: tl.constexpr,
 ):  # fmt: skip
     """One row's only query over one part of its keys. Grid: (rows, tiles of query heads, parts). Rows of other lengths are
     `prefill_kernel`'s."""
@@ -158,9 +166,9 @@ def decode_kernel(
     acc_ME, max_M, sum_M = attend_keys(
         tl.zeros([BLOCK_M, E_BLOCK], tl.float32), tl.full([BLOCK_M], float("-inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32),
         q1, q2, tl.full([BLOCK_M], 0, tl.int32) + seq_len - 1, slope_M, begin, tl.minimum(begin + size, seq_len),
-        k_ptr + kv_head * k_stride_h, v_ptr + kv_head * v_stride_h, k_scale_ptr, v_scale_ptr,
+        k_ptr + stepped(kv_head, k_stride_h, STEP), v_ptr + stepped(kv_head, v_stride_h, STEP), k_scale_ptr, v_scale_ptr,
         table_ptr + tl.load(entry_ptr).to(tl.int64) * table_stride, k_stride, v_stride, scale_stride, kv_head, scale, cap, window,
-        HAS_CAP, HAS_SLOPES, HAS_WINDOW, True, FORM, V_IN_K, D, D1, D2, E, E_BLOCK, BLOCK_N, DTYPE,
+        HAS_CAP, HAS_SLOPES, HAS_WINDOW, True, FORM, V_IN_K, D, D1, D2, E, E_BLOCK, BLOCK_N, DTYPE, STEP,
     )  # fmt: skip
     column = tl.arange(0, E_BLOCK)
     mask_ME = is_row_M[:, None] & (column < E)[None, :]
@@ -227,7 +235,7 @@ def prefill_kernel(
     GROUP: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr,
     FORM: tl.constexpr, V_IN_K: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, E: tl.constexpr,
     E_BLOCK: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
-    DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_Q queries of one chunk with BLOCK_H heads of one key/value head, over all their keys. Grid: (tiles of queries as
     many as there can be, tiles of query heads)."""
@@ -252,21 +260,21 @@ def prefill_kernel(
     begin = first_key(first_position + 1, 1, window, HAS_WINDOW)
     acc_ME, max_M = tl.zeros([BLOCK_Q * BLOCK_H, E_BLOCK], tl.float32), tl.full([BLOCK_Q * BLOCK_H], float("-inf"), tl.float32)
     sum_M = tl.zeros([BLOCK_Q * BLOCK_H], tl.float32)
-    k_ptr += kv_head * k_stride_h
-    v_ptr += kv_head * v_stride_h
+    k_ptr += stepped(kv_head, k_stride_h, STEP)
+    v_ptr += stepped(kv_head, v_stride_h, STEP)
     table_ptr += tl.load(entry_ptr).to(tl.int64) * table_stride
     if not HAS_WINDOW:  # the keys that every query of the tile sees need no mask
         whole = (first_position + 1) // BLOCK_N * BLOCK_N
         acc_ME, max_M, sum_M = attend_keys(
             acc_ME, max_M, sum_M, q1, q2, position_M, slope_M, begin, whole, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
             k_stride, v_stride, scale_stride, kv_head, scale, cap, window,
-            HAS_CAP, HAS_SLOPES, False, False, FORM, V_IN_K, D, D1, D2, E, E_BLOCK, BLOCK_N, DTYPE,
+            HAS_CAP, HAS_SLOPES, False, False, FORM, V_IN_K, D, D1, D2, E, E_BLOCK, BLOCK_N, DTYPE, STEP,
         )  # fmt: skip
         begin = whole
     acc_ME, max_M, sum_M = attend_keys(
         acc_ME, max_M, sum_M, q1, q2, position_M, slope_M, begin, end, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
         k_stride, v_stride, scale_stride, kv_head, scale, cap, window,
-        HAS_CAP, HAS_SLOPES, HAS_WINDOW, True, FORM, V_IN_K, D, D1, D2, E, E_BLOCK, BLOCK_N, DTYPE,
+        HAS_CAP, HAS_SLOPES, HAS_WINDOW, True, FORM, V_IN_K, D, D1, D2, E, E_BLOCK, BLOCK_N, DTYPE, STEP,
     )  # fmt: skip
     acc_ME = with_sink(acc_ME, max_M, sum_M, sink_ptr, head_M, is_row_M, HAS_SINKS, FORM)
     column = tl.arange(0, E_BLOCK)

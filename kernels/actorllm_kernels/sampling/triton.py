@@ -76,7 +76,7 @@ def adjust(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, adjustment
 
 
 def draw(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, *, rows: Rows, needs: Needs) -> Tensor:
-    """As the reference's; the edge of top-p may be another of nearly equal tokens, where two ways to compute exp round otherwise."""
+    """As the reference's; the edge of top-p may be another of nearly equal tokens where exp is rounded otherwise."""
     ids_S = torch.empty(len(logits_SV), dtype=torch.int64, device=logits_SV.device)
     for launch in launches(logits_SV, rows_S, positions_S, rows=rows, needs=needs, ids_S=ids_S):
         launch.run()
