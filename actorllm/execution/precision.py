@@ -46,9 +46,8 @@ def check_fp8(device: torch.device) -> None:
 def resolve_precision(wanted: str, stored: torch.dtype, *, device: torch.device, quantize: str | None = None) -> Precision:
     """The precision for `--dtype` `wanted`, `--quantize` and a checkpoint in `stored`. Raises `SettingsError`.
 
-    "auto" keeps a half-precision checkpoint in half precision where that computes fast: all in bfloat16 on GPUs and on processors
-    that multiply in it (AMX, AVX512-BF16). Other processors keep bfloat16 weights, which is exact and half of what is read for a
-    token, and compute in float32; they serve float16 in float32. With 4-bit linears embeddings and heads have 8 bits: they decide
+    "auto" keeps a half-precision checkpoint in half precision on GPUs: all in bfloat16. Processors keep bfloat16 weights, which is
+    exact and half of what is read for a token, and compute in float32; they serve float16 in float32. With 4-bit linears embeddings and heads have 8 bits: they decide
     the quality, and are few. Quantized to integers, processors round activations, too, and GPUs do not; as 8-bit floats they do.
     """
     if quantize == "fp8":
@@ -61,13 +60,10 @@ def resolve_precision(wanted: str, stored: torch.dtype, *, device: torch.device,
     if quantize is not None:
         dtype = torch.bfloat16 if wanted == "auto" else DTYPES[wanted]
         return Precision(dtype, WeightOnly(8 if quantize == "int8" else 4), WeightOnly(8))
-    computes_bfloat16 = device.type != "cpu" or any(
-        getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
     if wanted == "auto":
-        is_half = stored == torch.bfloat16 or (stored == torch.float16 and computes_bfloat16)
+        is_half = stored == torch.bfloat16 or (stored == torch.float16 and device.type != "cpu")
         wanted = "bfloat16" if is_half else "float32"
-    if wanted == "bfloat16" and not computes_bfloat16:
+    if wanted == "bfloat16" and device.type == "cpu":
         return Precision(torch.float32, Bf16(), Bf16())
     return Precision(DTYPES[wanted])
 

@@ -8,27 +8,18 @@ from actorllm.execution.precision import resolve_kv_dtype, resolve_precision
 from actorllm_kernels.linear import WeightOnly
 
 
-@pytest.fixture(params=[False, True], ids=["plain processor", "processor with bfloat16"])
-def computes_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: request.param)
-    return request.param
-
-
 @pytest.mark.parametrize(
-    ("wanted", "stored", "dtype", "form", "dtype_with_bfloat16"),
+    ("wanted", "stored", "dtype", "form"),
     [
-        ("auto", "float32", "float32", None, "float32"),
-        ("auto", "bfloat16", "float32", "bfloat16", "bfloat16"),
-        ("auto", "float16", "float32", None, "bfloat16"),
-        ("float32", "bfloat16", "float32", None, "float32"),
-        ("bfloat16", "float32", "float32", "bfloat16", "bfloat16"),
+        ("auto", "float32", "float32", None),
+        ("auto", "bfloat16", "float32", "bfloat16"),
+        ("auto", "float16", "float32", None),
+        ("float32", "bfloat16", "float32", None),
+        ("bfloat16", "float32", "float32", "bfloat16"),
     ],
 )
-def test_on_a_processor(computes_bfloat16, wanted, stored, dtype, form, dtype_with_bfloat16) -> None:
+def test_on_a_processor(wanted, stored, dtype, form) -> None:
     got = resolve_precision(wanted, getattr(torch, stored), device=torch.device("cpu"))
-    if computes_bfloat16:
-        dtype, form = dtype_with_bfloat16, None
     assert (got.dtype, got.form.name if got.form else None) == (getattr(torch, dtype), form)
     assert got.name == (form or dtype)
 
@@ -40,7 +31,7 @@ def test_on_a_gpu(stored, dtype) -> None:
 
 
 @pytest.mark.parametrize(("quantize", "table"), [("int8", "int8"), ("int4", "int8")])
-def test_quantized_while_loading(computes_bfloat16, quantize, table) -> None:
+def test_quantized_while_loading(quantize, table) -> None:
     got = resolve_precision("auto", torch.bfloat16, device=torch.device("cpu"), quantize=quantize)
     assert got.form is not None and got.table_form is not None
     assert (got.name, got.dtype, got.form.name, got.table_form.name) == (quantize, torch.float32, quantize, table)

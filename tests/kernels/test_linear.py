@@ -17,7 +17,8 @@ FORMS = [
     pytest.param(Int4(128), id="int4 by 128"),
 ]
 
-sizes = st.tuples(st.integers(0, 70), st.integers(1, 150), st.integers(1, 600))
+NUM_ROWS = st.integers(1, 12) | st.integers(13, 130)
+sizes = st.tuples(st.integers(0, 12) | st.integers(13, 70), st.integers(1, 150), st.integers(1, 600))
 
 
 def rows_and_weights(num_rows: int, num_outputs: int, num_inputs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,6 +64,19 @@ def test_bf16_carries_what_is_not_finite_to_its_own_row_or_output(operator, valu
     assert got[:3, :15].isfinite().all()
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_bf16_of_many_rows_keeps_what_is_not_finite_apart(value):
+    x_TI, w_OI = rows_and_weights(40, 20, 70)
+    x_TI[33, 69] = value
+    w_OI[15, 9] = value
+    got = Bf16().linear(x_TI, (packed_bf16(w_OI),), 20)
+    assert not got[33].isfinite().any() and not got[:, 15].isfinite().any()
+    got[33], got[:, 15], x_TI[33, 69], w_OI[15, 9] = 0, 0, 0, 0
+    expected = x_TI @ w_OI.bfloat16().float().T
+    expected[33], expected[:, 15] = 0, 0
+    close(got, expected)
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_bf16_with_denormals(operator):
     x_TI, w_OI = torch.full((2, 16), 1e-40), torch.ones(3, 16)
@@ -84,7 +98,7 @@ def exact_codes(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 @settings(deadline=None, max_examples=25)
-@given(st.tuples(st.integers(1, 70), st.integers(1, 100), st.integers(1, 600)), st.integers(0, 99))
+@given(st.tuples(NUM_ROWS, st.integers(1, 100), st.integers(1, 600)), st.integers(0, 99))
 def test_int8_is_the_exact_product_of_codes(operator, shape, seed):
     x_TI, w_OI = rows_and_weights(*shape, seed)
     codes_TI, scales_T = exact_codes(x_TI)
@@ -97,7 +111,7 @@ def test_int8_is_the_exact_product_of_codes(operator, shape, seed):
 @pytest.mark.parametrize("operator", OPERATORS)
 @settings(deadline=None, max_examples=25)
 @given(
-    st.tuples(st.integers(1, 70), st.integers(1, 100), st.integers(1, 600)), st.sampled_from([32, 64, 128]), st.integers(0, 99)
+    st.tuples(NUM_ROWS, st.integers(1, 100), st.integers(1, 600)), st.sampled_from([32, 64, 128]), st.integers(0, 99)
 )
 def test_int4_is_the_product_of_codes(operator, shape, group_len, seed):
     x_TI, w_OI = rows_and_weights(*shape, seed)
@@ -161,16 +175,18 @@ def test_codes_are_near_the_values(form, most):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 6, 7, 13, 40])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 6, 7, 13, 40, 120])
 def test_a_row_does_not_depend_on_its_mates(form, num_rows):
+    """But for the order in which floats are summed; few rows are codes, whose sums are exact."""
+    has_exact_sums = not isinstance(form, Bf16) and (num_rows < 96 or isinstance(form, Int8))
     x_TI, w_OI = rows_and_weights(num_rows, 75, 300)
     packed = form.pack(form.codes(w_OI))
     together = form.linear(x_TI, packed, 75)
     for row in range(num_rows):
         alone = form.linear(x_TI[row : row + 1], packed, 75)
-        if library() is not None:
+        if library() is not None and has_exact_sums:
             assert torch.equal(together[row : row + 1], alone)
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -44,7 +44,7 @@ def test_rows_of_tables(num_tokens: int, num_rows: int, size: int, seed: int) ->
     w, ids = torch.randn(num_rows, size + 3, generator=torch.Generator().manual_seed(seed))[:, :size], ints((num_tokens,), num_rows, seed)
     assert embedding.cpu.embedding(ids, w).equal(w[ids])
     packed = reference.pack_bf16(reference.bf16_codes(w))
-    assert linear.cpu.rows_bf16(packed, ids).equal(reference.rows_bf16(packed, ids))
+    assert linear.cpu.rows_bf16(packed, ids, size).equal(reference.rows_bf16(packed, ids, size))
     packed, scales = reference.pack_int8(*reference.int8_codes(w))
     assert linear.cpu.rows_int8(packed, scales, ids, size).equal(reference.rows_int8(packed, scales, ids, size))
     packed, scales = reference.pack_int4(*reference.int4_codes(w, 32), 32)

@@ -1,6 +1,7 @@
 // Products of tiles by Intel's AMX: 16 rows with the 16 outputs of a panel, 64 bytes of inputs at a time, which is how weights lie.
 //
-// Rows lie as [tile, part, chunk, 16, 64 bytes]; what a tile has beyond the last row is multiplied, and not kept. Sums are of all parts.
+// Rows lie as [tile, part, chunk, 16, 64 bytes]; what a tile has beyond the last row is multiplied, and not kept. Values that a half does
+// not hold are sums of several, parts: of rows, or of panels, [panel, part, chunk, 16, 64 bytes].
 //
 // Legend: R tiles of rows, P panels.
 #pragma once
@@ -28,13 +29,16 @@ constexpr int64_t TILE = ROWS * BYTES;
 // While it lives its thread can multiply tiles. Other libraries shape them otherwise, so it lives no longer than a kernel's call.
 class Shaped {
 public:
-    Shaped() {
+    explicit Shaped(int bytes = BYTES) {  // of inputs that are multiplied at a time
         struct {
             uint8_t palette = 1, start = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
             uint8_t rows[16] = {};
         } shape;
-        for (int i = 0; i < 8; i++) shape.row_bytes[i] = BYTES, shape.rows[i] = ROWS;
+        for (int i = 0; i < 8; i++) {  // 0 to 3 are for sums, 4 and 5 for rows, 6 and 7 for panels
+            shape.row_bytes[i] = i == 4 || i == 5 ? bytes : BYTES;
+            shape.rows[i] = i < 6 ? ROWS : bytes / 4;
+        }
         _tile_loadconfig(&shape);
     }
     ~Shaped() { _tile_release(); }
@@ -44,14 +48,16 @@ public:
 struct Rows {
     const char* tiles;
     int num_tiles, num_parts, num_chunks;
-    const char* tile(int i) const { return tiles + i * num_parts * num_chunks * TILE; }
+    const char* at(int tile, int part, int chunk) const {
+        return tiles + ((int64_t(tile) * num_parts + (num_parts > 1 ? part : 0)) * num_chunks + chunk) * TILE;
+    }
 };
 
-// Neighbouring panels, whose last chunks may be shorter: they are filled up with zeros in a place of their own.
+// Neighbouring panels. The last chunk of what lies anywhere may be shorter: it is filled up with zeros in a place of its own.
 struct Panels {
     const char* first;
-    int64_t bytes;  // of a panel
-    int num;
+    int64_t bytes, part_bytes = 0;
+    int num, num_parts = 1;
     int num_whole;  // chunks
     alignas(64) char last[GROUP][TILE];
 
@@ -63,7 +69,15 @@ struct Panels {
                 memset(last[i] + rest, 0, TILE - rest);
             }
     }
-    const char* chunk(int panel, int i) const { return i < num_whole ? first + panel * bytes + i * TILE : last[panel]; }
+
+    // Of whole chunks.
+    Panels(const char* panels, int num_panels, int parts, int num_chunks)
+        : first(panels), bytes(parts * num_chunks * TILE), part_bytes(num_chunks * TILE), num(num_panels), num_parts(parts),
+          num_whole(num_chunks) {}
+
+    const char* at(int panel, int part, int chunk) const {
+        return chunk < num_whole ? first + panel * bytes + part * part_bytes + chunk * TILE : last[panel];
+    }
 };
 
 #define MULTIPLY(sums, rows, panel) \
@@ -80,14 +94,15 @@ void products(const Rows& rows, int tile, const Panels& panels, int panel, Sum (
     _tile_zero(2);
     _tile_zero(3);
     for (int chunk = 0; chunk < rows.num_chunks; chunk++)
-        for (int part = 0; part < rows.num_parts; part++) {
-            const int64_t at = (int64_t(part) * rows.num_chunks + chunk) * TILE;
-            _tile_loadd(4, rows.tile(tile) + at, BYTES);
-            if constexpr (R == 2) _tile_loadd(5, rows.tile(tile + 1) + at, BYTES);
-            _tile_loadd(6, panels.chunk(panel, chunk), BYTES);
+        for (int part = 0; part < std::max(rows.num_parts, panels.num_parts); part++) {
+            _tile_loadd(4, rows.at(tile, part, chunk), BYTES);
+            if constexpr (R == 2) {
+                _tile_loadd(5, rows.at(tile + 1, part, chunk), BYTES);
+            }
+            _tile_loadd(6, panels.at(panel, part, chunk), BYTES);
             MULTIPLY(0, 4, 6);
             if constexpr (P > 1) {
-                _tile_loadd(7, panels.chunk(panel + 1, chunk), BYTES);
+                _tile_loadd(7, panels.at(panel + 1, part, chunk), BYTES);
                 MULTIPLY(1, 4, 7);
             }
             if constexpr (R == 2) {
@@ -97,11 +112,11 @@ void products(const Rows& rows, int tile, const Panels& panels, int panel, Sum (
                 MULTIPLY(3, 5, 7);
             }
             if constexpr (P > 2) {
-                _tile_loadd(6, panels.chunk(panel + 2, chunk), BYTES);
+                _tile_loadd(6, panels.at(panel + 2, part, chunk), BYTES);
                 MULTIPLY(2, 4, 6);
             }
             if constexpr (P > 3) {
-                _tile_loadd(7, panels.chunk(panel + 3, chunk), BYTES);
+                _tile_loadd(7, panels.at(panel + 3, part, chunk), BYTES);
                 MULTIPLY(3, 4, 7);
             }
         }
@@ -123,8 +138,10 @@ void multiply(const Rows& rows, int begin, int end, const Panels& panels, Finish
             for (int i = 0; i < P; i++) finish(tile + r, panel + i, sums[r * P + i]);
     };
     int tile = begin;
-    for (; tile + 2 <= end; tile += 2) by_tiles<2>(0, panels.num, [&](int panel, auto P) { run(tile, panel, std::integral_constant<int, 2>{}, P); });
-    if (tile < end) by_tiles<4>(0, panels.num, [&](int panel, auto P) { run(tile, panel, std::integral_constant<int, 1>{}, P); });
+    constexpr std::integral_constant<int, 1> one;
+    constexpr std::integral_constant<int, 2> two;
+    for (; tile + 2 <= end; tile += 2) by_tiles<2>(0, panels.num, [&](int panel, auto P) { run(tile, panel, two, P); });
+    if (tile < end) by_tiles<4>(0, panels.num, [&](int panel, auto P) { run(tile, panel, one, P); });
 }
 
 }  // namespace amx

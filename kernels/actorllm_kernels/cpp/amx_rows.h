@@ -41,8 +41,9 @@ struct CodedRows {
     std::vector<float> scales;
     int8_t* codes;
 
-    void resize(int num_rows, int num_inputs) {
-        M = num_rows, K = num_inputs, num_tiles = (M + ROWS - 1) / ROWS, num_chunks = (K + BYTES - 1) / BYTES;
+    // For rows of `num_inputs`, which are filled up with zeros to `padded` and further to whole chunks.
+    void resize(int num_rows, int num_inputs, int padded) {
+        M = num_rows, K = num_inputs, num_tiles = (M + ROWS - 1) / ROWS, num_chunks = (padded + BYTES - 1) / BYTES;
         codes = reinterpret_cast<int8_t*>(tiles.resize(int64_t(num_tiles) * num_chunks * TILE));
         if (scales.size() < size_t(M)) scales.resize(M);
     }
@@ -53,7 +54,7 @@ struct CodedRows {
         const RowScale of(x, K);
         scales[row] = of.scale;
         int8_t* to = codes + (int64_t(row / ROWS) * num_chunks * ROWS + row % ROWS) * BYTES;
-        for (int begin = 0; begin < K; begin += BYTES, to += TILE)
+        for (int begin = 0; begin < num_chunks * BYTES; begin += BYTES, to += TILE)
             for (int k = begin; k < begin + BYTES; k += VL) {
                 vb some = {};
                 if (of.factor && k + VL <= K) {
@@ -71,13 +72,51 @@ private:
     Tiles tiles;
 
     static vb codes_of(vf x, float factor) {
-        return __builtin_convertvector((vi)(x * factor + 12582912.0f) - 0x4b400000, vb);  // 1.5 * 2^23: adding it rounds to an integer
+        return __builtin_convertvector(__builtin_convertvector(rounded_product(x, factor), vi), vb);
     }
 };
 
-// lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels) for all of them with all panels.
+// Rows of floats as NUM sums of halves (bfloat16), as [tile, part, chunk, 16, 32]. A part is the upper half of what the parts before it
+// leave of a value, so three are the value, but for what is below the smallest normal float.
+template <int NUM>
+struct Halves {
+    int M, K, num_tiles, num_chunks;
+    char* halves;
+
+    void resize(int num_rows, int num_inputs, int padded) {
+        M = num_rows, K = num_inputs, num_tiles = (M + ROWS - 1) / ROWS, num_chunks = (padded + BYTES / 2 - 1) / (BYTES / 2);
+        halves = tiles.resize(int64_t(num_tiles) * NUM * num_chunks * TILE);
+    }
+
+    Rows rows() const { return {halves, num_tiles, NUM, num_chunks}; }
+
+    // `changed` makes what is split of a row's values.
+    template <class Changed>
+    void split(int row, const float* x, Changed changed) {
+        char* to = halves + (int64_t(row / ROWS) * NUM * num_chunks * ROWS + row % ROWS) * BYTES;
+        for (int chunk = 0; chunk < num_chunks; chunk++, to += TILE)
+            for (int i = 0; i < BYTES / 2; i += VL) {
+                const int k = chunk * (BYTES / 2) + i, num = std::clamp(K - k, 0, VL);
+                float some[VL] = {};
+                vf left = changed(load(num == VL ? x + k : static_cast<const float*>(memcpy(some, x + k, num * sizeof(float)))));
+                for (int part = 0; part < NUM; part++) {
+                    const vu upper = (vu)left & 0xffff0000u;
+                    const vh half = __builtin_convertvector(upper >> 16, vh);
+                    memcpy(to + part * num_chunks * TILE + i * 2, &half, sizeof half);
+                    left -= (vf)upper;
+                    left = left == left ? left : vf{};  // an infinity has no rest
+                }
+            }
+    }
+
+private:
+    Tiles tiles;
+};
+
+// lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels) for all of them with all panels;
+// tiles take `chunk` bytes of inputs at a time.
 template <class LayOut, class Multiply>
-void for_panels(int M, const Rows& rows, const Shares& shares, LayOut lay_out, Multiply multiply) {
+void for_panels(int M, const Rows& rows, const Shares& shares, int chunk, LayOut lay_out, Multiply multiply) {
     const int64_t tile_bytes = int64_t(rows.num_parts) * rows.num_chunks * TILE;
     const int block = int(std::clamp<int64_t>(BLOCK_BYTES / std::max<int64_t>(1, tile_bytes) / 2 * 2, 2, std::max(2, rows.num_tiles)));
     const int num_blocks = (rows.num_tiles + block - 1) / block;
@@ -91,7 +130,7 @@ void for_panels(int M, const Rows& rows, const Shares& shares, LayOut lay_out, M
 #pragma omp for schedule(static)
             for (int m = 0; m < M; m++) lay_out(m);
         }
-        const Shaped shaped;
+        const Shaped shaped(chunk);
         turns.take([&](int i) {
             const int first = i / shares.num_groups * block, group = i % shares.num_groups;
             multiply(first, std::min(rows.num_tiles, first + block), group * GROUP, shares.size(group));

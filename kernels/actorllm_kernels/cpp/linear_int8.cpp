@@ -80,10 +80,10 @@ void multiply_tiles(
     const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
     static thread_local amx::CodedRows kept;
     amx::CodedRows& coded = kept;  // this thread's, in all threads
-    coded.resize(M, K);
+    coded.resize(M, K, K);
     const int64_t panel_bytes = int64_t(K + 3) / 4 * PANEL * 4;
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
-    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int panel, int num) {
+    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), amx::BYTES, lay_out, [&](int begin, int end, int panel, int num) {
         const amx::Panels panels(w, panel_bytes, panel, num);
         amx::multiply<int32_t>(coded.rows(), begin, end, panels, [&](int tile, int i, const int32_t* sums) {
             const vf scale = load(scales + (panel + i) * PANEL);

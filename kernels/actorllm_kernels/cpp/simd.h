@@ -33,6 +33,12 @@ static inline vf load(const float* p) {
     return v;
 }
 
+static inline vu load_words(const void* p) {
+    vu v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
 static inline vi load_ints(const int32_t* p) {
     vi v;
     memcpy(&v, p, sizeof v);
@@ -164,6 +170,9 @@ static inline vf tanh(vf x) {
     p = p * square - 3.33332819422e-1f;
     return square < splat(0.390625f) ? x + x * square * p : far;
 }
+
+// x times factor, rounded to whole numbers, ties to even: they are below 2^22.
+static inline vf rounded_product(vf x, float factor) { return (x * factor + 12582912.0f) - 12582912.0f; }  // 1.5 * 2^23
 
 // The largest |x|; infinity or NaN if there is one. Magnitudes of floats are ordered as their bits are.
 static inline float magnitude(const float* x, int num) {

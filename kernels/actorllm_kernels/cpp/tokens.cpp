@@ -97,12 +97,12 @@ extern "C" void actorllm_code_rows_int8(
     });
 }
 
-// Rows of a table in panels [panels, K, PANEL], see linear/reference.py.
+// Rows of a table in panels [panels, K / 2, PANEL, 2], see linear/reference.py.
 extern "C" void actorllm_rows_bf16(
     const uint16_t* w, const int64_t* ids, float* out, int64_t T, int64_t K, int64_t num_rows, int num_threads) {
     take_rows(ids, out, T, K, num_rows, num_threads, [&](int64_t row, float* to) {
-        const uint16_t* from = w + row / PANEL * K * PANEL + row % PANEL;
-        for (int64_t k = 0; k < K; k++) to[k] = widen(from[k * PANEL]);
+        const uint16_t* from = w + (row / PANEL * ((K + 1) / 2) * PANEL + row % PANEL) * 2;
+        for (int64_t k = 0; k < K; k++) to[k] = widen(from[k / 2 * PANEL * 2 + k % 2]);
     });
 }
 

@@ -87,7 +87,7 @@ class Bf16:
         return (reference.pack_bf16(codes[0]),)
 
     def rows(self, packed: Tensors, outputs: Tensor, num_inputs: int) -> Tensor:
-        return (cpu if cpu.suits_lookup(packed[0], outputs) else reference).rows_bf16(packed[0], outputs)
+        return (cpu if cpu.suits_lookup(packed[0], outputs) else reference).rows_bf16(packed[0], outputs, num_inputs)
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_bf16(x_TI, packed[0], num_outputs)

@@ -26,14 +26,14 @@ def suits(x_TI: Tensor) -> bool:
     return x_TI.device.type == "cpu" and x_TI.dtype == torch.float32 and library() is not None
 
 
-def linear_bf16(x_TI: Tensor, packed_PIB: Tensor, num_outputs: int) -> Tensor:
+def linear_bf16(x_TI: Tensor, packed_PJB2: Tensor, num_outputs: int) -> Tensor:
     """See `reference.linear_bf16`."""
     x_TI = _rows(x_TI)
     num_rows, num_inputs = x_TI.shape
-    assert packed_PIB.is_contiguous() and packed_PIB.shape[1] == num_inputs
+    assert packed_PJB2.is_contiguous() and packed_PJB2.shape[1] == -(-num_inputs // 2)
     out_TO = torch.empty(num_rows, num_outputs)
     function("actorllm_linear_bf16", _BF16)(
-        x_TI.data_ptr(), x_TI.stride(0), packed_PIB.data_ptr(), out_TO.data_ptr(),
+        x_TI.data_ptr(), x_TI.stride(0), packed_PJB2.data_ptr(), out_TO.data_ptr(),
         num_rows, num_outputs, num_inputs, torch.get_num_threads(),
     )  # fmt: skip
     return out_TO
@@ -90,12 +90,12 @@ def code_rows_int8(codes_OI: Tensor, scales_O: Tensor, outputs_T: Tensor) -> Ten
     return out_TI
 
 
-def rows_bf16(packed_PIB: Tensor, outputs_T: Tensor) -> Tensor:
+def rows_bf16(packed_PJB2: Tensor, outputs_T: Tensor, num_inputs: int) -> Tensor:
     """See `reference.rows_bf16`."""
-    outputs_T, num_rows, num_inputs = outputs_T.contiguous(), packed_PIB.shape[0] * PANEL, packed_PIB.shape[1]
+    outputs_T, num_rows = outputs_T.contiguous(), packed_PJB2.shape[0] * PANEL
     out_TI = torch.empty(len(outputs_T), num_inputs)
     function("actorllm_rows_bf16", (c_void_p,) * 3 + _ROWS)(
-        packed_PIB.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs, num_rows,
+        packed_PJB2.data_ptr(), outputs_T.data_ptr(), out_TI.data_ptr(), len(outputs_T), num_inputs, num_rows,
         torch.get_num_threads(),
     )
     return out_TI

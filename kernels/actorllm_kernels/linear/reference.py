@@ -1,12 +1,12 @@
 """What the linears compute, in plain torch operators: the specification of the kernels, and what runs without them.
 
 Codes are the same on every device, but packed as its kernels read them. For CPUs they lie in panels: the weights of `PANEL`
-outputs for one input (or four) are neighbours, so that a product reads memory in one direction; integer products round each row
+outputs for two inputs (or four) are neighbours, so that a product reads memory in one direction; integer products round each row
 of activations to 8 bits with a scale of its own, after LLM.int8() (arXiv 2208.07339) without outliers. For GPUs they lie output
 by output (`IntWeight`), and activations stay as they are. Groups of 4-bit weights have scales after GPTQ's (arXiv 2210.17323).
 
-Legend: T rows (tokens), I inputs, O outputs, P panels, B = PANEL outputs of one panel, Q quads of inputs, E octets of
-inputs, G groups of inputs.
+Legend: T rows (tokens), I inputs, O outputs, P panels, B = PANEL outputs of one panel, J pairs, Q quads and E octets
+of inputs, G groups of inputs.
 """
 
 import math
@@ -39,20 +39,20 @@ def bf16_codes(w_OI: Tensor) -> Tensor:
 
 
 def pack_bf16(w_OI: Tensor) -> Tensor:
-    """[P, I, B] bfloat16: the weights in panels, the last one filled up with zeros."""
-    whole = _filled(w_OI, outputs=PANEL)
-    return whole.view(len(whole) // PANEL, PANEL, whole.shape[1]).transpose(1, 2).contiguous()
+    """[P, J, B, 2] bfloat16: the weights in panels, pairs of inputs side by side; what is missing of the last ones is filled with zeros."""
+    whole = _filled(w_OI, outputs=PANEL, inputs=2)
+    return whole.view(len(whole) // PANEL, PANEL, whole.shape[1] // 2, 2).transpose(1, 2).contiguous()
 
 
-def rows_bf16(packed_PIB: Tensor, outputs: Tensor) -> Tensor:
+def rows_bf16(packed_PJB2: Tensor, outputs: Tensor, num_inputs: int) -> Tensor:
     """[len(outputs), I] float32: rows of the matrix that was packed."""
-    return packed_PIB[outputs // PANEL, :, outputs % PANEL].to(torch.float32)
+    return packed_PJB2[outputs // PANEL, :, outputs % PANEL].flatten(1)[:, :num_inputs].to(torch.float32)
 
 
-def linear_bf16(x_TI: Tensor, packed_PIB: Tensor, num_outputs: int) -> Tensor:
+def linear_bf16(x_TI: Tensor, packed_PJB2: Tensor, num_outputs: int) -> Tensor:
     """[T, O] float32: `x @ w.T` of float32 rows and packed bfloat16 weights, as if the weights were float32."""
-    w_OI = packed_PIB.to(torch.float32).transpose(1, 2).flatten(0, 1)
-    return x_TI @ w_OI[:num_outputs].T
+    w_OI = packed_PJB2.to(torch.float32).transpose(1, 2).flatten(2).flatten(0, 1)
+    return x_TI @ w_OI[:num_outputs, : x_TI.shape[1]].T
 
 
 def _filled(w_OI: Tensor, *, outputs: int, inputs: int = 1) -> Tensor:
