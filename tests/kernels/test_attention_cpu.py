@@ -74,6 +74,27 @@ def test_bfloat16_pools_are_read_exactly():
     close(got, pool.attend(reference))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_with_values_that_are_not_finite(dtype):
+    pool = Pool([(40, 90), (40, 60), (40, 50)], 4, 2, head_dim=40)
+    pool.k, pool.v = pool.k.to(dtype), pool.v.to(dtype)
+    expected = pool.attend(cpu)
+    pool.k[pool.table[0, 45], 1], pool.v[pool.table[2, 9], 0] = torch.nan, torch.inf
+    got = pool.attend(cpu)
+    close(got[:40, :2], expected[:40, :2])
+    close(got[40:80], expected[40:80])
+    close(got[80:, 2:], expected[80:, 2:])
+    assert got[:40, 2:].isnan().all() and (got[80:, :2] == torch.inf).all()
+
+
+def test_many_rows_with_the_largest_values():
+    pool = Pool([(40, 90)], 4, 2, head_dim=40)
+    pool.v[pool.table[0, 45]] = torch.finfo(torch.float32).max  # as a bfloat16 it would be infinite
+    expected = pool.attend(reference)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(pool.attend(cpu), expected, atol=0, rtol=1e-5)
+
+
 def test_values_of_another_size_than_keys():
     pool = Pool([(1, 90), (12, 33)], 4, 2, head_dim=48)
     whole = pool.attend(reference)

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from actorllm_kernels import native
+from actorllm_kernels import attention, native
 from actorllm_kernels.linear import cpu, reference
+from tests.kernels.ragged_pool import Pool
+from tests.kernels.test_attention_cpu import close
+from tests.kernels.test_int8_cache_cpu import int8_pool
 
 EMULATED = Path(__file__).parent / "emulated"
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -20,12 +23,12 @@ SHAPES = [(1, 1, 1), (1, 130, 64), (2, 16, 31), (3, 17, 33), (5, 100, 257), (6, 
 
 
 @pytest.fixture(scope="module", params=PATHS)
-def linears(request, tmp_path_factory):
-    """The linears' kernels, compiled for a processor that has the instructions."""
+def kernels(request, tmp_path_factory):
+    """The kernels of linears and attention, compiled for a processor that has the instructions."""
     if native.library() is None:
         pytest.skip("needs a C++ compiler")
     folder = tmp_path_factory.mktemp("kernels")
-    for source in (*native.SOURCES.glob("*.h"), *native.SOURCES.glob("linear_*.cpp")):
+    for source in (*native.SOURCES.glob("*.h"), *native.SOURCES.glob("linear_*.cpp"), native.SOURCES / "attention.cpp"):
         shutil.copy(source, folder)
     plain = "-march=x86-64 " if IS_X86 else ""
     with pytest.MonkeyPatch.context() as patch:
@@ -35,34 +38,51 @@ def linears(request, tmp_path_factory):
         native.library.cache_clear()
         native.function.cache_clear()
         assert native.library() is not None
-        yield cpu
+        yield
     native.library.cache_clear()
     native.function.cache_clear()
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("shape", SHAPES)
-def test_products_of_codes_and_of_halves(linears, shape):
+def test_products_of_codes_and_of_halves(shape):
     num_rows, num_outputs, num_inputs = shape
     generator = torch.Generator().manual_seed(num_inputs)
     x_TI, w_OI = torch.randn(num_rows, num_inputs, generator=generator), torch.randn(num_outputs, num_inputs, generator=generator)
     packed = reference.pack_int8(*reference.int8_codes(w_OI))
-    assert torch.equal(linears.linear_int8(x_TI, *packed, num_outputs), reference.linear_int8(x_TI, *packed, num_outputs))
+    assert torch.equal(cpu.linear_int8(x_TI, *packed, num_outputs), reference.linear_int8(x_TI, *packed, num_outputs))
     for group_len in (32, 128):
         packed = reference.pack_int4(*reference.int4_codes(w_OI, group_len), group_len)
-        got = linears.linear_int4(x_TI, *packed, num_outputs)
+        got = cpu.linear_int4(x_TI, *packed, num_outputs)
         torch.testing.assert_close(got, reference.linear_int4(x_TI, *packed, num_outputs), atol=1e-4, rtol=1e-4)
     halves = reference.pack_bf16(reference.bf16_codes(w_OI))
-    got = linears.linear_bf16(x_TI, halves, num_outputs)
+    got = cpu.linear_bf16(x_TI, halves, num_outputs)
     torch.testing.assert_close(got, reference.linear_bf16(x_TI, halves, num_outputs), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("code", [-127, 127])
-def test_the_largest_codes(linears, code):
+def test_the_largest_codes(code):
     x_TI, codes_OI = torch.tensor([[1.0], [-1.0]]).repeat(4, 512), torch.full((17, 512), code, dtype=torch.int8)
     packed = reference.pack_int8(codes_OI, torch.ones(17))
-    assert torch.equal(linears.linear_int8(x_TI, *packed, 17), reference.linear_int8(x_TI, *packed, 17))
+    assert torch.equal(cpu.linear_int8(x_TI, *packed, 17), reference.linear_int8(x_TI, *packed, 17))
     packed = reference.pack_int4(codes_OI.clamp(-8, 7), torch.ones(17, 4).bfloat16(), 128)
-    torch.testing.assert_close(linears.linear_int4(x_TI, *packed, 17), reference.linear_int4(x_TI, *packed, 17))
+    torch.testing.assert_close(cpu.linear_int4(x_TI, *packed, 17), reference.linear_int4(x_TI, *packed, 17))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("head_dim", [10, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_attention(dtype, head_dim):
+    for rows, heads, window in (([(5, 70), (1, 9), (40, 40)], (6, 2), None), ([(33, 100)], (4, 4), 20), ([(20, 1100)], (1, 1), None)):
+        pool, scales = Pool(rows, *heads, head_dim=head_dim), {}
+        if dtype == torch.int8:
+            scales = int8_pool(pool)
+        pool.k, pool.v = pool.k.to(dtype), pool.v.to(dtype)
+        got = pool.attend(attention.cpu, window=window, **scales)
+        if dtype == torch.bfloat16:
+            pool.k, pool.v = pool.k.float(), pool.v.float()
+        close(got, pool.attend(attention.reference, window=window, **scales))
 
 
 @pytest.mark.skipif(not IS_X86, reason="needs a compiler for x86")

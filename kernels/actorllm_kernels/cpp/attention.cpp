@@ -3,55 +3,28 @@
 // A work item is some consecutive queries of one row with one key/value head and all query heads that share it. Its score
 // rows are written out whole while they fit the second-level cache, with one plain softmax (SlimAttention, arXiv
 // 2407.07304); longer rows go block by block with a running maximum (FlashAttention, arXiv 2205.14135). With fewer items
-// than keep the threads busy the keys are split too, and the parts are merged (flash-decoding).
+// than keep the threads busy the keys are split too, and the parts are merged (flash-decoding). Where the processor has AMX, items of
+// many rows take its tiles instead (attention_tiles.h), unless a value is infinite or NaN.
 //
 // Legend: M score rows of an item (queries x heads of the group), D head_dim of keys, E head_dim of values.
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
-#include "attention_products.h"
+#include "attention_items.h"
+#include "attention_tiles.h"
 #include "replay.h"
 
 namespace {
 
 constexpr int MAX_ROWS = 60;             // score rows of an item, unless one query has more heads
+constexpr int MIN_TILED_ROWS = 16;       // score rows that are worth AMX's tiles
+constexpr int TILED_ROWS[] = {128, 512};  // of an item, at least and at most: more share the unpacking of keys, fewer keep many threads busy
 constexpr int SCORE_FLOATS = 48 * 1024;  // 192 KiB of scores leave room for keys and values in 512 KiB
 constexpr int FEW_ROWS = 8;              // below this, keys are read where they lie instead of being transposed first
 constexpr int MIN_SPLIT = 512;           // keys that are worth a part of their own
-constexpr float MINUS_INF = -INFINITY;
-
-struct Span {
-    int32_t row, start, query_len, seq_len;
-};
-
-template <class T>
-struct Problem {
-    const float* q;
-    int64_t q_token_stride, q_head_stride;
-    Pool<T> k, v;
-    const int32_t* table;
-    int64_t table_stride;
-    const Span* spans;
-    int num_spans, num_heads, num_kv_heads, D, E;
-    float scale, soft_cap;
-    const float *sinks, *slopes;
-    int window;
-    float* out;
-    int group() const { return num_heads / num_kv_heads; }
-    bool reads_in_place(int num_rows) const { return num_rows < FEW_ROWS && k.parts < 2; }
-};
-
-struct Item {
-    int span, kv_head;
-    int first_token;       // of the item's queries, in the flat batch
-    int first_query;       // its position in the sequence
-    int num_queries;
-    int key_begin, key_end;
-    bool has_sink;         // the first part of a row's keys counts the sink
-    float* partial;        // [M, E + 2] where the parts are merged later: sums, maximum, normalizer
-};
 
 struct Scratch {
     std::vector<float> scores, keys, values, sums, maxima, normalizers, key_factors, value_factors;
@@ -99,9 +72,14 @@ const float* gather_factors(const Pool<T>& pool, int head, const int32_t* slots,
 }
 
 template <class T>
+bool reads_in_place(const Problem<T>& p, int num_rows) {
+    return num_rows < FEW_ROWS && p.k.parts < 2;
+}
+
+template <class T>
 void score_keys(const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, const float** q, int num_rows, Scratch& s, int stride) {
     float* scores = s.scores.data();
-    if (p.reads_in_place(num_rows)) {
+    if (reads_in_place(p, num_rows)) {
         by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) { scores_of_rows<M>(q + m, p.k, item.kv_head, p.D, slots, num_keys, scores + m * stride, stride); });
         return;
     }
@@ -118,7 +96,7 @@ template <class T>
 void sum_values(const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, int num_rows, Scratch& s, int stride) {
     const float* weights = s.scores.data();
     float* sums = s.sums.data();
-    if (p.reads_in_place(num_rows)) {
+    if (reads_in_place(p, num_rows)) {
         const auto value = [&](int j) { return p.v.at(slots[j], item.kv_head); };
         by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride, stride, num_keys, value, p.E, sums + m * p.E, p.E); });
         return;
@@ -146,16 +124,15 @@ void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
     s.sums.assign(size_t(num_rows) * E, 0.0f);
     s.maxima.assign(num_rows, MINUS_INF);
     s.normalizers.assign(num_rows, 0.0f);
-    if (!p.reads_in_place(num_rows)) {
+    if (!reads_in_place(p, num_rows)) {
         s.keys.resize(size_t(p.D) * TILE);
         s.values.resize(size_t(TILE) * E);
     }
     std::vector<const float*> q(num_rows);
     for (int m = 0; m < num_rows; m++) {
-        const int head = item.kv_head * group + m % group;
-        q[m] = p.q + (item.first_token + m / group) * p.q_token_stride + head * p.q_head_stride;
+        q[m] = p.query(item, m);
         if (p.sinks && item.has_sink) {
-            s.maxima[m] = p.sinks[head];
+            s.maxima[m] = p.sinks[p.head(item, m)];
             s.normalizers[m] = 1;
         }
     }
@@ -166,7 +143,7 @@ void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
         const float* value_factors = gather_factors(p.v, item.kv_head, slots + key, n, s.value_factors);
         for (int m = 0; m < num_rows; m++) {
             float* scores = s.scores.data() + size_t(m) * block;
-            const float slope = p.slopes ? p.slopes[item.kv_head * group + m % group] : 0;
+            const float slope = p.slopes ? p.slopes[p.head(item, m)] : 0;
             const int query = item.first_query + m / group;
             const float best = finish_scores(scores, key_factors, n, key, query, p.scale, p.soft_cap, slope, p.window);
             const float maximum = std::max(best, s.maxima[m]);
@@ -194,7 +171,7 @@ void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
             partial[E + 1] = s.normalizers[m];
             continue;
         }
-        float* out = p.out + (int64_t(item.first_token + m / group) * p.num_heads + item.kv_head * group + m % group) * E;
+        float* out = p.result(item, m);
         const float factor = 1 / s.normalizers[m];
         for (int e = 0; e < E; e++) out[e] = sums[e] * factor;
     }
@@ -203,11 +180,11 @@ void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
 // The parts of one item's keys, merged: each is weighted by how far its maximum lies below the best.
 template <class T>
 void merge(const Problem<T>& p, const Item* parts, int num_parts) {
-    const int group = p.group(), num_rows = parts[0].num_queries * group, E = p.E;
+    const int num_rows = parts[0].num_queries * p.group(), E = p.E;
     for (int m = 0; m < num_rows; m++) {
         float best = MINUS_INF, normalizer = 0;
         for (int i = 0; i < num_parts; i++) best = std::max(best, parts[i].partial[size_t(m) * (E + 2) + E]);
-        float* out = p.out + (int64_t(parts[0].first_token + m / group) * p.num_heads + parts[0].kv_head * group + m % group) * E;
+        float* out = p.result(parts[0], m);
         std::fill(out, out + E, 0.0f);
         for (int i = 0; i < num_parts; i++) {
             const float* partial = parts[i].partial + size_t(m) * (E + 2);
@@ -220,24 +197,19 @@ void merge(const Problem<T>& p, const Item* parts, int num_parts) {
 }
 
 template <class T>
-std::vector<Item> items_of(const Problem<T>& p) {
-    std::vector<Item> items;
-    const int block = std::max(1, MAX_ROWS / p.group());
-    for (int b = 0; b < p.num_spans; b++) {
-        const Span& span = p.spans[b];
-        for (int begin = 0; begin < span.query_len; begin += block) {
-            const int n = std::min(block, span.query_len - begin), first = span.seq_len - span.query_len + begin;
-            const int key_begin = p.window ? std::max(0, first - p.window + 1) : 0;
-            for (int head = 0; head < p.num_kv_heads; head++)
-                items.push_back({b, head, span.start + begin, first, n, key_begin, first + n, true, nullptr});
-        }
-    }
-    return items;
+int max_rows(const Problem<T>& p, int num_threads) {
+#if HAS_AMX
+    int64_t num_rows = 0;
+    for (int b = 0; b < p.num_spans; b++) num_rows += int64_t(p.spans[b].query_len) * p.num_heads;
+    return int(std::clamp<int64_t>(num_rows / (4 * num_threads), TILED_ROWS[0], TILED_ROWS[1]));
+#else
+    return MAX_ROWS;
+#endif
 }
 
 template <class T>
 void attend(const Problem<T>& p, int num_threads) {
-    std::vector<Item> whole = items_of(p), items;
+    std::vector<Item> whole = items_of(p, max_rows(p, num_threads)), items;
     const int wanted = (2 * num_threads + std::max<int>(whole.size(), 1) - 1) / std::max<int>(whole.size(), 1);
     std::vector<int> ends;
     size_t num_partial = 0;
@@ -263,8 +235,19 @@ void attend(const Problem<T>& p, int num_threads) {
 #pragma omp parallel num_threads(num_threads)
     {
         static thread_local Scratch scratch;
+#if HAS_AMX
+        static thread_local TileScratch tile_scratch;
+        std::optional<amx::Shaped> shaped;
+#endif
 #pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < int(items.size()); i++) run_item(p, items[i], scratch);
+        for (int i = 0; i < int(items.size()); i++) {
+#if HAS_AMX
+            const bool is_tiled = items[i].num_queries * p.group() >= MIN_TILED_ROWS;
+            if (is_tiled && !shaped) shaped.emplace();
+            if (is_tiled && ItemTiles(p, items[i], tile_scratch).run()) continue;
+#endif
+            run_item(p, items[i], scratch);
+        }
         if (num_partial) {
 #pragma omp for schedule(dynamic, 1)
             for (int w = 0; w < int(whole.size()); w++) {

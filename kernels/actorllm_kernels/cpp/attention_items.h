@@ -1,0 +1,67 @@
+// What attention computes, and the items it is cut into: some consecutive queries of one row with one key/value head and all query
+// heads that share it.
+//
+// Legend: M score rows of an item (queries x heads of the group), D head_dim of keys, E head_dim of values.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "attention_products.h"
+
+namespace {
+
+constexpr float MINUS_INF = -INFINITY;
+
+struct Span {
+    int32_t row, start, query_len, seq_len;
+};
+
+struct Item {
+    int span, kv_head;
+    int first_token;       // of the item's queries, in the flat batch
+    int first_query;       // its position in the sequence
+    int num_queries;
+    int key_begin, key_end;
+    bool has_sink;         // the first part of a row's keys counts the sink
+    float* partial;        // [M, E + 2] where the parts are merged later: sums, maximum, normalizer
+};
+
+template <class T>
+struct Problem {
+    const float* q;
+    int64_t q_token_stride, q_head_stride;
+    Pool<T> k, v;
+    const int32_t* table;
+    int64_t table_stride;
+    const Span* spans;
+    int num_spans, num_heads, num_kv_heads, D, E;
+    float scale, soft_cap;
+    const float *sinks, *slopes;
+    int window;
+    float* out;
+    int group() const { return num_heads / num_kv_heads; }
+    int head(const Item& item, int m) const { return item.kv_head * group() + m % group(); }
+    const float* query(const Item& item, int m) const { return q + (item.first_token + m / group()) * q_token_stride + head(item, m) * q_head_stride; }
+    float* result(const Item& item, int m) const { return out + (int64_t(item.first_token + m / group()) * num_heads + head(item, m)) * E; }
+};
+
+template <class T>
+std::vector<Item> items_of(const Problem<T>& p, int max_rows) {
+    std::vector<Item> items;
+    const int block = std::max(1, max_rows / p.group());
+    for (int b = 0; b < p.num_spans; b++) {
+        const Span& span = p.spans[b];
+        for (int begin = 0; begin < span.query_len; begin += block) {
+            const int n = std::min(block, span.query_len - begin), first = span.seq_len - span.query_len + begin;
+            const int key_begin = p.window ? std::max(0, first - p.window + 1) : 0;
+            for (int head = 0; head < p.num_kv_heads; head++)
+                items.push_back({b, head, span.start + begin, first, n, key_begin, first + n, true, nullptr});
+        }
+    }
+    return items;
+}
+
+}  // namespace
