@@ -56,14 +56,15 @@ class SchedulingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 class ExecutionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where and how steps run. `device` is "cpu", "cuda", "cuda:1" and so on, or "auto": a GPU if there is one. `kv_cache` is how
-    keys and values are kept: "auto" as they are computed, "int8" or "fp8" (on GPUs) in a byte with a scale for each token and head.
+    keys and values are kept: "auto" as they are computed, "bf16" (on processors) in 16 bits, "int8" or "fp8" (on GPUs) in a byte with
+    a scale for each token and head.
     `kv_memory` is bytes for the KV cache of one rank; `kv_slots` overrides it with a count of tokens (tests and experiments).
     `step_timeout` seconds without a result is a hung device."""
 
     device: str = "auto"
     threads: Count | None = None
     tensor_parallel: Count = 1
-    kv_cache: Literal["auto", "int8", "fp8"] = "auto"
+    kv_cache: Literal["auto", "bf16", "int8", "fp8"] = "auto"
     kv_memory: Count | None = None
     kv_slots: Count | None = None
     step_timeout: Seconds = 120.0

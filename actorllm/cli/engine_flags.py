@@ -36,7 +36,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--threads", type=int, help="threads of a device step (default: the processors it may use)")
     parser.add_argument("--context", type=int, help="longest prompt plus output in tokens (default: the model's)")
-    parser.add_argument("--kv-cache", choices=("auto", "int8", "fp8"), help="keys and values as computed, or in 8 bits (fp8: GPU)")
+    parser.add_argument(
+        "--kv-cache", choices=("auto", "bf16", "int8", "fp8"), help="keys and values as computed, in 16 bits (CPU), or in 8 (fp8: GPU)"
+    )
     parser.add_argument("--kv-memory", type=byte_count, metavar="BYTES", help="memory for the KV cache, as 2GiB or 512MB")
     parser.add_argument("--tensor-parallel", type=int, metavar="RANKS", help="ranks that share the model")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML")

@@ -22,7 +22,7 @@ class KVPool:
     """The buffers of all cache groups of one rank; `num_slots[g]` is the size of group g's pool, and groups of states, which
     come after those of slots, have one for each of `num_rows` device rows.
 
-    Slots are of `kv_dtype`, int8 or float8_e4m3fn, with scales beside them, or of the model's own `dtype` (None). Implements
+    Slots are of `kv_dtype`, int8 or float8_e4m3fn with scales beside them, or bfloat16, or of the model's own `dtype` (None). Implements
     `actorllm.layers.batch.KVCache`. Memory starts as zeros, which the operating system of a CPU hands out only as slots are written to.
     """
 
@@ -44,10 +44,9 @@ class KVPool:
         for index, (group, size) in enumerate(zip(groups, [*num_slots, *[num_rows] * num_states], strict=True)):
             for layer, buffer in product(group.layers, group.buffers):
                 key = index, layer, buffer.name
-                if kv_dtype is None or buffer.is_exact or group.is_state:
-                    self._buffers[key] = _zeros(size, *buffer.shape, dtype=dtype, device=device)
-                else:
-                    self._buffers[key] = _zeros(size, *buffer.shape, dtype=kv_dtype, device=device)
+                kept = dtype if kv_dtype is None or buffer.is_exact or group.is_state else kv_dtype
+                self._buffers[key] = _zeros(size, *buffer.shape, dtype=kept, device=device)
+                if kept.itemsize == 1:
                     self._scales[key] = _zeros(size, *buffer.scale_shape, dtype=torch.float32, device=device)
 
     def buffer(self, group: int, layer: int, name: str) -> Tensor:

@@ -12,8 +12,8 @@ FP8_CAPABILITY = (8, 9)
 """The first compute capability whose matrix units take 8-bit floats."""
 
 
-KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-"""The formats of a quantized KV cache, by what `--kv-cache` calls them."""
+KV_DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""The formats of a KV cache that is not kept as computed, by what `--kv-cache` calls them."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def resolve_precision(wanted: str, stored: torch.dtype, *, device: torch.device,
 
 
 def resolve_kv_dtype(wanted: str, *, device: torch.device) -> torch.dtype | None:
-    """The dtype of a quantized KV cache for `--kv-cache` `wanted`, or None for the model's own. Raises `SettingsError`."""
+    """The dtype of the KV cache for `--kv-cache` `wanted`, or None for the model's own. Raises `SettingsError`."""
     if wanted == "fp8" and device.type == "cpu":
         raise SettingsError("--kv-cache fp8 is for GPUs; use --kv-cache int8 on a processor, which takes the same memory")
+    if wanted == "bf16" and device.type != "cpu":
+        raise SettingsError("--kv-cache bf16 is for processors, which compute in float32; on a GPU leave it out: it is as --dtype says")
     return KV_DTYPES.get(wanted)

@@ -14,10 +14,11 @@ from actorllm.layers.linear import HeadSplit
 from actorllm.layers.norm import HeadNorm, LayerNorm, RMSNorm
 from actorllm.models.contract import CausalLM
 from actorllm_kernels.backends import USUAL_SIZES, Heads, Sizes
+from actorllm_kernels.quantize import LARGEST
 
 
 def served_heads(model: CausalLM, kv_dtype: torch.dtype | None) -> dict[str, set[Heads]]:
-    """By the operators that will be asked for them, in a cache of `kv_dtype`, one byte a value, or of the model's own dtype (None).
+    """By the operators that will be asked for them, in a cache of `kv_dtype` or of the model's own dtype (None).
 
     Of an attention whose heads no module beside it splits there is nothing: its kernels are checked when they are first used.
     """
@@ -28,7 +29,7 @@ def served_heads(model: CausalLM, kv_dtype: torch.dtype | None) -> dict[str, set
             if isinstance(layer, Attention | LatentAttention) and split is not None:
                 group = model.cache_groups[layer.group]
                 buffers = {buffer.name: buffer for buffer in group.buffers}
-                quantized = None if any(buffer.is_exact for buffer in group.buffers) else kv_dtype
+                quantized = kv_dtype if kv_dtype in LARGEST and not any(buffer.is_exact for buffer in group.buffers) else None
                 if isinstance(layer, LatentAttention):
                     latent, rotated = buffers["latent"].parts
                     served["latent_attention"].add(Heads(split.num_local_heads, 1, latent + rotated, latent, quantized))

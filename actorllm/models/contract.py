@@ -61,10 +61,10 @@ class CacheBuffer:
         return (*self.shape[:-1], len(self.parts)) if self.parts else self.shape[:-1]
 
     def num_bytes(self, dtype: torch.dtype, kv_dtype: torch.dtype | None) -> int:
-        """Bytes per token in a cache of `kv_dtype`, one byte a value, or of the model's own `dtype` (None)."""
-        if kv_dtype is None or self.is_exact:
-            return self.num_values() * dtype.itemsize
-        return self.num_values() * kv_dtype.itemsize + prod(self.scale_shape) * torch.float32.itemsize
+        """Bytes per token in a cache of `kv_dtype`, or of the model's own `dtype` (None)."""
+        kept = dtype if kv_dtype is None or self.is_exact else kv_dtype
+        num_scales = prod(self.scale_shape) if kept.itemsize == 1 else 0
+        return self.num_values() * kept.itemsize + num_scales * torch.float32.itemsize
 
 
 @dataclass(frozen=True)

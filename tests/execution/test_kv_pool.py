@@ -14,12 +14,12 @@ GROUPS = (
 )
 
 
-@pytest.mark.parametrize("kv_dtype", [None, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("kv_dtype", [None, torch.bfloat16, torch.int8, torch.float8_e4m3fn])
 def test_a_pool_takes_the_bytes_that_slots_are_counted_by(kv_dtype):
     pool = KVPool(GROUPS, (10, 7), dtype=torch.bfloat16, device=CPU, kv_dtype=kv_dtype)
     tokens = [group.bytes_per_token(torch.bfloat16, kv_dtype) for group in GROUPS]
     assert pool.num_bytes() == 10 * tokens[0] + 7 * tokens[1]
-    assert tokens == ([2 * 2 * 28, 2 * 12 + 6] if kv_dtype is None else [2 * (28 + 2 * 2 * 4), 12 + 2 * 4 + 6])
+    assert tokens == ([2 * 2 * 28, 2 * 12 + 6] if kv_dtype in (None, torch.bfloat16) else [2 * (28 + 2 * 2 * 4), 12 + 2 * 4 + 6])
 
 
 def test_states_are_never_quantized():
@@ -34,6 +34,12 @@ def test_every_head_and_every_part_has_a_scale_of_its_own():
     assert k_scales is not None and latent_scales is not None
     assert (k_scales.shape, k_scales.dtype, latent_scales.shape) == ((10, 2), torch.float32, (7, 2))
     assert (pool.buffer(0, 2, "k").dtype, pool.buffer(1, 1, "latent").dtype) == (torch.int8, torch.int8)
+
+
+def test_halves_have_no_scales():
+    pool = KVPool(GROUPS, (10, 7), dtype=torch.float32, device=CPU, kv_dtype=torch.bfloat16)
+    assert pool.buffer(0, 2, "k").dtype == torch.bfloat16 and pool.scales(0, 2, "k") is None
+    assert pool.buffer(1, 1, "places").dtype == torch.float32
 
 
 def test_an_exact_buffer_stays_as_it_is_computed():

@@ -37,10 +37,13 @@ def test_quantized_while_loading(quantize, table) -> None:
     assert (got.name, got.dtype, got.form.name, got.table_form.name) == (quantize, torch.float32, quantize, table)
 
 
-def test_the_cache_is_as_computed_or_in_a_byte() -> None:
+def test_the_cache_is_as_computed_or_in_fewer_bits() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert resolve_kv_dtype("auto", device=cpu) is None and resolve_kv_dtype("int8", device=cpu) == torch.int8
     assert resolve_kv_dtype("fp8", device=cuda) == torch.float8_e4m3fn
+    assert resolve_kv_dtype("bf16", device=cpu) == torch.bfloat16
+    with pytest.raises(SettingsError, match="--kv-cache bf16 is for processors"):
+        resolve_kv_dtype("bf16", device=cuda)
     with pytest.raises(SettingsError, match="--kv-cache int8"):
         resolve_kv_dtype("fp8", device=cpu)
 

@@ -1,4 +1,4 @@
-"""ActorLLM's engine, tokens in and tokens out. With weights of 8 or 4 bits keys and values take 8 bits, as OpenVINO chooses too."""
+"""ActorLLM's engine, tokens in and tokens out. Keys and values take 8 bits with weights of 8 or 4, as OpenVINO chooses, else 16, as llama.cpp does."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ async def started(spec: Spec) -> AsyncIterator[Running]:
     settings = EngineSettings(
         model=ModelSettings(path=spec.folder, quantize=quantize),
         execution=ExecutionSettings(
-            threads=spec.num_threads, kv_slots=spec.num_slots, kv_cache="auto" if quantize is None else "int8"
+            threads=spec.num_threads, kv_slots=spec.num_slots, kv_cache="bf16" if quantize is None else "int8"
         ),
         scheduling=SchedulingSettings(max_running=spec.num_requests),
     )

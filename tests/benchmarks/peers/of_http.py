@@ -17,7 +17,7 @@ from tests.benchmarks.peers.worker import Running
 
 @asynccontextmanager
 async def started(spec: Spec) -> AsyncIterator[Running]:
-    quantize = [] if spec.form == "bf16" else ["--quantize", spec.form, "--kv-cache", "int8"]
+    quantize = ["--kv-cache", "bf16"] if spec.form == "bf16" else ["--quantize", spec.form, "--kv-cache", "int8"]
     sizes = {"ACTORLLM_EXECUTION_KV_SLOTS": str(spec.num_slots), "ACTORLLM_SCHEDULING_MAX_RUNNING": str(spec.num_requests)}
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "actorllm", "serve", spec.folder, "--port", "0", "--threads", str(spec.num_threads), *quantize,
