@@ -1,7 +1,7 @@
 // Products of tiles by Intel's AMX: 16 rows with the 16 outputs of a panel, 64 bytes of inputs at a time, which is how weights lie.
 //
-// Rows lie as [tile, part, chunk, 16, 64 bytes]; what a tile has beyond the last row is multiplied, and not kept. Values that a half does
-// not hold are sums of several, parts: of rows, or of panels, [panel, part, chunk, 16, 64 bytes].
+// Rows lie as [tile, part, chunk, 16, 64 bytes]; what a tile has beyond the last row is multiplied, and not kept. Values that a
+// half does not hold are sums of several parts.
 //
 // Legend: R tiles of rows, P panels.
 #pragma once
@@ -29,16 +29,13 @@ constexpr int64_t TILE = ROWS * BYTES;
 // While it lives its thread can multiply tiles. Other libraries shape them otherwise, so it lives no longer than a kernel's call.
 class Shaped {
 public:
-    explicit Shaped(int bytes = BYTES) {  // of inputs that are multiplied at a time
+    Shaped() {
         struct {
             uint8_t palette = 1, start = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
             uint8_t rows[16] = {};
         } shape;
-        for (int i = 0; i < 8; i++) {  // 0 to 3 are for sums, 4 and 5 for rows, 6 and 7 for panels
-            shape.row_bytes[i] = i == 4 || i == 5 ? bytes : BYTES;
-            shape.rows[i] = i < 6 ? ROWS : bytes / 4;
-        }
+        for (int i = 0; i < 8; i++) shape.row_bytes[i] = BYTES, shape.rows[i] = ROWS;
         _tile_loadconfig(&shape);
     }
     ~Shaped() { _tile_release(); }
@@ -49,20 +46,21 @@ struct Rows {
     const char* tiles;
     int num_tiles, num_parts, num_chunks;
     const char* at(int tile, int part, int chunk) const {
-        return tiles + ((int64_t(tile) * num_parts + (num_parts > 1 ? part : 0)) * num_chunks + chunk) * TILE;
+        return tiles + ((int64_t(tile) * num_parts + part) * num_chunks + chunk) * TILE;
     }
 };
 
 // Neighbouring panels. The last chunk of what lies anywhere may be shorter: it is filled up with zeros in a place of its own.
 struct Panels {
     const char* first;
-    int64_t bytes, part_bytes = 0;
-    int num, num_parts = 1;
+    int64_t bytes;  // of a panel
+    int num;
     int num_whole;  // chunks
     alignas(64) char last[GROUP][TILE];
 
     Panels(const void* panels, int64_t panel_bytes, int panel, int num_panels)
-        : first(static_cast<const char*>(panels) + panel * panel_bytes), bytes(panel_bytes), num(num_panels), num_whole(int(bytes / TILE)) {
+        : first(static_cast<const char*>(panels) + panel * panel_bytes), bytes(panel_bytes), num(num_panels),
+          num_whole(int(bytes / TILE)) {
         if (const int64_t rest = bytes % TILE)
             for (int i = 0; i < num; i++) {
                 memcpy(last[i], first + i * bytes + num_whole * TILE, rest);
@@ -70,14 +68,7 @@ struct Panels {
             }
     }
 
-    // Of whole chunks.
-    Panels(const char* panels, int num_panels, int parts, int num_chunks)
-        : first(panels), bytes(parts * num_chunks * TILE), part_bytes(num_chunks * TILE), num(num_panels), num_parts(parts),
-          num_whole(num_chunks) {}
-
-    const char* at(int panel, int part, int chunk) const {
-        return chunk < num_whole ? first + panel * bytes + part * part_bytes + chunk * TILE : last[panel];
-    }
+    const char* at(int panel, int chunk) const { return chunk < num_whole ? first + panel * bytes + chunk * TILE : last[panel]; }
 };
 
 #define MULTIPLY(sums, rows, panel) \
@@ -94,15 +85,20 @@ void products(const Rows& rows, int tile, const Panels& panels, int panel, Sum (
     _tile_zero(2);
     _tile_zero(3);
     for (int chunk = 0; chunk < rows.num_chunks; chunk++)
-        for (int part = 0; part < std::max(rows.num_parts, panels.num_parts); part++) {
+        for (int part = 0; part < rows.num_parts; part++) {
+            const bool are_new = part == 0 || P > 2;  // panels
             _tile_loadd(4, rows.at(tile, part, chunk), BYTES);
             if constexpr (R == 2) {
                 _tile_loadd(5, rows.at(tile + 1, part, chunk), BYTES);
             }
-            _tile_loadd(6, panels.at(panel, part, chunk), BYTES);
+            if (are_new) {
+                _tile_loadd(6, panels.at(panel, chunk), BYTES);
+            }
             MULTIPLY(0, 4, 6);
             if constexpr (P > 1) {
-                _tile_loadd(7, panels.at(panel + 1, part, chunk), BYTES);
+                if (are_new) {
+                    _tile_loadd(7, panels.at(panel + 1, chunk), BYTES);
+                }
                 MULTIPLY(1, 4, 7);
             }
             if constexpr (R == 2) {
@@ -112,11 +108,11 @@ void products(const Rows& rows, int tile, const Panels& panels, int panel, Sum (
                 MULTIPLY(3, 5, 7);
             }
             if constexpr (P > 2) {
-                _tile_loadd(6, panels.at(panel + 2, part, chunk), BYTES);
+                _tile_loadd(6, panels.at(panel + 2, chunk), BYTES);
                 MULTIPLY(2, 4, 6);
             }
             if constexpr (P > 3) {
-                _tile_loadd(7, panels.at(panel + 3, part, chunk), BYTES);
+                _tile_loadd(7, panels.at(panel + 3, chunk), BYTES);
                 MULTIPLY(3, 4, 7);
             }
         }
@@ -128,14 +124,14 @@ void products(const Rows& rows, int tile, const Panels& panels, int panel, Sum (
 
 #undef MULTIPLY
 
-// finish(tile of rows, panel of the group, sums [16, 16]) for tiles of rows from `begin` to `end`.
-template <class Sum, class Finish>
+// finish(tile of rows, panel of the group, sums [NUM, 16, 16]) for tiles of rows from `begin` to `end` with each NUM panels.
+template <class Sum, int NUM = 1, class Finish>
 void multiply(const Rows& rows, int begin, int end, const Panels& panels, Finish finish) {
     alignas(64) Sum sums[4][ROWS * PANEL];
     const auto run = [&](int tile, int panel, auto R, auto P) {
         products<R, P>(rows, tile, panels, panel, sums);
         for (int r = 0; r < R; r++)
-            for (int i = 0; i < P; i++) finish(tile + r, panel + i, sums[r * P + i]);
+            for (int i = 0; i < P; i += NUM) finish(tile + r, panel + i, &sums[r * P + i]);
     };
     int tile = begin;
     constexpr std::integral_constant<int, 1> one;

@@ -83,22 +83,20 @@ struct Halves {
     int M, K, num_tiles, num_chunks;
     char* halves;
 
-    void resize(int num_rows, int num_inputs, int padded) {
-        M = num_rows, K = num_inputs, num_tiles = (M + ROWS - 1) / ROWS, num_chunks = (padded + BYTES / 2 - 1) / (BYTES / 2);
+    void resize(int num_rows, int num_inputs) {
+        M = num_rows, K = num_inputs, num_tiles = (M + ROWS - 1) / ROWS, num_chunks = (K + BYTES / 2 - 1) / (BYTES / 2);
         halves = tiles.resize(int64_t(num_tiles) * NUM * num_chunks * TILE);
     }
 
     Rows rows() const { return {halves, num_tiles, NUM, num_chunks}; }
 
-    // `changed` makes what is split of a row's values.
-    template <class Changed>
-    void split(int row, const float* x, Changed changed) {
+    void split(int row, const float* x) {
         char* to = halves + (int64_t(row / ROWS) * NUM * num_chunks * ROWS + row % ROWS) * BYTES;
         for (int chunk = 0; chunk < num_chunks; chunk++, to += TILE)
             for (int i = 0; i < BYTES / 2; i += VL) {
                 const int k = chunk * (BYTES / 2) + i, num = std::clamp(K - k, 0, VL);
                 float some[VL] = {};
-                vf left = changed(load(num == VL ? x + k : static_cast<const float*>(memcpy(some, x + k, num * sizeof(float)))));
+                vf left = load(num == VL ? x + k : static_cast<const float*>(memcpy(some, x + k, num * sizeof(float))));
                 for (int part = 0; part < NUM; part++) {
                     const vu upper = (vu)left & 0xffff0000u;
                     const vh half = __builtin_convertvector(upper >> 16, vh);
@@ -113,10 +111,9 @@ private:
     Tiles tiles;
 };
 
-// lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels) for all of them with all panels;
-// tiles take `chunk` bytes of inputs at a time.
+// lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels) for all of them with all panels.
 template <class LayOut, class Multiply>
-void for_panels(int M, const Rows& rows, const Shares& shares, int chunk, LayOut lay_out, Multiply multiply) {
+void for_panels(int M, const Rows& rows, const Shares& shares, LayOut lay_out, Multiply multiply) {
     const int64_t tile_bytes = int64_t(rows.num_parts) * rows.num_chunks * TILE;
     const int block = int(std::clamp<int64_t>(BLOCK_BYTES / std::max<int64_t>(1, tile_bytes) / 2 * 2, 2, std::max(2, rows.num_tiles)));
     const int num_blocks = (rows.num_tiles + block - 1) / block;
@@ -130,7 +127,7 @@ void for_panels(int M, const Rows& rows, const Shares& shares, int chunk, LayOut
 #pragma omp for schedule(static)
             for (int m = 0; m < M; m++) lay_out(m);
         }
-        const Shaped shaped(chunk);
+        const Shaped shaped;
         turns.take([&](int i) {
             const int first = i / shares.num_groups * block, group = i % shares.num_groups;
             multiply(first, std::min(rows.num_tiles, first + block), group * GROUP, shares.size(group));

@@ -110,13 +110,13 @@ void multiply_tiles(const float* x, int64_t x_stride, const uint16_t* w, float* 
     static thread_local amx::Halves<NUM_PARTS> kept;
     amx::Halves<NUM_PARTS>& rows = kept;  // this thread's, in all threads
     const int64_t panel_bytes = int64_t(K + 1) / 2 * 2 * PANEL * sizeof *w;
-    rows.resize(M, K, K);
-    const auto lay_out = [&](int m) { rows.split(m, x + m * x_stride, [](vf values) { return values; }); };
-    amx::for_panels(M, rows.rows(), Shares(M, N, K, num_threads), amx::BYTES, lay_out, [&](int begin, int end, int panel, int num) {
+    rows.resize(M, K);
+    const auto lay_out = [&](int m) { rows.split(m, x + m * x_stride); };
+    amx::for_panels(M, rows.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int panel, int num) {
         const amx::Panels panels(w, panel_bytes, panel, num);
-        amx::multiply<float>(rows.rows(), begin, end, panels, [&](int tile, int i, const float* sums) {
-            for (int m = tile * amx::ROWS; m < std::min(M, (tile + 1) * amx::ROWS); m++, sums += PANEL) {
-                const vf values = load(sums);
+        amx::multiply<float>(rows.rows(), begin, end, panels, [&](int tile, int i, const float (*sums)[amx::ROWS * PANEL]) {
+            for (int r = 0, m = tile * amx::ROWS; r < amx::ROWS && m < M; r++, m++) {
+                const vf values = load(*sums + r * PANEL);
                 store_outputs(&values, out, m, panel + i, N);
             }
         });

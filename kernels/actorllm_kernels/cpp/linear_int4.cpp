@@ -3,7 +3,7 @@
 //
 // As with int8 (linear_int8.cpp), rows become codes with scales of their own. Weights are kept as code + 8, which is unsigned, so
 // that a group's sum is that of unsigned by signed bytes less 8 times the group's sum of the row; it is an exact integer.
-// With AMX codes are expanded for some rows to signed bytes, and for many to their values.
+// With AMX codes are expanded to what they stand for, as whole numbers of a unit that all groups of an output share.
 //
 // Legend: M rows, N outputs, K inputs, G inputs of a group.
 
@@ -20,9 +20,7 @@ constexpr int TILE_ROWS = IS_WIDE ? 6 : 4;  // what the registers hold
 constexpr int RUN = 32;                     // inputs whose sums fit 16 bits
 constexpr int AHEAD = 1024;                 // bytes of a panel that are fetched before the first tile uses them
 
-constexpr int MIN_TILED_ROWS = 6;           // below this, AMX would wait for the codes' expansion
-constexpr int MIN_HALVES_ROWS = 96;         // below this, for their expansion to values
-constexpr int PANELS_AT_ONCE = 2;           // whose values stay in the second-level cache, beside the rows
+constexpr int MIN_TILED_ROWS = 20;          // below this, AMX would wait for the codes' expansion
 
 static_assert(COLS == VL, "a part is a vector");
 
@@ -96,132 +94,112 @@ struct Tiles {
 };
 
 #if HAS_AMX
-// A panel's weights as signed bytes, [K / 4, PANEL, 4].
-void expand(const uint8_t* w, int octets, char* to) {
-    typedef int8_t Codes __attribute__((vector_size(PANEL * 4)));
-    for (int i = 0; i < octets; i++, w += PANEL * 4, to += 2 * PANEL * 4) {
-        Dot4::Weights low, high;
-        Dot4::split(w, low, high);
-        const Codes codes[2] = {(Codes)low - 8, (Codes)high - 8};
-        memcpy(to, codes, sizeof codes);
-    }
-}
+typedef int16_t Counts __attribute__((vector_size(PANEL * 2)));
 
-// A tile of rows with an expanded panel: sums [16] of rows with its outputs, less the rows' scales. `chunk` inputs are taken at a time.
-void tile_of_amx(const char* rows, const char* panel, const uint16_t* scales, int num_groups, int group_len, int chunk, vf* sums) {
-    alignas(64) int32_t totals[2][amx::ROWS * PANEL];
-    vf acc[amx::ROWS] = {};
-    const auto row_chunk = [&](int k) { return rows + k / amx::BYTES * amx::TILE + k % amx::BYTES; };
-    const auto add = [&](const int32_t* of_group, int group) {
-        const vf scale = load(scales + int64_t(group) * PANEL);
-        for (int m = 0; m < amx::ROWS; m++) acc[m] += __builtin_convertvector(load_ints(of_group + m * PANEL), vf) * scale;
-    };
-    for (int group = 0, k = 0; group < num_groups; group += 2) {  // two at a time, while the first's sums are on their way
-        const bool are_two = group + 1 < num_groups;
-        _tile_zero(0);
-        for (const int end = k + group_len; k < end; k += chunk) {
-            _tile_loadd(4, row_chunk(k), amx::BYTES);
-            _tile_loadd(6, panel + int64_t(k) * PANEL, amx::BYTES);
-            _tile_dpbssd(0, 4, 6);
+// What a panel's groups are scaled by, as whole numbers of a unit for each output: an output's largest scale is 1024 to 2040 units.
+// What is left of smaller scales is counted in units that are FINER times smaller; mostly nothing is.
+struct UnitScales {
+    static constexpr float FINER = 2048;
+    std::vector<int16_t> counts, rests;  // [groups, PANEL]
+    vf unit;
+    bool have_rests;
+
+    void count(const uint16_t* scales, int num_groups) {
+        vu largest{};  // bits of magnitudes are ordered as they are, and those of what is not finite are the largest
+        for (int group = 0; group < num_groups; group++) {
+            const vu magnitude = (vu)load(scales + int64_t(group) * PANEL) & 0x7fffffffu;
+            largest = magnitude > largest ? magnitude : largest;
         }
-        _tile_stored(0, totals[0], amx::BYTES);
-        if (are_two) {
-            _tile_zero(1);
-            for (const int end = k + group_len; k < end; k += chunk) {
-                _tile_loadd(5, row_chunk(k), amx::BYTES);
-                _tile_loadd(7, panel + int64_t(k) * PANEL, amx::BYTES);
-                _tile_dpbssd(1, 5, 7);
+        unit = (vf)(largest & 0x7f800000u) * (1.0f / 1024);
+        const vf per_unit = unit > 0.0f ? 1.0f / unit : vf{};
+        counts.resize(size_t(num_groups) * PANEL);
+        vf squares{};
+        const auto rest = [&](int group, int16_t* whole) {
+            const vf number = load(scales + int64_t(group) * PANEL) * per_unit, rounded = rounded_product(number, 1);
+            put(rounded, whole + group * PANEL);
+            return number - rounded;
+        };
+        for (int group = 0; group < num_groups; group++) {
+            const vf left = rest(group, counts.data());
+            squares += left * left;
+        }
+        have_rests = sum(squares) > 0;
+        if (!have_rests) return;
+        rests.resize(counts.size());
+        for (int group = 0; group < num_groups; group++) {
+            const vf left = rest(group, rests.data());
+            put(rounded_product(left, FINER), rests.data() + group * PANEL);
+        }
+    }
+
+private:
+    static void put(vf numbers, int16_t* to) {
+        const Counts counts = __builtin_convertvector(__builtin_convertvector(numbers, vi), Counts);
+        memcpy(to, &counts, sizeof counts);
+    }
+};
+
+// A panel's weights in units, code times count, as two digits that are signed bytes: 128 high + low, [2, K / 4, PANEL, 4].
+void expand(const uint8_t* w, const int16_t* counts, int num_groups, int group_len, char* high, char* low) {
+    typedef int16_t Words __attribute__((vector_size(PANEL * 4)));
+    for (int group = 0; group < num_groups; group++, counts += PANEL) {
+        Counts of_outputs;
+        memcpy(&of_outputs, counts, sizeof of_outputs);
+        const vi once = __builtin_convertvector(of_outputs, vi) & 0xffff;
+        const Words count = (Words)(once | once << 16), most = 8 * count;
+        for (int octet = 0; octet < group_len / 8; octet++, w += PANEL * 4) {
+            Dot4::Weights fours[2];
+            Dot4::split(w, fours[0], fours[1]);
+            for (const Dot4::Weights& codes : fours) {  // which are 8 more than what they stand for
+                const Words even = ((Words)codes & 15) * count - most, odd = ((Words)codes >> 8) * count - most;
+                const Words high_even = (even + 63) >> 7, high_odd = (odd + 63) >> 7;  // so that a low digit is -63 to 64
+                const Words highs = (high_even & 255) | (high_odd << 8);
+                const Words lows = ((even - (high_even << 7)) & 255) | ((odd - (high_odd << 7)) << 8);
+                memcpy(high, &highs, sizeof highs);
+                memcpy(low, &lows, sizeof lows);
+                high += sizeof highs, low += sizeof lows;
             }
-            _tile_stored(1, totals[1], amx::BYTES);
         }
-        add(totals[0], group);
-        if (are_two) add(totals[1], group + 1);
     }
-    std::copy(acc, acc + amx::ROWS, sums);
 }
 
+// With AMX, whose sums are of more inputs than a group has: weights are whole numbers for an output, not for each of its groups.
 void multiply_tiles(
     const float* x, int64_t x_stride, const uint8_t* w, const uint16_t* scales, float* out, int M, int N, int K, int group_len,
     int num_threads) {
     static thread_local amx::CodedRows kept;
     amx::CodedRows& coded = kept;  // this thread's, in all threads
-    const int num_groups = (K + group_len - 1) / group_len, padded = num_groups * group_len, octets = padded / 8;
-    const int chunk = group_len % amx::BYTES ? amx::BYTES / 2 : amx::BYTES;
-    coded.resize(M, K, padded);
+    const int num_groups = (K + group_len - 1) / group_len, octets = num_groups * group_len / 8;
+    coded.resize(M, K, octets * 8);
+    const int64_t digit_bytes = coded.rows().num_chunks * amx::TILE;
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
-    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), chunk, lay_out, [&](int begin, int end, int first, int num) {
+    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int first, int num) {
         static thread_local amx::Tiles expanded;
-        char* codes = expanded.resize(int64_t(octets) * 2 * PANEL * 4);
+        static thread_local UnitScales in_units;
+        char* digits = expanded.resize(2 * digit_bytes);
         for (int panel = first; panel < first + num; panel++) {
-            expand(w + int64_t(panel) * octets * PANEL * 4, octets, codes);
-            std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not know that tiles are read from memory
-            for (int tile = begin; tile < end; tile++) {
-                vf sums[amx::ROWS];
-                const uint16_t* of_panel = scales + int64_t(panel) * num_groups * PANEL;
-                tile_of_amx(coded.rows().at(tile, 0, 0), codes, of_panel, num_groups, group_len, chunk, sums);
-                for (int i = 0, m = tile * amx::ROWS; i < amx::ROWS && m < M; i++, m++) {
-                    const vf values = sums[i] * coded.scales[m];
-                    store_outputs(&values, out, m, panel, N);
-                }
+            in_units.count(scales + int64_t(panel) * num_groups * PANEL, num_groups);
+            for (const bool is_rest : {false, true}) {
+                if (is_rest && !in_units.have_rests) continue;
+                const int16_t* counts = (is_rest ? in_units.rests : in_units.counts).data();
+                expand(w + int64_t(panel) * octets * PANEL * 4, counts, num_groups, group_len, digits, digits + digit_bytes);
+                const vf unit = in_units.unit * (is_rest ? 1 / UnitScales::FINER : 1);
+                const amx::Panels panels(digits, digit_bytes, 0, 2);
+                const auto finish = [&](int tile, int, const int32_t (*sums)[amx::ROWS * PANEL]) {
+                    for (int i = 0, m = tile * amx::ROWS; i < amx::ROWS && m < M; i++, m++) {
+                        const vf high = __builtin_convertvector(load_ints(sums[0] + i * PANEL), vf);
+                        const vf low = __builtin_convertvector(load_ints(sums[1] + i * PANEL), vf);
+                        vf values = (128 * high + low) * unit * coded.scales[m];
+                        if (is_rest) {
+                            vf before;
+                            load_outputs(&before, out, m, panel, N);
+                            values += before;
+                        }
+                        store_outputs(&values, out, m, panel, N);
+                    }
+                };
+                amx::multiply<int32_t, 2>(coded.rows(), begin, end, panels, finish);
             }
-        }
-    });
-}
-
-// A panel's weights as values: the two halves (bfloat16) whose sum is code times scale, which has 11 bits, as [half, K / 2, PANEL, 2].
-void expand_values(const uint8_t* w, const uint16_t* scales, int octets, int group_len, char* to) {
-    const int64_t half_bytes = int64_t(octets) * 4 * amx::BYTES;
-    for (int i = 0; i < octets; i++, w += PANEL * 4, to += 4 * amx::BYTES) {
-        const vf scale = load(scales + int64_t(i) * 8 / group_len * PANEL);
-        const vu codes = load_words(w);
-        for (int pair = 0; pair < 4; pair++) {
-            vu upper[2], rest[2];
-            for (int j = 0; j < 2; j++) {
-                const int input = pair * 2 + j;  // 0 to 3 are the lower bits of the four bytes
-                const vf value = (__builtin_convertvector(codes >> (input % 4 * 8 + input / 4 * 4) & 15, vf) - 8.0f) * scale;
-                upper[j] = (vu)value & 0xffff0000u;
-                rest[j] = (vu)(value - (vf)upper[j]);
-            }
-            const vu halves[2] = {upper[0] >> 16 | upper[1], rest[0] >> 16 | (rest[1] & 0xffff0000u)};
-            memcpy(to + pair * amx::BYTES, &halves[0], amx::BYTES);
-            memcpy(to + half_bytes + pair * amx::BYTES, &halves[1], amx::BYTES);
-        }
-    }
-}
-
-// Many rows: values instead of codes, whose sums need not be taken out of the tiles for each group.
-void multiply_values(
-    const float* x, int64_t x_stride, const uint8_t* w, const uint16_t* scales, float* out, int M, int N, int K, int group_len,
-    int num_threads) {
-    static thread_local amx::Halves<1> kept_rows;
-    static thread_local std::vector<float> kept_scales;
-    amx::Halves<1>& rows = kept_rows;  // this thread's, in all threads
-    std::vector<float>& row_scales = kept_scales;
-    const int num_groups = (K + group_len - 1) / group_len, padded = num_groups * group_len, octets = padded / 8;
-    rows.resize(M, K, padded);
-    row_scales.resize(M);
-    const auto lay_out = [&](int m) {
-        const RowScale of(x + m * x_stride, K);
-        row_scales[m] = of.scale;
-        rows.split(m, x + m * x_stride, [&](vf values) { return of.factor ? rounded_product(values, of.factor) : vf{}; });
-    };
-    amx::for_panels(M, rows.rows(), Shares(M, N, K, num_threads), amx::BYTES, lay_out, [&](int begin, int end, int first, int num) {
-        static thread_local amx::Tiles expanded;
-        const int64_t panel_bytes = int64_t(octets) * 8 * amx::BYTES;
-        char* values = expanded.resize(PANELS_AT_ONCE * panel_bytes);
-        for (int panel = first; panel < first + num; panel += PANELS_AT_ONCE) {
-            const int some = std::min(PANELS_AT_ONCE, first + num - panel);
-            for (int64_t i = 0; i < some; i++) {
-                const uint16_t* of_panel = scales + (panel + i) * num_groups * PANEL;
-                expand_values(w + (panel + i) * octets * PANEL * 4, of_panel, octets, group_len, values + i * panel_bytes);
-            }
-            const auto finish = [&](int tile, int i, const float* sums) {
-                for (int m = tile * amx::ROWS; m < std::min(M, (tile + 1) * amx::ROWS); m++, sums += PANEL) {
-                    const vf of_row = load(sums) * row_scales[m];
-                    store_outputs(&of_row, out, m, panel + i, N);
-                }
-            };
-            amx::multiply<float>(rows.rows(), begin, end, amx::Panels(values, some, 2, padded / 32), finish);
         }
     });
 }
@@ -234,7 +212,6 @@ extern "C" void actorllm_linear_int4(
     const float* x, int64_t x_stride, const uint8_t* w, const uint16_t* scales, float* out, int M, int N, int K, int group_len,
     int num_threads) {
 #if HAS_AMX
-    if (M >= MIN_HALVES_ROWS) return multiply_values(x, x_stride, w, scales, out, M, N, K, group_len, num_threads);
     if (M >= MIN_TILED_ROWS) return multiply_tiles(x, x_stride, w, scales, out, M, N, K, group_len, num_threads);
 #endif
     static thread_local CodedRows<int8_t> coded;

@@ -83,12 +83,12 @@ void multiply_tiles(
     coded.resize(M, K, K);
     const int64_t panel_bytes = int64_t(K + 3) / 4 * PANEL * 4;
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
-    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), amx::BYTES, lay_out, [&](int begin, int end, int panel, int num) {
+    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int panel, int num) {
         const amx::Panels panels(w, panel_bytes, panel, num);
-        amx::multiply<int32_t>(coded.rows(), begin, end, panels, [&](int tile, int i, const int32_t* sums) {
+        amx::multiply<int32_t>(coded.rows(), begin, end, panels, [&](int tile, int i, const int32_t (*sums)[amx::ROWS * PANEL]) {
             const vf scale = load(scales + (panel + i) * PANEL);
-            for (int m = tile * amx::ROWS; m < std::min(M, (tile + 1) * amx::ROWS); m++, sums += PANEL) {
-                const vf values = __builtin_convertvector(load_ints(sums), vf) * coded.scales[m] * scale;
+            for (int r = 0, m = tile * amx::ROWS; r < amx::ROWS && m < M; r++, m++) {
+                const vf values = __builtin_convertvector(load_ints(*sums + r * PANEL), vf) * coded.scales[m] * scale;
                 store_outputs(&values, out, m, panel + i, N);
             }
         });
