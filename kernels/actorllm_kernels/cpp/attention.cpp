@@ -19,12 +19,14 @@
 
 namespace {
 
-constexpr int MAX_ROWS = 60;             // score rows of an item, unless one query has more heads
-constexpr int MIN_TILED_ROWS = 16;       // score rows that are worth AMX's tiles
-constexpr int TILED_ROWS[] = {128, 512};  // of an item, at least and at most: more share the unpacking of keys, fewer keep many threads busy
-constexpr int SCORE_FLOATS = 48 * 1024;  // 192 KiB of scores leave room for keys and values in 512 KiB
-constexpr int FEW_ROWS = 8;              // below this, keys are read where they lie instead of being transposed first
-constexpr int MIN_SPLIT = 512;           // keys that are worth a part of their own
+constexpr int MAX_ROWS = 60;                // score rows of an item, unless one query has more heads
+constexpr int TILED_ROWS[] = {128, 1024};   // the same with AMX: more share the unpacking of keys, fewer keep many threads busy
+constexpr int SCORE_FLOATS = 48 * 1024;     // 192 KiB of scores leave room for keys and values in 512 KiB
+constexpr int FEW_ROWS = VL == 16 ? 9 : 8;  // below this, keys are read where they lie instead of being transposed first
+constexpr int MIN_SPLIT = 512;              // keys that are worth a part of their own
+
+template <class T>
+constexpr int MIN_TILED_ROWS = sizeof(T) == 4 ? 24 : 16;  // that are worth AMX's tiles: floats take twice as many products
 
 struct Scratch {
     std::vector<float> scores, keys, values, sums, maxima, normalizers, key_factors, value_factors;
@@ -59,16 +61,6 @@ float exponentiate(float* scores, int num_keys, float best) {
         total += x;
     }
     return sum(total);
-}
-
-// The factors of some tokens, padded to whole vectors; null if they are all 1, or in the tiles already.
-template <class T>
-const float* gather_factors(const Pool<T>& pool, int head, const int32_t* slots, int num_keys, std::vector<float>& to) {
-    if (!pool.factors || pool.parts > 1) return nullptr;
-    to.resize((num_keys + VL - 1) / VL * VL);
-    for (int j = 0; j < num_keys; j++) to[j] = *pool.factors_at(slots[j], head);
-    std::fill(to.begin() + num_keys, to.end(), 0.0f);
-    return to.data();
 }
 
 template <class T>
@@ -139,8 +131,9 @@ void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
     for (int key = item.key_begin; key < item.key_end; key += block) {
         const int n = std::min(block, item.key_end - key);
         score_keys(p, item, slots + key, n, q.data(), num_rows, s, block);
-        const float* key_factors = gather_factors(p.k, item.kv_head, slots + key, n, s.key_factors);
-        const float* value_factors = gather_factors(p.v, item.kv_head, slots + key, n, s.value_factors);
+        gather_factors(p.k, item.kv_head, slots + key, n, s.key_factors);
+        gather_factors(p.v, item.kv_head, slots + key, n, s.value_factors);
+        const float* key_factors = s.key_factors.empty() ? nullptr : s.key_factors.data();
         for (int m = 0; m < num_rows; m++) {
             float* scores = s.scores.data() + size_t(m) * block;
             const float slope = p.slopes ? p.slopes[p.head(item, m)] : 0;
@@ -152,8 +145,8 @@ void run_item(const Problem<T>& p, const Item& item, Scratch& s) {
                 continue;
             }
             const float total = exponentiate(scores, n, maximum);
-            if (value_factors)
-                for (int j = 0; j < n; j += VL) store(scores + j, load(scores + j) * load(value_factors + j));
+            if (!s.value_factors.empty())
+                for (int j = 0; j < n; j += VL) store(scores + j, load(scores + j) * load(&s.value_factors[j]));
             const float shrink = std::exp(s.maxima[m] - maximum);
             if (shrink != 1)
                 for (int e = 0; e < E; e++) s.sums[m * E + e] *= shrink;
@@ -242,7 +235,7 @@ void attend(const Problem<T>& p, int num_threads) {
 #pragma omp for schedule(dynamic, 1)
         for (int i = 0; i < int(items.size()); i++) {
 #if HAS_AMX
-            const bool is_tiled = items[i].num_queries * p.group() >= MIN_TILED_ROWS;
+            const bool is_tiled = items[i].num_queries * p.group() >= MIN_TILED_ROWS<T>;
             if (is_tiled && !shaped) shaped.emplace();
             if (is_tiled && ItemTiles(p, items[i], tile_scratch).run()) continue;
 #endif

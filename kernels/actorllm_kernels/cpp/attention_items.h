@@ -44,9 +44,22 @@ struct Problem {
     float* out;
     int group() const { return num_heads / num_kv_heads; }
     int head(const Item& item, int m) const { return item.kv_head * group() + m % group(); }
-    const float* query(const Item& item, int m) const { return q + (item.first_token + m / group()) * q_token_stride + head(item, m) * q_head_stride; }
+    const float* query(const Item& item, int m) const {
+        return q + (item.first_token + m / group()) * q_token_stride + head(item, m) * q_head_stride;
+    }
     float* result(const Item& item, int m) const { return out + (int64_t(item.first_token + m / group()) * num_heads + head(item, m)) * E; }
 };
+
+inline int round_up(int x, int unit) { return (x + unit - 1) / unit * unit; }
+
+// The factors of some tokens, and zeros behind them; none if all are 1, or keys have two of them, which are applied to each.
+template <class T>
+void gather_factors(const Pool<T>& pool, int head, const int32_t* slots, int num_keys, std::vector<float>& to) {
+    to.clear();
+    if (!pool.factors || pool.parts > 1) return;
+    to.assign(round_up(num_keys, 2 * VL), 0.0f);
+    for (int j = 0; j < num_keys; j++) to[j] = *pool.factors_at(slots[j], head);
+}
 
 template <class T>
 std::vector<Item> items_of(const Problem<T>& p, int max_rows) {

@@ -16,7 +16,7 @@ namespace {
 constexpr int TILE = 128;                     // keys that are unpacked at once
 constexpr int TILE_ROWS = 6;                  // rows of two vectors of keys or values: 12 sums fit the registers
 constexpr int AHEAD = 16;                     // keys between what is read and what is fetched: slots may lie anywhere
-constexpr int ROWS_AT_ONCE = VL == 16 ? 4 : 2;  // of keys that are read where they lie: sums of all must fit the registers
+constexpr int ROWS_AT_ONCE = VL == 16 ? 6 : 2;  // of keys that are read where they lie: sums of all must fit the registers
 
 // Keys or values of one layer. Codes of one byte have `parts` factors for each token and head: with two, the first `first_part`
 // values of a head have the first one and the others the second.

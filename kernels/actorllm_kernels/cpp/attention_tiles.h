@@ -5,30 +5,20 @@
 // and float32 values have 16 bits. An item's queries and sums stay in the second-level cache while blocks of keys pass.
 #pragma once
 
-#include "bf16_parts.h"
+#include "attention_layouts.h"
 
 #if HAS_AMX
 
+#include <climits>
+
 #include "amx_rows.h"
-#include "attention_items.h"
 
 namespace {
 
-constexpr int PAIR = 2 * amx::ROWS;          // score rows, keys or columns of values that are multiplied at a time
-constexpr int BLOCK_BYTES = 512 << 10;       // of keys and values that are unpacked at once
-constexpr int MOST_BLOCK_KEYS = 512;         // whose scores with a pair of rows are in the nearest caches
+constexpr int MOST_BLOCK_KEYS = 512;    // that are unpacked at once
+constexpr int BLOCK_BYTES = 512 << 10;  // of tiles that they become
+constexpr int SLICE_KEYS = 128;         // whose scores with a pair of tiles of rows stay in the first-level cache
 constexpr float LOG2_E = 1.44269504f;
-
-inline int round_up(int x, int unit) { return (x + unit - 1) / unit * unit; }
-
-// The first values of some, zeros behind them.
-template <class T>
-inline vf load_some(const T* p, int num) {
-    if (num >= VL) return load(p);
-    float some[VL] = {};
-    for (int i = 0; i < num; i++) some[i] = load_one(p + i);
-    return load(some);
-}
 
 // Memory for an item, kept from one to the next.
 struct TileScratch {
@@ -47,13 +37,14 @@ public:
         const int key_bytes = depth * k_parts * 64 + num_columns * V_PARTS * 32;
         const int most = std::clamp(BLOCK_BYTES / key_bytes / PAIR * PAIR, PAIR, MOST_BLOCK_KEYS);
         block = std::min(most, round_up(item.key_end - item.key_begin, PAIR));
+        slice_keys = std::min(block, SLICE_KEYS);
         slots = p.table + p.spans[item.span].row * p.table_stride;
         is_adjusted = p.soft_cap > 0 || p.slopes || !(p.scale > 0);
         unit = is_adjusted ? LOG2_E : p.scale * LOG2_E;
         keys = s.keys.resize(int64_t(block) / amx::ROWS * k_parts * depth * amx::TILE);
         values = s.values.resize(int64_t(num_columns) * V_PARTS * block / 32 * amx::TILE);
-        weights = s.weights.resize(int64_t(2) * W_PARTS * block / 32 * amx::TILE);
-        scores = reinterpret_cast<float*>(s.scores.resize(int64_t(2) * block * VL * sizeof(float)));
+        weights = s.weights.resize(int64_t(2) * W_PARTS * slice_keys / 32 * amx::TILE);
+        scores = reinterpret_cast<float*>(s.scores.resize(int64_t(4) * slice_keys * VL * sizeof(float)));
     }
 
     // False, with nothing written, if a value is not finite, which has no parts.
@@ -61,8 +52,8 @@ public:
         if (!lay_out_rows()) return false;
         for (int key = item.key_begin; key < item.key_end; key += block) {
             const int n = std::min(block, item.key_end - key);
-            if (!unpack_keys(key, n) || !unpack_values(key, n)) return false;
-            for (int tile = 0; tile < num_tiles; tile += 2) attend(tile, key, n);
+            if (!unpack(key, n)) return false;
+            attend(key, n);
         }
         for (int tile = 0; tile * amx::ROWS < M; tile++) finish(tile);
         return true;
@@ -75,7 +66,7 @@ private:
     const Item& item;
     TileScratch& s;
     const int M, num_tiles, depth, num_columns, k_parts;  // tiles of rows, chunks of D, tiles of E
-    int q_parts, block;
+    int q_parts, block, slice_keys;
     bool is_adjusted;
     float unit;  // scores times this are logarithms to the base 2
     const int32_t* slots;
@@ -87,163 +78,145 @@ private:
     vf* sums_of(int tile) const { return reinterpret_cast<vf*>(sums) + int64_t(tile) * num_columns * amx::ROWS; }
 
     bool lay_out_rows() {
-        queries = s.queries.resize(int64_t(num_tiles) * 3 * depth * amx::TILE);
-        sums = reinterpret_cast<float*>(s.sums.resize(int64_t(num_tiles) * num_columns * amx::TILE));
-        memset(sums, 0, int64_t(num_tiles) * num_columns * amx::TILE);
+        const int64_t tile_bytes = QUERY_PARTS * depth * amx::TILE, sums_bytes = int64_t(num_tiles) * num_columns * amx::TILE;
+        queries = s.queries.resize(num_tiles * tile_bytes);
+        sums = reinterpret_cast<float*>(s.sums.resize(sums_bytes));
+        memset(sums, 0, sums_bytes);
         s.maxima.assign(num_tiles, splat(MINUS_INF));
         s.normalizers.assign(num_tiles, vf{});
         s.firsts.resize(num_tiles);
         s.lasts.resize(num_tiles);
-        amx::Finite finite;
         vu low_bits = {};
         for (int tile = 0; tile < num_tiles; tile++) {
             const float* rows[VL];
             for (int i = 0; i < VL; i++) {
-                const int m = tile * amx::ROWS + i;
-                rows[i] = p.query(item, std::min(m, M - 1));
-                s.lasts[tile][i] = std::min(query(m), item.key_end - 1);
-                s.firsts[tile][i] = p.window ? query(m) - p.window + 1 : 0;
-                if (p.sinks && item.has_sink && m < M) {
+                const int m = std::min(tile * amx::ROWS + i, M - 1), position = query(m);
+                rows[i] = p.query(item, m);
+                s.lasts[tile][i] = std::min(position, item.key_end - 1);
+                s.firsts[tile][i] = p.window ? position - p.window + 1 : 0;
+                if (p.sinks && item.has_sink) {
                     s.maxima[tile][i] = p.sinks[p.head(item, m)] * LOG2_E;
                     s.normalizers[tile][i] = 1;
                 }
             }
-            for (int d = 0; d < depth * 32; d += VL) {
-                vf values[VL];
-                for (int i = 0; i < VL; i++) values[i] = finite(load_some(rows[i] + d, p.D - d));
-                transpose(values);
-                for (int i = 0; i < VL; i += 2) {
-                    vu first[3], second[3];
-                    amx::split<3>(values[i], first);
-                    amx::split<3>(values[i + 1], second);
-                    low_bits |= first[1] | second[1];
-                    for (int part = 0; part < 3; part++)
-                        store_tile(queries, (tile * 3 + part) * depth, (d + i) / 2, amx::in_pairs(first[part], second[part]));
-                }
-            }
+            if (!lay_out_queries(rows, p.D, queries + tile * tile_bytes, low_bits)) return false;
         }
         uint32_t any = 0;
         for (int i = 0; i < VL; i++) any |= low_bits[i];
-        q_parts = any ? 3 : 1;
-        return finite.holds();
+        q_parts = any ? QUERY_PARTS : 1;  // one where queries are bfloat16s
+        return true;
     }
 
-    // Row `row` of tiles that follow each other.
-    template <class V>
-    static void store_tile(char* tiles, int64_t first, int row, V v) {
-        memcpy(tiles + first * amx::TILE + int64_t(row) * amx::BYTES, &v, sizeof v);
+    static bool are_finite(const std::vector<float>& x) { return magnitude(x.data(), int(x.size())) < INFINITY; }
+
+    bool unpack(int key, int n) {
+        const int32_t* from = slots + key;
+        const bool are_keys_finite = k_parts == 1 ? unpack_key_tiles<1>(p.k, item.kv_head, p.D, from, n, keys)
+                                                  : unpack_key_tiles<3>(p.k, item.kv_head, p.D, from, n, keys);
+        gather_factors(p.k, item.kv_head, from, n, s.key_factors);
+        gather_factors(p.v, item.kv_head, from, n, s.value_factors);
+        return are_keys_finite && unpack_value_tiles<V_PARTS>(p.v, item.kv_head, p.E, from, n, values, block / 32) &&
+               are_finite(s.key_factors) && are_finite(s.value_factors);
     }
 
-    bool unpack_keys(int key, int n) { return k_parts == 3 ? unpack_keys<3>(key, n) : unpack_keys<1>(key, n); }
-
-    template <int PARTS>
-    bool unpack_keys(int key, int n) {
-        amx::Finite finite;
-        for (int j = 0; j < round_up(n, PAIR); j++) {
-            const int32_t slot = slots[key + std::min(j, n - 1)];
-            const T* k = p.k.at(slot, item.kv_head);
-            if (j + PAIR < n) p.k.prefetch(slots[key + j + PAIR], item.kv_head, p.D);
-            for (int d = 0; d < depth * 32; d += VL) {
-                vf x = load_some(k + d, p.D - d);
-                if (p.k.parts > 1) {
-                    const float* factors = p.k.factors_at(slot, item.kv_head);
-                    for (int i = 0; i < VL; i++) x[i] *= factors[d + i >= p.k.first_part];
-                }
-                vu parts[PARTS];
-                amx::split<PARTS>(finite(x), parts);
-                for (int part = 0; part < PARTS; part++) {
-                    const vh values = amx::in_row(parts[part]);
-                    char* tile = keys + (int64_t(j / amx::ROWS * PARTS + part) * depth + d / 32) * amx::TILE;
-                    memcpy(tile + j % amx::ROWS * amx::BYTES + d % 32 * 2, &values, sizeof values);
-                }
-            }
-        }
-        return finite.holds() && gather_factors(p.k, key, n, s.key_factors);
-    }
-
-    bool unpack_values(int key, int n) {
-        amx::Finite finite;
-        for (int j = 0; j < n; j += 32) {
-            const T* v[32];
-            for (int i = 0; i < 32; i++) v[i] = p.v.at(slots[key + std::min(j + i, n - 1)], item.kv_head);
-            for (int e = 0; e < num_columns * VL; e += VL) {
-                vf parts[V_PARTS][VL];
-                for (int i = 0; i < VL; i++) {
-                    vu first[V_PARTS], second[V_PARTS];
-                    amx::split<V_PARTS>(finite(load_some(v[2 * i] + e, p.E - e)), first);
-                    amx::split<V_PARTS>(finite(load_some(v[2 * i + 1] + e, p.E - e)), second);
-                    for (int part = 0; part < V_PARTS; part++) parts[part][i] = (vf)amx::in_pairs(first[part], second[part]);
-                }
-                for (int part = 0; part < V_PARTS; part++) {
-                    transpose(parts[part]);
-                    char* tile = values + (int64_t(e / VL * V_PARTS + part) * (block / 32) + j / 32) * amx::TILE;
-                    for (int i = 0; i < VL; i++) memcpy(tile + i * amx::BYTES, &parts[part][i], amx::BYTES);
-                }
-            }
-        }
-        return finite.holds() && gather_factors(p.v, key, n, s.value_factors);
-    }
-
-    // The factors of some tokens, if the tiles do not have them yet.
-    bool gather_factors(const Pool<T>& pool, int key, int n, std::vector<float>& to) {
-        to.clear();
-        if (!pool.factors || pool.parts > 1) return true;
-        to.assign(block, 0.0f);
-        for (int j = 0; j < n; j++) to[j] = *pool.factors_at(slots[key + j], item.kv_head);
-        return magnitude(to.data(), block) < INFINITY;
-    }
-
-    // Two tiles of rows with a block of keys, of which whole pairs of tiles are left out that no row sees.
-    void attend(int tile, int key, int n) {
-        const int first_query = query(tile * amx::ROWS), last_query = query((tile + 2) * amx::ROWS - 1);
-        const int end = round_up(std::min(n, last_query + 1 - key), PAIR);
-        const int begin = p.window ? std::max(0, first_query - p.window + 1 - key) / PAIR * PAIR : 0;
-        if (begin >= end) return;
-        const int64_t row_bytes = depth * amx::TILE, key_bytes = block / 32 * amx::TILE;
-        const amx::Operand of_rows{queries + tile * 3 * row_bytes, 3 * row_bytes, row_bytes, amx::TILE, q_parts};
-        for (int j = begin; j < end; j += PAIR) {
-            const amx::Operand of_keys{keys + j / amx::ROWS * k_parts * row_bytes, k_parts * row_bytes, row_bytes, amx::TILE, k_parts};
-            amx::multiply_pair(of_keys, of_rows, depth, scores + j * VL, amx::ROWS * VL, int64_t(block) * VL, false);
-        }
-        const int whole_begin = p.window ? std::clamp(last_query - p.window + 1 - key, begin, end) : begin;
-        const int whole_end = std::clamp(std::min(n, first_query + 1 - key), whole_begin, end);
-        for (int i = tile; i < tile + 2; i++) {
-            const Range range{key, begin, whole_begin, whole_end, end};
-            weigh(i, range, scores + (i - tile) * block * VL, weights + (i - tile) * W_PARTS * key_bytes);
-        }
-        const int64_t first = begin / 32 * amx::TILE;
-        const amx::Operand of_weights{weights + first, W_PARTS * key_bytes, key_bytes, amx::TILE, W_PARTS};
-        for (int e = 0; e < num_columns; e += 2) {
-            const amx::Operand of_values{values + e * V_PARTS * key_bytes + first, V_PARTS * key_bytes, key_bytes, amx::TILE, V_PARTS};
-            float* to = sums + (int64_t(tile) * num_columns + e) * amx::ROWS * VL;
-            amx::multiply_pair(of_values, of_weights, (end - begin) / 32, to, amx::ROWS * VL, int64_t(num_columns) * amx::ROWS * VL, true);
-        }
-    }
-
-    // Keys of a block, which begins at `key`: some rows see those from `begin` to `end`, all rows the whole ones.
-    struct Range {
-        int key, begin, whole_begin, whole_end, end;
+    // A pair of tiles of rows with some keys of a block, counted from `first` on: some rows see those from `begin` to `end`, all rows see the
+    // whole ones. Scores times `unit` are logarithms of weights; what was summed before shrinks as a maximum rises.
+    struct Slice {
+        int tile, first, key;
+        int begin, whole_begin, whole_end, end;
+        float* scores;  // [tile of the pair, key, 16]
+        vf maxima[2], shrinks[2], totals[2];
+        bool is_empty() const { return begin >= end; }
+        bool has(int j) const { return begin <= j && j < end; }
     };
 
-    // From a tile's scores to the weights of its values.
-    void weigh(int tile, const Range& range, float* scores, char* weights) {
-        vf best = splat(MINUS_INF);
-        const auto see = [&](int from, int to, bool is_whole) { best = max(best, finish_scores(tile, range.key, scores, from, to, is_whole)); };
-        see(range.begin, range.whole_begin, false);
-        see(range.whole_begin, range.whole_end, true);
-        see(range.whole_end, range.end, false);
-        const vf before = s.maxima[tile], now = max(before, best * unit);
-        const vf maximum = now == MINUS_INF ? vf{} : now;  // nothing to see yet
-        const vf shrink = exp2(before - maximum);
-        s.maxima[tile] = now;
-        const vf total = s.value_factors.empty() ? exponentiate<false>(scores, range, maximum, weights) : exponentiate<true>(scores, range, maximum, weights);
-        s.normalizers[tile] = s.normalizers[tile] * shrink + total;
-        if (max(1 - shrink) > 0)
-            for (int e = 0; e < num_columns * amx::ROWS; e++) sums_of(tile)[e] *= shrink;
+    Slice slice_of(int tile, int key, int first, int n, float* scores) const {
+        const int first_query = query(tile * amx::ROWS), last_query = query((tile + 2) * amx::ROWS - 1);
+        Slice it{tile, first, key + first, 0, 0, 0, 0, scores, {}, {}, {}};
+        it.end = round_up(std::min(n, last_query + 1 - it.key), PAIR);
+        if (p.window) it.begin = std::max(0, first_query - p.window + 1 - it.key) / PAIR * PAIR;
+        if (it.is_empty()) return it;
+        it.whole_begin = p.window ? std::clamp(last_query - p.window + 1 - it.key, it.begin, it.end) : it.begin;
+        it.whole_end = std::clamp(std::min(n, first_query + 1 - it.key), it.whole_begin, it.end);
+        return it;
     }
 
-    // Scores times `unit` are logarithms of weights; those of keys that a row does not see are infinitely small. Returns the maxima.
-    vf finish_scores(int tile, int key, float* scores, int from, int to, bool is_whole) {
+    // A block of keys with all rows, slice by slice. While tiles are multiplied for the next slice, vectors make weights of the one before.
+    void attend(int key, int n) {
+        Slice slices[2];
+        Slice* before = nullptr;
+        int turn = 0;
+        for (int tile = 0; tile < num_tiles; tile += 2)
+            for (int first = 0; first < n; first += slice_keys) {
+                slices[turn] = slice_of(tile, key, first, std::min(slice_keys, n - first), scores + int64_t(turn) * 2 * slice_keys * VL);
+                if (slices[turn].is_empty()) continue;
+                advance(&slices[turn], before);
+                before = &slices[turn];
+                turn = 1 - turn;
+            }
+        if (before) advance(nullptr, before);
+    }
+
+    // Scores of the slice `next`, and the sums of the one before.
+    void advance(Slice* next, Slice* before) {
+        const int begin = std::min(next ? next->begin : INT_MAX, before ? before->begin : INT_MAX);
+        const int end = std::max(next ? next->end : 0, before ? before->end : 0);
+        for (int j = begin; j < end; j += PAIR) {
+            if (next && next->has(j)) score(*next, j);
+            if (before && before->has(j)) weigh(*before, j);
+        }
+        if (before) shrink_sums(*before);
+        for (int i = 0; i < std::max(num_columns / 2, 2); i++) {
+            if (before && i < num_columns / 2) add_values(*before, 2 * i);
+            if (next && i < 2) finish_scores(*next, i);
+        }
+    }
+
+    void score(const Slice& slice, int j) {
+        const int64_t row_bytes = depth * amx::TILE;
+        const amx::Operand of_rows{queries + slice.tile * QUERY_PARTS * row_bytes, QUERY_PARTS * row_bytes, row_bytes, amx::TILE, q_parts};
+        const amx::Operand of_keys{keys + (slice.first + j) / amx::ROWS * k_parts * row_bytes, k_parts * row_bytes, row_bytes, amx::TILE, k_parts};
+        amx::multiply_pair(of_keys, of_rows, depth, slice.scores + j * VL, amx::ROWS * VL, int64_t(slice_keys) * VL, false);
+    }
+
+    void add_values(const Slice& slice, int e) {
+        const int64_t row_bytes = slice_keys / 32 * amx::TILE, column_bytes = block / 32 * amx::TILE;
+        const amx::Operand of_weights{weights + slice.begin / 32 * amx::TILE, W_PARTS * row_bytes, row_bytes, amx::TILE, W_PARTS};
+        const char* first = values + e * V_PARTS * column_bytes + (slice.first + slice.begin) / 32 * amx::TILE;
+        const amx::Operand of_values{first, V_PARTS * column_bytes, column_bytes, amx::TILE, V_PARTS};
+        float* to = sums + (int64_t(slice.tile) * num_columns + e) * amx::ROWS * VL;
+        amx::multiply_pair(of_values, of_weights, (slice.end - slice.begin) / 32, to, amx::ROWS * VL, int64_t(num_columns) * amx::ROWS * VL, true);
+    }
+
+    void weigh(Slice& slice, int j) {
+        for (int i = 0; i < 2; i++)
+            slice.totals[i] += s.value_factors.empty() ? exponentiate<false>(slice, i, j) : exponentiate<true>(slice, i, j);
+    }
+
+    void shrink_sums(const Slice& slice) {
+        for (int i = 0; i < 2; i++) {
+            const vf shrink = slice.shrinks[i];
+            vf& normalizer = s.normalizers[slice.tile + i];
+            normalizer = normalizer * shrink + slice.totals[i];
+            if (max(1 - shrink) > 0)
+                for (int e = 0; e < num_columns * amx::ROWS; e++) sums_of(slice.tile + i)[e] *= shrink;
+        }
+    }
+
+    void finish_scores(Slice& slice, int i) {
+        const int tile = slice.tile + i;
+        float* scores = slice.scores + i * slice_keys * VL;
+        vf best = finish_keys(tile, slice, scores, slice.begin, slice.whole_begin, false);
+        best = max(best, finish_keys(tile, slice, scores, slice.whole_begin, slice.whole_end, true));
+        best = max(best, finish_keys(tile, slice, scores, slice.whole_end, slice.end, false));
+        const vf before = s.maxima[tile], now = max(before, best * unit);
+        slice.maxima[i] = now == MINUS_INF ? vf{} : now;  // nothing to see yet
+        slice.shrinks[i] = exp2(before - slice.maxima[i]);
+        s.maxima[tile] = now;
+    }
+
+    // Caps, slopes and masks, of keys that a row does not see. Returns the maxima.
+    vf finish_keys(int tile, const Slice& slice, float* scores, int from, int to, bool is_whole) {
         vf best = splat(MINUS_INF);
         if (from == to) return best;
         if (is_whole && !is_adjusted && s.key_factors.empty()) {
@@ -258,14 +231,14 @@ private:
         }
         for (int j = from; j < to; j++) {
             vf x = load(scores + j * VL);
-            if (!s.key_factors.empty()) x *= s.key_factors[j];
+            if (!s.key_factors.empty()) x *= s.key_factors[slice.first + j];
             if (is_adjusted) {
                 x *= p.scale;
                 if (p.soft_cap > 0) x = p.soft_cap * tanh(x / p.soft_cap);
-                x += slopes * (float(key + j) - positions);
+                x += slopes * (float(slice.key + j) - positions);
             }
             if (!is_whole) {
-                const vi at = key + j - vi{};
+                const vi at = slice.key + j - vi{};
                 x = at <= s.lasts[tile] ? x : splat(MINUS_INF);
                 x = at >= s.firsts[tile] ? x : splat(MINUS_INF);
             }
@@ -275,14 +248,16 @@ private:
         return best;
     }
 
-    // Weights as right operands; returns their sums.
+    // The weights of a pair of tiles of keys, as right operands; returns their sums.
     template <bool HAS_FACTORS>
-    vf exponentiate(const float* scores, const Range& range, vf maximum, char* weights) const {
+    vf exponentiate(const Slice& slice, int tile, int first) const {
         vf totals[2] = {};
-        const vf factor = splat(unit);
-        const float* value_factors = s.value_factors.data();
-        const int64_t part_bytes = block / 32 * amx::TILE;
-        for (int j = range.begin; j < range.end; j += 2) {
+        const vf factor = splat(unit), maximum = slice.maxima[tile];
+        const float* scores = slice.scores + (tile * slice_keys + first) * VL;
+        const float* value_factors = s.value_factors.data() + slice.first + first;
+        const int64_t part_bytes = slice_keys / 32 * amx::TILE;
+        char* to = weights + tile * W_PARTS * part_bytes + first / 32 * amx::TILE;
+        for (int j = 0; j < PAIR; j += 2) {
             vu parts[2][W_PARTS];
             for (int i = 0; i < 2; i++) {
                 vf x = exp2(load(scores + (j + i) * VL) * factor - maximum);
@@ -292,7 +267,7 @@ private:
             }
             for (int part = 0; part < W_PARTS; part++) {
                 const vu pairs = amx::in_pairs(parts[0][part], parts[1][part]);
-                memcpy(weights + part * part_bytes + j / 2 * amx::BYTES, &pairs, sizeof pairs);
+                memcpy(to + part * part_bytes + j / 2 * amx::BYTES, &pairs, sizeof pairs);
             }
         }
         return totals[0] + totals[1];
