@@ -1,8 +1,9 @@
 // The attention of many score rows by Intel's AMX, block by block of keys with a running maximum (FlashAttention, arXiv 2205.14135).
 //
 // Scores are computed as K Q^T: a vector holds 16 score rows, so that maxima and sums need no shuffles, keys are left operands as they
-// lie in the pool, and the weights that come of scores are right operands of V^T P^T as they are. Queries are exact, as are keys; weights
-// and float32 values have 16 bits. An item's queries and sums stay in the second-level cache while blocks of keys pass.
+// lie in the pool, and the weights that come of scores are right operands of V^T P^T as they are. Queries, keys and values are exact, and
+// so are weights with float32 values; else they have 16 bits. An item's queries and sums stay in the second-level cache while blocks
+// of keys pass.
 #pragma once
 
 #include "attention_layouts.h"
@@ -60,7 +61,7 @@ public:
     }
 
 private:
-    static constexpr int V_PARTS = sizeof(T) == 4 ? 2 : 1, W_PARTS = 2;
+    static constexpr int V_PARTS = sizeof(T) == 4 ? 3 : 1, W_PARTS = sizeof(T) == 4 ? 3 : 2;
 
     const Problem<T>& p;
     const Item& item;
