@@ -53,6 +53,7 @@ async def test_settings_go_to_the_engine(chat: ChatPage) -> None:
     await chat.page.get_by_label("Stop at").fill("###\nEnd.")
     await chat.page.get_by_label("Instructions").fill("Be brief.")
     await chat.button("Save").click()
+    await expect(chat.page.locator("#settings")).to_be_hidden()
     await chat.write("hello")
     params = chat.engine.submitted[-1][1]
     assert (params.temperature, params.max_tokens, params.stop, params.top_k) == (0.2, 33, ("###", "End."), 5)
@@ -79,6 +80,7 @@ async def test_an_answer_longer_than_the_context_is_told_in_words(chat: ChatPage
     await expect(chat.page.locator("#settings")).to_be_visible()
     await length.fill(str(context_len))
     await chat.button("Save").click()
+    await expect(chat.page.locator("#settings")).to_be_hidden()  # once the server has taken them: nobody can write before
     chat.engine.refusal = PromptTooLong("max_tokens is too large", param="max_tokens")
     await chat.message.fill("hello")
     await chat.message.press("Enter")
