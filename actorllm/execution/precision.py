@@ -47,8 +47,9 @@ def resolve_precision(wanted: str, stored: torch.dtype, *, device: torch.device,
     """The precision for `--dtype` `wanted`, `--quantize` and a checkpoint in `stored`. Raises `SettingsError`.
 
     "auto" keeps a half-precision checkpoint in half precision on GPUs: all in bfloat16. Processors keep bfloat16 weights, which is
-    exact and half of what is read for a token, and compute in float32; they serve float16 in float32. With 4-bit linears embeddings and heads have 8 bits: they decide
-    the quality, and are few. Quantized to integers, processors round activations, too, and GPUs do not; as 8-bit floats they do.
+    exact and half of what is read for a token, and compute in float32; they serve float16 in float32. With 4-bit linears embeddings
+    and heads have 8 bits: they decide the quality, and are few. Quantized to integers, processors round activations, too, and GPUs
+    do not; as 8-bit floats they do.
     """
     if quantize == "fp8":
         check_fp8(device)

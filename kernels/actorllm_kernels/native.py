@@ -99,9 +99,10 @@ def cache_folder() -> Path:
 def _compiled(compiler: str, folder: Path) -> Path:
     """The library's file. Raises `OSError` or `subprocess.SubprocessError`."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS).stdout
-    tiles = () if _may_use_tiles() else WITHOUT_TILES
+    features = _processor_features()
+    tiles = () if _may_use_tiles(features) else WITHOUT_TILES
     command = [compiler, *FLAGS, *tiles, *shlex.split(os.environ.get("ACTORLLM_CXXFLAGS", ""))]
-    parts = [version, *command[1:], _processor_features(), *(path.read_text() for path in sorted(SOURCES.iterdir()))]
+    parts = [version, *command[1:], features, *(path.read_text() for path in sorted(SOURCES.iterdir()))]
     path = folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,14 +131,14 @@ def _compile(command: Sequence[str], sources: Sequence[Path], made: Path) -> Non
     logger.info("compiled in %.1f s", time.perf_counter() - began)
 
 
-def _may_use_tiles() -> bool:
+def _may_use_tiles(features: str) -> bool:
     """Whether this process may use Intel's AMX, if the processor has it: Linux wants to be asked, once for all threads.
 
     That is arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) (docs.kernel.org/arch/x86/xstate.html).
     """
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return True
-    return "amx_tile" not in _processor_features() or ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
+    return "amx_tile" not in features or ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
 
 
 def _processor_features() -> str:
