@@ -57,7 +57,7 @@ def drawn(
         launch.run()
     edge, num_ties = memory.edges[1].unsqueeze(-1).unbind(1)
     temperature = rows.parameters_RP[:, TEMPERATURE, None].float()
-    bits = ((logits.amax(1, keepdim=True) - logits) / temperature).view(torch.int32)
+    bits = ((logits.amax(1, keepdim=True) - logits) / temperature).abs().view(torch.int32)
     return ids, (bits < edge) | ((bits == edge) & ((bits == edge).cumsum(1) <= num_ties))
 
 
@@ -94,6 +94,12 @@ def test_equals_the_reference(seed):
     if seed % 3 == 0:
         logits[:, torch.rand(vocab_size, generator=generator) < 0.3] = -torch.inf
     check(logits.to(DEVICE), parameters(vocab_size, *asked, seed=seed), chosen=cut(*rng.choice(((64, 32), (64, 64), (512, 512)))))
+
+
+def test_zeros_of_both_signs_are_ties():
+    signs = torch.randn(8, 129, generator=torch.Generator().manual_seed(1)).sign()
+    asked = [{"top_k": top_k, "top_p": top_p} for top_k in (0, 1, 40, 128) for top_p in (1.0, 0.3)]
+    check((signs * 0.0).to(DEVICE), parameters(129, *asked))
 
 
 def test_an_odd_large_vocabulary():

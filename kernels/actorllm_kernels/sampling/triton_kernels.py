@@ -60,7 +60,7 @@ def row_best(best_ptr, sample, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
 def distances(logit_ptr, id_N, mask_N, column_stride, best, temperature):
     """The bits of how far the tokens lie below the best; those of no token are NOWHERE."""
     logit_N = tl.load(logit_ptr + id_N * column_stride, mask=mask_N, other=-float("inf"))
-    distance_N = tl.div_rn(best - logit_N, tl.zeros_like(logit_N) + temperature)
+    distance_N = tl.abs(tl.div_rn(best - logit_N, tl.zeros_like(logit_N) + temperature))  # -0 less 0 is -0
     return tl.where(mask_N, distance_N.to(tl.int32, bitcast=True), NOWHERE)
 
 
