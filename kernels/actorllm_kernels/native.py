@@ -2,9 +2,11 @@
 
 Plain C++ with `extern "C"` entry points, called through ctypes, which releases the GIL. The library's name in the cache
 holds a hash of the sources, the compiler, its flags and the processor's features, so an old one is never taken for a
-new one; it is written beside and renamed, so two processes that start at once cannot disturb each other. Without
-a compiler, or where it fails, there is no library, and a warning says so once. `ACTORLLM_CXXFLAGS` adds flags at the end:
-`-march=x86-64` for the portable paths, `-fsanitize=address,undefined` for the sanitizers. Knows no operator.
+new one, and a hash of the file itself, so a damaged one is made anew: to load it would end the process. It is written
+beside and renamed, so two processes that start at once cannot disturb each other. Without a compiler, or where it
+fails, there is no library, and a warning says so once. `CXX` is the compiler's command (`ccache g++`), `ACTORLLM_CXXFLAGS`
+adds flags at the end: `-march=x86-64` for the portable paths, `-fsanitize=address,undefined` for the sanitizers. Knows
+no operator.
 """
 
 import contextlib
@@ -39,18 +41,26 @@ SECONDS_EACH = 2.0
 """Of a processor, for one source: what the user is told to expect."""
 
 
+WITHOUT_KERNELS = "models on this CPU run several times slower"
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels of this machine, compiled if they are not in the cache; None where that cannot be done."""
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        logger.warning("no C++ compiler found: models on this CPU run several times slower; install g++ or clang++")
+    """The kernels of this machine, compiled if they are not in the cache; None, with a warning, where that cannot be done."""
+    try:
+        compiler = _words_of("CXX") or [*filter(None, map(shutil.which, COMPILERS))][:1]
+        if not compiler:
+            logger.warning("no C++ compiler found: %s; install g++ or clang++", WITHOUT_KERNELS)
+            return None
+        path = _compiled(compiler, cache_folder())
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        logger.warning("the C++ kernels could not be compiled, %s: %s", WITHOUT_KERNELS, detail[-2000:])
         return None
     try:
-        return ctypes.CDLL(str(_compiled(compiler, cache_folder())))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        logger.warning("the C++ kernels could not be compiled, models on this CPU run several times slower: %s", detail[-2000:])
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        logger.warning("the C++ kernels were compiled, but cannot be loaded, %s: %s", WITHOUT_KERNELS, error)
         return None
 
 
@@ -92,25 +102,67 @@ def noting(note: Note) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels lie: under `XDG_CACHE_HOME`, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "actorllm" / "kernels"
+    """Where compiled kernels lie: under `XDG_CACHE_HOME`, or ~/.cache; for a user without a home, where this process alone looks."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(root or Path.home() / ".cache") / "actorllm" / "kernels"
+    except RuntimeError:
+        return Path(_own_folder().name)
 
 
-def _compiled(compiler: str, folder: Path) -> Path:
-    """The library's file. Raises `OSError` or `subprocess.SubprocessError`."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS).stdout
+@functools.cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    logger.warning("this user has no home folder, so the C++ kernels are compiled at each start: set XDG_CACHE_HOME to keep them")
+    return tempfile.TemporaryDirectory(prefix="actorllm-")
+
+
+def _words_of(variable: str) -> list[str]:
+    """The words of a command line in the environment. Raises `ValueError`."""
+    text = os.environ.get(variable, "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{variable} is {text!r}, which is no command line ({error})") from error
+
+
+def _compiled(compiler: Sequence[str], folder: Path) -> Path:
+    """The library's file, whole. Raises `OSError`, `ValueError` or `subprocess.SubprocessError`."""
+    flags = _words_of("ACTORLLM_CXXFLAGS")
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS).stdout
     features = _processor_features()
     tiles = () if _may_use_tiles(features) else WITHOUT_TILES
-    command = [compiler, *FLAGS, *tiles, *shlex.split(os.environ.get("ACTORLLM_CXXFLAGS", ""))]
+    command = [*compiler, *FLAGS, *tiles, *flags]
     parts = [version, *command[1:], features, *(path.read_text() for path in sorted(SOURCES.iterdir()))]
-    path = folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as name:
-            made = Path(name) / path.name
-            _compile(command, sorted(SOURCES.glob("*.cpp")), made)
-            made.replace(path)
+    key = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]
+    found = sorted(folder.glob(f"{key}-*.so"))
+    if (whole := next(filter(_is_whole, found), None)) is not None:
+        return whole
+    if found:
+        logger.warning("the compiled C++ kernels in %s are damaged: they are compiled anew", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        made = Path(name) / "kernels.so"
+        _compile(command, sorted(SOURCES.glob("*.cpp")), made)
+        with made.open("rb+") as file:
+            os.fsync(file.fileno())  # else a machine that stops may leave the name without the bytes
+        path = folder / f"{key}-{_digest(made)}.so"
+        made.replace(path)
+    for damaged in found:
+        if damaged != path:
+            damaged.unlink(missing_ok=True)
     return path
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file can be read, and is the one that was compiled, by the end of its name."""
+    try:
+        return path.stem.endswith(f"-{_digest(path)}")
+    except OSError:
+        return False
 
 
 def _compile(command: Sequence[str], sources: Sequence[Path], made: Path) -> None:

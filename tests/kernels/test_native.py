@@ -1,7 +1,9 @@
 """The C++ library: compiled once, found again, safe between processes, and dispensable."""
 
 import logging
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -60,14 +62,73 @@ def test_says_that_it_compiles(compiler: Path, cache: Path, caplog: pytest.LogCa
     assert f"compiling {NUM_CALLS - 1} files" in message and "once" in message
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("g++") is None, reason="needs g++ on x86-64")
-@pytest.mark.parametrize("architecture", ["x86-64", "x86-64-v3", "icelake-server", "alderlake"])
-def test_every_path_compiles(architecture: str, tmp_path: Path) -> None:
-    """Without vectors' intrinsics, with AVX2, with AVX-512 VNNI, and with AVX VNNI."""
-    flags = [flag for flag in native.FLAGS if flag not in ("-O3", "-march=native")]
-    for source in native.SOURCES.glob("linear_int?.cpp"), native.SOURCES.glob("attention.cpp"):
-        command = ["g++", *flags, "-O0", "-Werror=return-type", f"-march={architecture}", "-c", *map(str, source)]
-        subprocess.run(command, cwd=tmp_path, check=True, timeout=110)
+def truncated(path: Path) -> None:
+    os.truncate(path, 1000)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    """A library of another compilation, without an entry point of ours."""
+    source = path.with_suffix(".cpp")
+    source.write_text("int nothing;")
+    subprocess.run(["c++", "-shared", "-fPIC", str(source), "-o", str(path)], check=True, timeout=60)
+    source.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, foreign])
+def test_a_damaged_library_is_compiled_anew(compiler: Path, cache: Path, damage, caplog: pytest.LogCaptureFixture) -> None:
+    """To load one would end the process with a bus error, or fail at its first call."""
+    native.library()
+    [path] = cache.iterdir()
+    whole = path.read_bytes()
+    path.unlink()  # this process has loaded it: its bytes may not change
+    path.write_bytes(whole)
+    damage(path)
+    subprocess.run([sys.executable, "-c", f"{LOAD}; library().actorllm_linear_int8"], check=True, timeout=60)
+    assert [kept.read_bytes() for kept in cache.iterdir()] == [whole]
+    damage(path)
+    native.library.cache_clear()
+    caplog.clear()
+    assert native.library() is not None
+    assert "damaged" in caplog.records[0].message and "compiling" in caplog.records[1].message
+    assert compiler.read_text().count("called") == 3 * NUM_CALLS
+
+
+def test_what_was_compiled_but_cannot_be_loaded_says_so(compiler: Path, cache: Path, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is not compiled again: that would not help."""
+    script = Path(os.environ["CXX"])
+    script.write_text(re.sub(r"\ncp \S+ ", "\ncp /bin/sh ", script.read_text()))
+    for _ in range(2):
+        assert native.library() is None
+        native.library.cache_clear()
+    messages = [record.message for record in caplog.records if "slower" in record.message]
+    assert len(messages) == 2 and all("cannot be loaded" in message and str(cache) in message for message in messages)
+    assert compiler.read_text().count("called") == NUM_CALLS
+
+
+def test_the_compiler_may_be_a_command_of_several_words(compiler: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"env {os.environ['CXX']}")
+    assert native.library() is not None
+    assert compiler.read_text().count("called") == NUM_CALLS
+
+
+@pytest.mark.parametrize("variable", ["CXX", "ACTORLLM_CXXFLAGS"])
+def test_a_quote_without_its_end_is_told(variable: str, compiler: Path, cache: Path, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, 'g++ "-O2')
+    assert native.library() is None
+    assert f"{variable} is 'g++ \"-O2'" in caplog.text and "slower" in caplog.text
+
+
+def test_without_a_home_the_library_lasts_as_long_as_the_process(compiler: Path, cache: Path) -> None:
+    """As of a user whom the system does not know, in a container."""
+    homeless = "import pathlib, pwd\ndef unknown(*_): raise KeyError\npwd.getpwuid = unknown\n"
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    made = subprocess.run([sys.executable, "-c", homeless + LOAD], env=environment, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0 and "set XDG_CACHE_HOME" in made.stderr, made.stderr
+    assert made.stdout.strip().endswith(".so") and not Path(made.stdout.strip()).parent.exists()
 
 
 PORTABLE = """
