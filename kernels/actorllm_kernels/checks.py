@@ -18,6 +18,7 @@ from actorllm_kernels.attention import RaggedKeys, flat_spans
 from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention_triton
 from actorllm_kernels.backends import EXTRAS, USUAL_SIZES, Form, Heads, Sizes
+from actorllm_kernels.comparison import Tolerance, tolerance
 from actorllm_kernels.embedding import reference as embedding_reference
 from actorllm_kernels.embedding import triton as embedding_triton
 from actorllm_kernels.experts import ExpertStack, MatrixStack
@@ -61,6 +62,13 @@ class Check:
     forms: tuple[Form, ...]
     dtype: torch.dtype | None = None
     is_of_sizes: bool = False
+    rounds_to: Callable[[Any], torch.dtype | None] = lambda _: None
+    """What the kernels of a form round to themselves that is coarser than the activations' dtype, if anything."""
+
+    def tolerance(self, dtype: torch.dtype, form: Form) -> Tolerance:
+        """How close results have to be."""
+        rounded = self.rounds_to(form)
+        return tolerance(dtype, *(() if rounded is None else (rounded,)))
 
     @property
     def is_of_heads(self) -> bool:
@@ -348,16 +356,25 @@ def _in_every_pool(heads: Heads) -> tuple[Heads, ...]:
     return heads, *(heads._replace(quantized=form) for form in LARGEST)
 
 
+def _codes_of_pools(heads: Heads) -> torch.dtype | None:
+    return heads.quantized
+
+
+def _sums_of_products(form: str) -> torch.dtype | None:
+    """Units for products of 8-bit floats add up to 128 of them in some 14 bits, which leaves about 3e-3 of a sum."""
+    return torch.bfloat16 if form == "fp8" else None
+
+
 WEIGHTS = ("int8", "int8 in groups", "int4", "int4 in groups", "fp8")
 USUAL = Heads(8, 2, 128, 128)
 CHECKS: Mapping[str, Check] = {
     "attention": Check(check_attention, (*_in_every_pool(USUAL), USUAL._replace(extras=EXTRAS)), is_of_sizes=True),
     "latent_attention": Check(check_latent_attention, _in_every_pool(Heads(16, 1, 576, 512)), is_of_sizes=True),
-    "rotary_store": Check(check_rotary_store, _in_every_pool(USUAL)),
-    "latent_store": Check(check_latent_store, _in_every_pool(Heads(16, 1, 64, 512))),
+    "rotary_store": Check(check_rotary_store, _in_every_pool(USUAL), rounds_to=_codes_of_pools),
+    "latent_store": Check(check_latent_store, _in_every_pool(Heads(16, 1, 64, 512)), rounds_to=_codes_of_pools),
     "norm": Check(check_norm, ("rms", "layer"), is_of_sizes=True),
     "gated": Check(check_gated, tuple(gated_reference.ACTIVATIONS)),
-    "linear": Check(check_linear, WEIGHTS),
+    "linear": Check(check_linear, WEIGHTS, rounds_to=_sums_of_products),
     "routing": Check(check_routing, ("softmax", "softmax in groups", "sigmoid", "sigmoid in groups"), torch.float32),
     "experts": Check(check_experts, ("values", *WEIGHTS)),
     "embedding": Check(check_embedding, ("rows",)),

@@ -4,7 +4,8 @@ A kernel may compile and still be wrong there: another GPU, driver or version of
 has forms, each with a verdict of its own: one that fails is not used, its reference is, with a warning that names both. The check
 waits for the GPU, so it belongs before the first step: `failing` settles all operators then, and attention's for the heads that
 will be served, at the sizes that will be, which compiles what the first steps launch. What it was not told of is checked when it
-is first used. What is compared is `checks`' to know.
+is first used. What is compared is `checks`' to know, how
+close it has to be `comparison`'s.
 """
 
 import functools
@@ -12,55 +13,47 @@ import logging
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
 
 from actorllm_kernels.backends import USUAL_SIZES, Form, Heads, Sizes
 from actorllm_kernels.checks import CHECKS
+from actorllm_kernels.comparison import compare
 
 logger = logging.getLogger(__name__)
 
-LARGEST_ERROR = 0.02
-"""Of the norm of the reference's result; bfloat16 rounds to 0.004. Integers have to be the same."""
-
 
 @functools.cache
-def verdicts(device: torch.device) -> dict[tuple[str, torch.dtype, Form], bool]:
-    """What `is_right` has found out about the device."""
+def verdicts(device: torch.device) -> dict[tuple[str, torch.dtype, Form], dict[Sizes | None, bool]]:
+    """What each comparison on the device has found out, by the sizes that it was made at (None: the operator has none)."""
     return {}
 
 
 def is_right(operator: str, device: torch.device, dtype: torch.dtype, form: Form, sizes: Sizes | None = None) -> bool:
     """Whether the operator's kernels run on the device and give what the reference gives for such a `dtype`: found out once, and
     once more for each `sizes` that a model is served with."""
-    known, key = verdicts(device), (operator, dtype, form)
-    if key not in known or (sizes is not None and known[key]):
-        known[key] = compared(operator, device, dtype, form, (sizes or USUAL_SIZES) if CHECKS[operator].is_of_sizes else None)
-    return known[key]
+    found = verdicts(device).setdefault((operator, dtype, form), {})
+    if not found or (sizes is not None and all(found.values())):
+        asked = (sizes or USUAL_SIZES) if CHECKS[operator].is_of_sizes else None
+        if asked not in found:
+            found[asked] = compared(operator, device, dtype, form, asked)
+    return all(found.values())
 
 
-@functools.cache
 def compared(operator: str, device: torch.device, dtype: torch.dtype, form: Form, sizes: Sizes | None) -> bool:
     """Whether the kernels are right, at `sizes` where the operator is compared at some."""
     what = f"the Triton kernels of {operator} ({form}, {dtype})"
     check = CHECKS[operator]
+    allowed = check.tolerance(dtype, form)
     try:
         for name, got, expected in check.compare(device, dtype, form, **({"sizes": sizes} if check.is_of_sizes else {})):
-            error = difference(got, expected)
-            if not error < LARGEST_ERROR:  # NaN is not
-                said = "%s are wrong on %s (%s: relative error %.3g); their slower reference runs instead"
-                logger.warning(said, what, device, name, error)
+            _, failure = compare(got, expected, allowed)
+            if failure:
+                said = "%s are wrong on %s (%s: %s); their slower reference runs instead"
+                logger.warning(said, what, device, name, failure)
                 return False
     except Exception as error:  # boundary: whatever a compiler or driver raises, there is a reference
         logger.warning("%s do not run on %s, their slower reference does: %r", what, device, error)
         return False
     return True
-
-
-def difference(got: Tensor, expected: Tensor) -> float:
-    """Relative, by the norm; of integers, where a near one is as wrong as any, 1 if one differs."""
-    if not expected.is_floating_point():
-        return float(not torch.equal(got, expected))
-    return ((got.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
 def failing(

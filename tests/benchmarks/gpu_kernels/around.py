@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from actorllm_kernels.comparison import tolerance
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.embedding import triton as embedding
 from actorllm_kernels.gated import reference as gated_reference
@@ -69,7 +70,7 @@ def store_problem(num_tokens: int, form: torch.dtype, *, chosen: Configuration |
             wanted = [store_reference.spread(heads, exact) for heads in wanted]
         return [*zip((out, *stored), (wanted[0], kept(wanted[1], form), kept(v.float(), form)), strict=True)]
 
-    return Problem([launch], results, num_bytes(q, k, v, out, *pools, *(scales or ()), *tables[:2]))
+    return Problem([launch], results, num_bytes(q, k, v, out, *pools, *(scales or ()), *tables[:2]), allowed=tolerance(BF16, form))
 
 
 def kept(x: torch.Tensor, form: torch.dtype) -> torch.Tensor:
@@ -94,7 +95,7 @@ def latent_store_problem(num_tokens: int, form: torch.dtype) -> Problem:
         got_latent, got_key = stored[slots].split([512, 64], dim=1)
         return [(out, rotated_q), (got_latent, kept(latent.float(), form)), (got_key, kept(rotated_key.squeeze(1), form))]
 
-    return Problem([launch], results, num_bytes(q, both, out, pool, scales, *tables[:2]))
+    return Problem([launch], results, num_bytes(q, both, out, pool, scales, *tables[:2]), allowed=tolerance(BF16, form))
 
 
 def embedding_problem(num_tokens: int, size: int, vocab_size: int, *, chosen: Configuration | None = None) -> Problem:

@@ -8,6 +8,7 @@ import torch
 from actorllm_kernels.attention import RaggedKeys, flat_spans
 from actorllm_kernels.attention import reference as attention_reference
 from actorllm_kernels.attention import triton as attention
+from actorllm_kernels.comparison import tolerance
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.quantize import dequantize, dequantize_parts, quantize, rows_of
 from gpu_kernels.problem import BF16, DEVICE, REHEARSAL, Problem, normal, num_bytes
@@ -63,6 +64,7 @@ def attention_problem(
         2 * sum(seen) * num_heads * (head_dim + size),
         partial(torch_attention, lens, heads, head_dim, dtype=dtype) if has_rival else None,
         is_attention=True,
+        allowed=tolerance(dtype),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from actorllm_kernels.backends import is_triton_here
+from actorllm_kernels.comparison import ROUNDED, Tolerance, compare
 
 REHEARSAL = "--rehearse" in sys.argv
 """Small sizes in Triton's interpreter, which Triton has to know before it is imported."""
@@ -17,11 +18,6 @@ if REHEARSAL:
 IS_POSSIBLE = is_triton_here() and (REHEARSAL or torch.cuda.is_available())
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
 BF16 = torch.bfloat16
-
-LARGEST_ERROR = 0.02
-"""Of a whole result, by the norm: bfloat16 rounds to 0.004."""
-LARGEST_ROW_ERROR = 0.08
-"""Of its worst row, over the mean norm of rows: one head of one token that is wrong would be lost in the norm of all."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """What a kernel gave, and what it should have given in higher precision: rows along all axes but the last."""
@@ -33,6 +29,7 @@ class Problem:
 
     `largest_share` of a result's integers may differ: of tokens drawn at random, or chosen, at edges that round otherwise. `is_fp8`
     says that its operations could be done at the rate of products of 8-bit floats; `is_attention` that the rival is torch's attention.
+    `allowed`: how far a result may be off, by what it is rounded to.
     """
 
     launches: Sequence
@@ -43,26 +40,12 @@ class Problem:
     largest_share: float = 0
     is_fp8: bool = False
     is_attention: bool = False
+    allowed: Tolerance = ROUNDED[BF16]
 
     def check(self) -> tuple[float, str]:
         """The largest error of what was run (relative, by the norm; of integers the share that differs), and what is wrong, if anything."""
-        checked = [self._checked(*pair) for pair in self.results()]
+        checked = [compare(*pair, self.allowed, largest_share=self.largest_share) for pair in self.results()]
         return max(error for error, _ in checked), next((failure for _, failure in checked if failure), "")
-
-    def _checked(self, got: torch.Tensor, expected: torch.Tensor) -> tuple[float, str]:
-        if got.shape != expected.shape:
-            return 1.0, f"has shape {[*got.shape]} instead of {[*expected.shape]}"
-        if not expected.is_floating_point():
-            share = (got != expected).float().mean().item()
-            return share, "differs from the reference" if share > self.largest_share else ""
-        if not torch.isfinite(got).all():
-            return 1.0, "something was not written, or is not finite"
-        got, expected = (each.reshape(-1, each.shape[-1]).float() for each in (got, expected))
-        norms, errors = expected.norm(dim=1), (got - expected).norm(dim=1)
-        error, worst = (errors.norm() / norms.norm()).item(), (errors.max() / norms.square().mean().sqrt()).item()
-        if error > LARGEST_ERROR:
-            return error, "differs from the reference"
-        return error, f"a row differs by {worst:.2f} from the reference" if worst > LARGEST_ROW_ERROR else ""
 
     def is_right(self) -> bool:
         """Whether what was run gave what it should."""

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from actorllm_kernels.comparison import tolerance
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.experts import ExpertStack, MatrixStack
 from actorllm_kernels.experts import reference as experts_reference
@@ -105,7 +106,8 @@ def routing_problem(num_tokens: int, num_experts: int) -> Problem:
     def rival() -> Callable[[], object]:
         return lambda: routing_reference.choose(logits, correction, rule=rule)
 
-    return Problem([launch], results, num_bytes(logits, correction, weights, experts), rival=rival, largest_share=0.001)
+    size = num_bytes(logits, correction, weights, experts)
+    return Problem([launch], results, size, rival=rival, largest_share=0.001, allowed=tolerance(torch.float32))
 
 
 def experts_problem(

@@ -5,11 +5,13 @@ from functools import partial
 
 import torch
 
+from actorllm_kernels.comparison import tolerance
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.sampling import Adjustments, Needs, Rows, Seen, reference
 from actorllm_kernels.sampling import triton as sampling
 from gpu_kernels.problem import DEVICE, REHEARSAL, Pair, Problem, normal, num_bytes
 
+EXACT = tolerance(torch.float32)
 ASKED = {
     "greedy": (0.0, 0, 1.0, 0.0),
     "temperature": (0.8, 0, 1.0, 0.0),
@@ -59,7 +61,7 @@ def penalize_problem(num_rows: int, vocab_size: int) -> Problem:
         reference.penalize(exact, where, seen, rows=rows)
         return [(logits.clone(), exact)]
 
-    return Problem([launch], results, 2 * num_bytes(logits) + num_bytes(seen.output_RV, seen.prompt_RV))
+    return Problem([launch], results, 2 * num_bytes(logits) + num_bytes(seen.output_RV, seen.prompt_RV), allowed=EXACT)
 
 
 def adjust_problem(num_rows: int, vocab_size: int, width: int) -> Problem:
@@ -77,7 +79,8 @@ def adjust_problem(num_rows: int, vocab_size: int, width: int) -> Problem:
         reference.adjust(exact, where, where, adjustments=adjustments)
         return [(logits.exp(), exact.exp())]
 
-    return Problem([launch], results, 2 * ids.numel() * logits.element_size() + num_bytes(ids, biases, until))
+    size = 2 * ids.numel() * logits.element_size() + num_bytes(ids, biases, until)
+    return Problem([launch], results, size, allowed=EXACT)
 
 
 def count_problem(num_rows: int, vocab_size: int) -> Problem:
