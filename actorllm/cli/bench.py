@@ -5,14 +5,18 @@ written to files. Nothing else should run meanwhile.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from actorllm.cli import event_loop
 from actorllm.cli.engine_flags import add_engine_flags, read_settings
 from actorllm.cli.serve import SWITCH_INTERVAL
 from actorllm.errors import SettingsError
 from actorllm.models.hub import check_place
+from actorllm.settings import EngineSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("prompt_tokens", "output_tokens", "rounds"):
         if getattr(arguments, name) < (2 if name == "output_tokens" else 1):
             raise SettingsError(f"--{name.replace('_', '-')} is too small: {getattr(arguments, name)}")
+    for flag, path in (("--json", arguments.json), ("--plot", arguments.plot)):
+        if path is not None:
+            _check_file(flag, path)
     if arguments.plot is not None:
-        _check_plotting()
+        _check_plotting(arguments.plot)
     settings = read_settings(arguments)
     check_place(settings.model.path, revision=settings.model.revision)
     from actorllm.cli.bench_loads import Loads, measure  # torch takes its seconds once nothing else is wrong
@@ -42,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     loads = Loads(arguments.concurrency, arguments.prompt_tokens, arguments.output_tokens, arguments.prefill, arguments.rounds)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    results = event_loop.run(measure(settings.engine(), loads))
+    results = event_loop.run(measure(_for_all_at_once(settings.engine(), max(arguments.concurrency)), loads))
     print(table(results))
     if arguments.json is not None:
         arguments.json.write_text(as_json(results))
@@ -61,8 +68,27 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
-def _check_plotting() -> None:
+def _for_all_at_once(settings: EngineSettings, concurrency: int) -> EngineSettings:
+    """The same with a row for each request: where some wait for others, there is nothing to measure."""
+    max_running = max(settings.scheduling.max_running, concurrency)
+    return replace(settings, scheduling=replace(settings.scheduling, max_running=max_running))
+
+
+def _check_file(flag: str, path: Path) -> None:
+    """Raises `SettingsError` for a file that could not be written once everything was measured."""
+    if path.is_dir():
+        raise SettingsError(f"{flag} {path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{flag} {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SettingsError(f"{flag} {path} cannot be written: permission denied")
+
+
+def _check_plotting(path: Path) -> None:
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise SettingsError("--plot needs matplotlib: pip install 'actorllm[plot]'") from error
+    endings = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.removeprefix(".") not in endings:
+        raise SettingsError(f"--plot {path}: the ending chooses the format, and has to be one of {', '.join(endings)}")

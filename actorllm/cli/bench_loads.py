@@ -17,6 +17,7 @@ from itertools import pairwise
 from tqdm import tqdm
 
 from actorllm.engine import Engine
+from actorllm.errors import SettingsError
 from actorllm.execution.load import step_threads
 from actorllm.execution.roofline import Machine, measure_machine
 from actorllm.messages import SamplingParams
@@ -62,13 +63,20 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Results:
-    """All that one run measured. Bytes are of this process."""
+    """All that one run measured. `peak_bytes` are of this process."""
 
+    loads: Loads
     model: ModelInfo
     machine: Machine
     decoding: tuple[Decoding, ...]
     prefill: tuple[Prefill, ...]
     peak_bytes: int
+
+    @property
+    def left_out(self) -> list[int]:
+        """Prompt lengths that were asked for, but are longer than the context."""
+        measured = {row.prompt_tokens for row in self.prefill}
+        return [length for length in self.loads.prefill if length not in measured]
 
 
 async def measure(settings: EngineSettings, loads: Loads) -> Results:
@@ -79,15 +87,15 @@ async def measure(settings: EngineSettings, loads: Loads) -> Results:
         with tqdm(total=(len(loads.concurrency) + len(prefill)) * loads.rounds + 1, unit="run", leave=False, file=sys.stderr) as bar:
             await run_load(engine, _prompts(2, 16, vocab_size), num_tokens=4)
             bar.update()
-            decoding = []
-            for concurrency in loads.concurrency:
+            decoding = {}
+            for concurrency in sorted(loads.concurrency, reverse=True):  # one that is too large fails before the others took their time
                 rounds = []
                 for _ in range(loads.rounds):
                     bar.set_description(f"{concurrency} requests")
                     prompts = _prompts(concurrency, loads.prompt_tokens, vocab_size)
                     rounds.append(await run_load(engine, prompts, num_tokens=loads.output_tokens))
                     bar.update()
-                decoding.append(decode_figures(concurrency, rounds))
+                decoding[concurrency] = decode_figures(concurrency, rounds)
             prefills = []
             for length in prefill:
                 seconds = []
@@ -100,7 +108,7 @@ async def measure(settings: EngineSettings, loads: Loads) -> Results:
         info = engine.info
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     machine = await asyncio.to_thread(measure_machine, step_threads(settings.execution))
-    return Results(info, machine, tuple(decoding), tuple(prefills), peak)
+    return Results(loads, info, machine, tuple(map(decoding.__getitem__, loads.concurrency)), tuple(prefills), peak)
 
 
 def _prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:
@@ -124,9 +132,15 @@ async def run_load(engine: Engine, prompts: Sequence[list[int]], *, num_tokens: 
 
 
 def decode_figures(concurrency: int, rounds: Sequence[Sequence[Sequence[float]]]) -> Decoding:
+    """Of the rounds' requests, each as `run_load` gives it. Raises `SettingsError` where they never decoded all at once."""
     rates, firsts, gaps = [], [], []
     for requests in rounds:
         begin, end = max(times[1] for times in requests), min(times[-1] for times in requests)
+        if end <= begin:
+            raise SettingsError(
+                f"the first of {concurrency} requests ended before the last had its first token, so they never decoded together: "
+                "give them longer outputs, more memory for the KV cache (--kv-memory), or run fewer at once"
+            )
         num_tokens = sum(begin < at <= end for times in requests for at in times[1:])
         rates.append(num_tokens / (end - begin))
         firsts += [times[1] - times[0] for times in requests]

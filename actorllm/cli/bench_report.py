@@ -27,6 +27,8 @@ def table(results: Results) -> str:
     if results.prefill:
         lines += ["", "| prompt tokens | prefill tokens/s |", "|---:|---:|"]
         lines += [f"| {row.prompt_tokens} | {row.tokens_per_second:.0f} |" for row in results.prefill]
+    if left_out := results.left_out:
+        lines += ["", f"left out: prompts of {', '.join(map(str, left_out))} tokens, as the context has {model.context_len}"]
     return "\n".join([*lines, "", f"peak memory: {results.peak_bytes / 2**20:.0f} MiB"])
 
 

@@ -33,6 +33,7 @@ def test_every_load_is_measured(model: Path, tmp_path: Path, capsys: pytest.Capt
     assert results["machine"]["num_threads"] == 1
     assert (tmp_path / "out.svg").read_text().lstrip().startswith("<?xml")
     out = capsys.readouterr().out
+    assert "left out: prompts of 600 tokens, as the context has 64" in out
     assert "| 3 |" in out and "| 20 |" in out and "peak memory" in out
 
 
@@ -41,6 +42,41 @@ def test_decoding_is_counted_while_all_decode() -> None:
     row = decode_figures(2, [[slow, quick]])  # both decode from 2 to 4: two tokens each
     assert (row.tokens_per_second, row.steps_per_second) == (2.0, 1.0)
     assert (row.ttft, row.itl_median) == (1.5, 1.0)
+
+
+def test_more_requests_than_usually_run_at_once(model: Path, tmp_path: Path) -> None:
+    loads = ("--concurrency", "2,65", "--prompt-tokens", "2", "--output-tokens", "20", "--prefill", "5", "--rounds", "1", "--threads", "1")
+    assert main(["bench", str(model), *loads, "--json", str(tmp_path / "out.json")]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["decoding"]
+    assert [row["concurrency"] for row in rows] == [2, 65] and rows[1]["tokens_per_second"] > 0
+
+
+def test_requests_that_wait_for_each_other_are_no_figure(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cache holds 64 tokens, which is two requests."""
+    loads = ("--concurrency", "1,4", "--prompt-tokens", "10", "--output-tokens", "20", "--prefill", "5", "--rounds", "1", "--threads", "1")
+    (tmp_path / "settings.toml").write_text("[execution]\nkv_slots = 64\n")
+    assert main(["bench", str(model), *loads, "--config", str(tmp_path / "settings.toml")]) == 2
+    assert "4 requests ended before the last had its first token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--json", "absent/out.json"), "there is no folder absent"),
+        (("--plot", "absent/out.png"), "there is no folder absent"),
+        (("--json", "."), "is a folder"),
+        (("--plot", "out.foo"), "the ending chooses the format, and has to be one of"),
+        (("--plot", "out"), "the ending chooses the format, and has to be one of"),
+    ],
+)
+def test_files_that_cannot_be_written(
+    model: Path, flags: tuple[str, str], complaint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before anything is measured."""
+    monkeypatch.chdir(model.parent)
+    monkeypatch.setattr("actorllm.cli.bench_loads.measure", None)
+    assert main(["bench", str(model), *flags]) == 2
+    assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [("--rounds", "0"), ("--output-tokens", "1"), ("--prompt-tokens", "-3")])
