@@ -8,6 +8,11 @@
 
 #if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AVX512VNNI__)
 #define HAS_AMX 1
+#else
+#define HAS_AMX 0
+#endif
+
+#if HAS_AMX
 
 #include <immintrin.h>
 

@@ -17,7 +17,7 @@ namespace amx {
 constexpr int64_t BLOCK_BYTES = 768 << 10;  // of rows that pass over a group of panels: they stay in the second-level cache
 
 // Memory for tiles, which no line of the cache splits. Is kept from call to call.
-class Tiles {
+class TileMemory {
 public:
     char* resize(int64_t bytes) {
         if (bytes > size) {
@@ -36,7 +36,7 @@ private:
 };
 
 // Rows as 8-bit codes with a scale for each (rows.h), as [tile, chunk, 16, 64].
-struct CodedRows {
+struct CodedTiles {
     int M, K, num_tiles, num_chunks;
     std::vector<float> scales;
     int8_t* codes;
@@ -56,24 +56,16 @@ struct CodedRows {
         int8_t* to = codes + (int64_t(row / ROWS) * num_chunks * ROWS + row % ROWS) * BYTES;
         for (int begin = 0; begin < num_chunks * BYTES; begin += BYTES, to += TILE)
             for (int k = begin; k < begin + BYTES; k += VL) {
-                vb some = {};
-                if (of.factor && k + VL <= K) {
-                    some = codes_of(load(x + k), of.factor);
-                } else if (of.factor && k < K) {
-                    float last[VL] = {};
-                    memcpy(last, x + k, (K - k) * sizeof(float));
-                    some = codes_of(load(last), of.factor);
-                }
+                const __m128i some = of.factor && k < K ? codes_of(load_some(x + k, K - k), of.factor) : __m128i{};
                 memcpy(to + (k - begin), &some, sizeof some);
             }
     }
 
 private:
-    Tiles tiles;
+    TileMemory tiles;
 
-    static vb codes_of(vf x, float factor) {
-        return __builtin_convertvector(__builtin_convertvector(rounded_product(x, factor), vi), vb);
-    }
+    // Adding 1.5 * 2^23 rounds to an integer, which the last bits are.
+    static __m128i codes_of(vf x, float factor) { return _mm512_cvtepi32_epi8((__m512i)(x * factor + 12582912.0f)); }
 };
 
 // Rows of floats as NUM sums of halves (bfloat16), as [tile, part, chunk, 16, 32]. A part is the upper half of what the parts before it
@@ -94,9 +86,8 @@ struct Halves {
         char* to = halves + (int64_t(row / ROWS) * NUM * num_chunks * ROWS + row % ROWS) * BYTES;
         for (int chunk = 0; chunk < num_chunks; chunk++, to += TILE)
             for (int i = 0; i < BYTES / 2; i += VL) {
-                const int k = chunk * (BYTES / 2) + i, num = std::clamp(K - k, 0, VL);
-                float some[VL] = {};
-                vf left = load(num == VL ? x + k : static_cast<const float*>(memcpy(some, x + k, num * sizeof(float))));
+                const int k = chunk * (BYTES / 2) + i;
+                vf left = k < K ? load_some(x + k, K - k) : vf{};
                 for (int part = 0; part < NUM; part++) {
                     const vu upper = (vu)left & 0xffff0000u;
                     const vh half = __builtin_convertvector(upper >> 16, vh);
@@ -108,8 +99,25 @@ struct Halves {
     }
 
 private:
-    Tiles tiles;
+    TileMemory tiles;
 };
+
+// write(row of the tile, where its outputs of a panel are) for the rows that a tile of [M, N] has.
+template <class Write>
+void write_tile(float* out, int M, int N, int tile, int panel, Write write) {
+    const int num_rows = std::min(ROWS, M - tile * ROWS), num = std::min(PANEL, N - panel * PANEL);
+    float* to = out + int64_t(tile) * ROWS * N + int64_t(panel) * PANEL;
+    if (num == PANEL) {
+        for (int r = 0; r < num_rows; r++, to += N) write(r, to);
+        return;
+    }
+    for (int r = 0; r < num_rows; r++, to += N) {
+        float whole[PANEL] = {};
+        memcpy(whole, to, num * sizeof(float));
+        write(r, whole);
+        memcpy(to, whole, num * sizeof(float));
+    }
+}
 
 // lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels) for all of them with all panels.
 template <class LayOut, class Multiply>

@@ -190,19 +190,12 @@ void merge(const Problem<T>& p, const Item* parts, int num_parts) {
 }
 
 template <class T>
-int max_rows(const Problem<T>& p, int num_threads) {
-#if HAS_AMX
-    int64_t num_rows = 0;
-    for (int b = 0; b < p.num_spans; b++) num_rows += int64_t(p.spans[b].query_len) * p.num_heads;
-    return int(std::clamp<int64_t>(num_rows / (4 * num_threads), TILED_ROWS[0], TILED_ROWS[1]));
-#else
-    return MAX_ROWS;
-#endif
-}
-
-template <class T>
 void attend(const Problem<T>& p, int num_threads) {
-    std::vector<Item> whole = items_of(p, max_rows(p, num_threads)), items;
+    const auto max_rows = [&](const Span& span) {
+        const int64_t share = int64_t(span.query_len) * p.num_heads / (4 * num_threads);
+        return HAS_AMX ? int(std::clamp<int64_t>(share, TILED_ROWS[0], TILED_ROWS[1])) : MAX_ROWS;
+    };
+    std::vector<Item> whole = items_of(p, max_rows), items;
     const int wanted = (2 * num_threads + std::max<int>(whole.size(), 1) - 1) / std::max<int>(whole.size(), 1);
     std::vector<int> ends;
     size_t num_partial = 0;

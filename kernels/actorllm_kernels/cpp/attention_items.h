@@ -62,12 +62,13 @@ __attribute__((noinline)) void gather_factors(const Pool<T>& pool, int head, con
     std::fill(to.begin() + num_keys, to.end(), 0.0f);
 }
 
-template <class T>
-std::vector<Item> items_of(const Problem<T>& p, int max_rows) {
+// Each span is cut into items of at most max_rows(span) score rows, whatever other spans there are.
+template <class T, class MaxRows>
+std::vector<Item> items_of(const Problem<T>& p, MaxRows max_rows) {
     std::vector<Item> items;
-    const int block = std::max(1, max_rows / p.group());
     for (int b = 0; b < p.num_spans; b++) {
         const Span& span = p.spans[b];
+        const int block = std::max(1, max_rows(span) / p.group());
         for (int begin = 0; begin < span.query_len; begin += block) {
             const int n = std::min(block, span.query_len - begin), first = span.seq_len - span.query_len + begin;
             const int key_begin = p.window ? std::max(0, first - p.window + 1) : 0;

@@ -14,16 +14,6 @@
 namespace {
 
 constexpr int PAIR = 2 * amx::ROWS;  // score rows, keys or columns of values that are multiplied at a time
-constexpr int QUERY_PARTS = 3;
-
-// The first values of some, zeros behind them.
-template <class T>
-inline vf load_some(const T* p, int num) {
-    if (num >= VL) return load(p);
-    float some[VL] = {};
-    for (int i = 0; i < num; i++) some[i] = load_one(p + i);
-    return load(some);
-}
 
 // 16 rows of queries as right operands, [part, chunk of D]. Adds to `low_bits` those of other parts than the first.
 inline bool lay_out_queries(const float* const* rows, int D, char* tiles, vu& low_bits) {
@@ -34,11 +24,11 @@ inline bool lay_out_queries(const float* const* rows, int D, char* tiles, vu& lo
         for (int i = 0; i < VL; i++) values[i] = finite(load_some(rows[i] + d, D - d));
         transpose(values);
         for (int i = 0; i < VL; i += 2) {
-            vu first[QUERY_PARTS], second[QUERY_PARTS];
-            amx::split<QUERY_PARTS>(values[i], first);
-            amx::split<QUERY_PARTS>(values[i + 1], second);
+            vu first[amx::FLOAT_PARTS], second[amx::FLOAT_PARTS];
+            amx::split<amx::FLOAT_PARTS>(values[i], first);
+            amx::split<amx::FLOAT_PARTS>(values[i + 1], second);
             low_bits |= first[1] | second[1];
-            for (int part = 0; part < QUERY_PARTS; part++) {
+            for (int part = 0; part < amx::FLOAT_PARTS; part++) {
                 const vu pairs = amx::in_pairs(first[part], second[part]);
                 memcpy(tiles + part * depth * amx::TILE + (d + i) / 2 * amx::BYTES, &pairs, sizeof pairs);
             }

@@ -1,9 +1,8 @@
 // The attention of many score rows by Intel's AMX, block by block of keys with a running maximum (FlashAttention, arXiv 2205.14135).
 //
 // Scores are computed as K Q^T: a vector holds 16 score rows, so that maxima and sums need no shuffles, keys are left operands as they
-// lie in the pool, and the weights that come of scores are right operands of V^T P^T as they are. Queries, keys and values are exact, and
-// so are weights with float32 values; else they have 16 bits. An item's queries and sums stay in the second-level cache while blocks
-// of keys pass.
+// lie in the pool, and the weights that come of scores are right operands of V^T P^T as they are. All are exact sums of bfloat16 values. An
+// item's queries and sums stay in the second-level cache while blocks of keys pass.
 #pragma once
 
 #include "attention_layouts.h"
@@ -17,14 +16,14 @@
 namespace {
 
 constexpr int MOST_BLOCK_KEYS = 512;    // that are unpacked at once
-constexpr int BLOCK_BYTES = 512 << 10;  // of tiles that they become
+constexpr int KEY_BLOCK_BYTES = 512 << 10;  // of tiles that they become
 constexpr int SLICE_KEYS = 128;         // whose scores with a pair of tiles of rows stay in the first-level cache
 constexpr float LOG2_E = 1.44269504f;
 
 // Memory for an item, kept from one to the next.
 struct TileScratch {
-    amx::Tiles queries, keys, values, weights, scores, sums;
-    std::vector<vf> maxima, normalizers;  // of tiles of rows; maxima are logarithms to the base 2
+    amx::TileMemory queries, keys, values, weights, scores, sums;
+    std::vector<vf> maxima, normalizers;  // of tiles of rows
     std::vector<vi> firsts, lasts;        // the keys that each row sees
     std::vector<float> key_factors, value_factors;
 };
@@ -34,9 +33,10 @@ class ItemTiles {
 public:
     ItemTiles(const Problem<T>& problem, const Item& its_item, TileScratch& scratch)
         : p(problem), item(its_item), s(scratch), M(item.num_queries * p.group()), num_tiles(round_up(M, PAIR) / amx::ROWS),
-          depth(round_up(p.D, 32) / 32), num_columns(round_up(p.E, PAIR) / amx::ROWS), k_parts(sizeof(T) == 4 || p.k.parts > 1 ? 3 : 1) {
+          depth(round_up(p.D, 32) / 32), num_columns(round_up(p.E, PAIR) / amx::ROWS),
+          k_parts(sizeof(T) == 4 || p.k.parts > 1 ? amx::FLOAT_PARTS : 1) {
         const int key_bytes = depth * k_parts * 64 + num_columns * V_PARTS * 32;
-        const int most = std::clamp(BLOCK_BYTES / key_bytes / PAIR * PAIR, PAIR, MOST_BLOCK_KEYS);
+        const int most = std::clamp(KEY_BLOCK_BYTES / key_bytes / PAIR * PAIR, PAIR, MOST_BLOCK_KEYS);
         block = std::min(most, round_up(item.key_end - item.key_begin, PAIR));
         slice_keys = std::min(block, SLICE_KEYS);
         slots = p.table + p.spans[item.span].row * p.table_stride;
@@ -44,7 +44,7 @@ public:
         unit = is_adjusted ? LOG2_E : p.scale * LOG2_E;
         keys = s.keys.resize(int64_t(block) / amx::ROWS * k_parts * depth * amx::TILE);
         values = s.values.resize(int64_t(num_columns) * V_PARTS * block / 32 * amx::TILE);
-        weights = s.weights.resize(int64_t(2) * W_PARTS * slice_keys / 32 * amx::TILE);
+        weights = s.weights.resize(int64_t(2) * amx::FLOAT_PARTS * slice_keys / 32 * amx::TILE);
         scores = reinterpret_cast<float*>(s.scores.resize(int64_t(4) * slice_keys * VL * sizeof(float)));
     }
 
@@ -61,7 +61,7 @@ public:
     }
 
 private:
-    static constexpr int V_PARTS = sizeof(T) == 4 ? 3 : 1, W_PARTS = sizeof(T) == 4 ? 3 : 2;
+    static constexpr int V_PARTS = sizeof(T) == 4 ? amx::FLOAT_PARTS : 1;
 
     const Problem<T>& p;
     const Item& item;
@@ -69,7 +69,7 @@ private:
     const int M, num_tiles, depth, num_columns, k_parts;  // tiles of rows, chunks of D, tiles of E
     int q_parts, block, slice_keys;
     bool is_adjusted;
-    float unit;  // scores times this are logarithms to the base 2
+    float unit;  // a score's in logarithms to the base 2
     const int32_t* slots;
     char *queries, *keys;     // tiles as [tile of rows or of keys, part, chunk of D]
     char *values, *weights;   // tiles as [tile of E or of rows, part, chunk of keys]
@@ -79,7 +79,7 @@ private:
     vf* sums_of(int tile) const { return reinterpret_cast<vf*>(sums) + int64_t(tile) * num_columns * amx::ROWS; }
 
     bool lay_out_rows() {
-        const int64_t tile_bytes = QUERY_PARTS * depth * amx::TILE, sums_bytes = int64_t(num_tiles) * num_columns * amx::TILE;
+        const int64_t tile_bytes = amx::FLOAT_PARTS * depth * amx::TILE, sums_bytes = int64_t(num_tiles) * num_columns * amx::TILE;
         queries = s.queries.resize(num_tiles * tile_bytes);
         sums = reinterpret_cast<float*>(s.sums.resize(sums_bytes));
         memset(sums, 0, sums_bytes);
@@ -96,7 +96,7 @@ private:
                 s.lasts[tile][i] = std::min(position, item.key_end - 1);
                 s.firsts[tile][i] = p.window ? position - p.window + 1 : 0;
                 if (p.sinks && item.has_sink) {
-                    s.maxima[tile][i] = p.sinks[p.head(item, m)] * LOG2_E;
+                    s.maxima[tile][i] = p.sinks[p.head(item, m)] * LOG2_E / unit;
                     s.normalizers[tile][i] = 1;
                 }
             }
@@ -104,7 +104,7 @@ private:
         }
         uint32_t any = 0;
         for (int i = 0; i < VL; i++) any |= low_bits[i];
-        q_parts = any ? QUERY_PARTS : 1;  // one where queries are bfloat16s
+        q_parts = any ? amx::FLOAT_PARTS : 1;  // one where queries are bfloat16s
         return true;
     }
 
@@ -113,7 +113,7 @@ private:
     bool unpack(int key, int n) {
         const int32_t* from = slots + key;
         const bool are_keys_finite = k_parts == 1 ? unpack_key_tiles<1>(p.k, item.kv_head, p.D, from, n, keys)
-                                                  : unpack_key_tiles<3>(p.k, item.kv_head, p.D, from, n, keys);
+                                                  : unpack_key_tiles<amx::FLOAT_PARTS>(p.k, item.kv_head, p.D, from, n, keys);
         gather_factors(p.k, item.kv_head, from, n, s.key_factors);
         gather_factors(p.v, item.kv_head, from, n, s.value_factors);
         return are_keys_finite && unpack_value_tiles<V_PARTS>(p.v, item.kv_head, p.E, from, n, values, block / 32) &&
@@ -121,7 +121,7 @@ private:
     }
 
     // A pair of tiles of rows with some keys of a block, counted from `first` on: some rows see those from `begin` to `end`, all rows see the
-    // whole ones. Scores times `unit` are logarithms of weights; what was summed before shrinks as a maximum rises.
+    // whole ones. What was summed before shrinks as a maximum rises.
     struct Slice {
         int tile, first, key;
         int begin, whole_begin, whole_end, end;
@@ -175,14 +175,16 @@ private:
 
     void score(const Slice& slice, int j) {
         const int64_t row_bytes = depth * amx::TILE;
-        const amx::Operand of_rows{queries + slice.tile * QUERY_PARTS * row_bytes, QUERY_PARTS * row_bytes, row_bytes, amx::TILE, q_parts};
-        const amx::Operand of_keys{keys + (slice.first + j) / amx::ROWS * k_parts * row_bytes, k_parts * row_bytes, row_bytes, amx::TILE, k_parts};
+        const int64_t query_bytes = amx::FLOAT_PARTS * row_bytes, key_bytes = k_parts * row_bytes;
+        const amx::Operand of_rows{queries + slice.tile * query_bytes, query_bytes, row_bytes, amx::TILE, q_parts};
+        const amx::Operand of_keys{keys + (slice.first + j) / amx::ROWS * key_bytes, key_bytes, row_bytes, amx::TILE, k_parts};
         amx::multiply_pair(of_keys, of_rows, depth, slice.scores + j * VL, amx::ROWS * VL, int64_t(slice_keys) * VL, false);
     }
 
     void add_values(const Slice& slice, int e) {
         const int64_t row_bytes = slice_keys / 32 * amx::TILE, column_bytes = block / 32 * amx::TILE;
-        const amx::Operand of_weights{weights + slice.begin / 32 * amx::TILE, W_PARTS * row_bytes, row_bytes, amx::TILE, W_PARTS};
+        const char* first_weights = weights + slice.begin / 32 * amx::TILE;
+        const amx::Operand of_weights{first_weights, amx::FLOAT_PARTS * row_bytes, row_bytes, amx::TILE, amx::FLOAT_PARTS};
         const char* first = values + e * V_PARTS * column_bytes + (slice.first + slice.begin) / 32 * amx::TILE;
         const amx::Operand of_values{first, V_PARTS * column_bytes, column_bytes, amx::TILE, V_PARTS};
         float* to = sums + (int64_t(slice.tile) * num_columns + e) * amx::ROWS * VL;
@@ -210,9 +212,9 @@ private:
         vf best = finish_keys(tile, slice, scores, slice.begin, slice.whole_begin, false);
         best = max(best, finish_keys(tile, slice, scores, slice.whole_begin, slice.whole_end, true));
         best = max(best, finish_keys(tile, slice, scores, slice.whole_end, slice.end, false));
-        const vf before = s.maxima[tile], now = max(before, best * unit);
+        const vf before = s.maxima[tile], now = max(before, best);
         slice.maxima[i] = now == MINUS_INF ? vf{} : now;  // nothing to see yet
-        slice.shrinks[i] = exp2(before - slice.maxima[i]);
+        slice.shrinks[i] = exp2((before - slice.maxima[i]) * unit);
         s.maxima[tile] = now;
     }
 
@@ -257,16 +259,16 @@ private:
         const float* scores = slice.scores + (tile * slice_keys + first) * VL;
         const float* value_factors = s.value_factors.data() + slice.first + first;
         const int64_t part_bytes = slice_keys / 32 * amx::TILE;
-        char* to = weights + tile * W_PARTS * part_bytes + first / 32 * amx::TILE;
+        char* to = weights + tile * amx::FLOAT_PARTS * part_bytes + first / 32 * amx::TILE;
         for (int j = 0; j < PAIR; j += 2) {
-            vu parts[2][W_PARTS];
+            vu parts[2][amx::FLOAT_PARTS];
             for (int i = 0; i < 2; i++) {
-                vf x = exp2(load(scores + (j + i) * VL) * factor - maximum);
+                vf x = exp2((load(scores + (j + i) * VL) - maximum) * factor);
                 totals[i] += x;
                 if constexpr (HAS_FACTORS) x *= value_factors[j + i];
-                amx::split<W_PARTS>(x, parts[i]);
+                amx::split<amx::FLOAT_PARTS>(x, parts[i]);
             }
-            for (int part = 0; part < W_PARTS; part++) {
+            for (int part = 0; part < amx::FLOAT_PARTS; part++) {
                 const vu pairs = amx::in_pairs(parts[0][part], parts[1][part]);
                 memcpy(to + part * part_bytes + j / 2 * amx::BYTES, &pairs, sizeof pairs);
             }
@@ -290,7 +292,7 @@ private:
         if (!item.partial) return;
         for (int i = 0; i < std::min(VL, M - tile * amx::ROWS); i++) {
             float* partial = item.partial + size_t(tile * amx::ROWS + i) * (p.E + 2);
-            partial[p.E] = s.maxima[tile][i] / LOG2_E;
+            partial[p.E] = s.maxima[tile][i] * (unit / LOG2_E);
             partial[p.E + 1] = s.normalizers[tile][i];
         }
     }

@@ -1,7 +1,7 @@
 // Floats as sums of bfloat16 values, which AMX's tiles multiply, and the products of such sums.
 //
-// A bfloat16 has 8 of a float32's 24 bits. Each part is the nearest to what is left of a value: three are a float exactly, two are within
-// 2^-17 of it. Products of two small parts, below the last bit that counts, are left out.
+// A bfloat16 has 8 of a float32's 24 bits. Each part is the nearest to what is left of a value, so three are a float, but for what is below
+// the smallest normal one. Products of two small parts, below the last bit that counts, are left out.
 #pragma once
 
 #include "amx.h"
@@ -12,14 +12,17 @@
 
 namespace amx {
 
+constexpr int FLOAT_PARTS = 3;
+
 // The upper halves of parts[i] are bfloat16s, whose sum is x.
 template <int PARTS>
 inline void split(vf x, vu* parts) {
+    static_assert(PARTS == 1 || PARTS == FLOAT_PARTS);
     for (int i = 0; i < PARTS - 1; i++) {
         parts[i] = ((vu)x + 0x8000u) & 0xffff0000u;
         x -= (vf)parts[i];
     }
-    parts[PARTS - 1] = PARTS == 2 ? (vu)x + 0x8000u : (vu)x;  // others have no bits left
+    parts[PARTS - 1] = (vu)x;  // which has no bits left
 }
 
 // As a left operand has them: the values of a row one after the other.

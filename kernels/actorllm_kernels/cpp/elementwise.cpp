@@ -58,8 +58,6 @@ void gated_row(const float* gate, const float* up, int64_t I, float* out, Activa
     }
 }
 
-inline void put(float* p, float x) { *p = x; }
-
 // To bfloat16 by rounding to nearest, ties to even.
 inline void put(uint16_t* p, float x) {
     uint32_t u;
@@ -67,8 +65,7 @@ inline void put(uint16_t* p, float x) {
     *p = std::isnan(x) ? uint16_t((u >> 16) | 0x40) : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-template <class T>
-void put_row(T* to, const float* x, int D) {
+inline void put_row(uint16_t* __restrict to, const float* x, int D) {
     for (int d = 0; d < D; d++) put(to + d, x[d]);
 }
 
@@ -149,21 +146,26 @@ struct Rotation {
         for (int d = R; d < D; d++) x[d] *= rest_factor;
     }
 
-    template <class T>
-    void head(const float* x, int D, T* out) const {
+    void head(const float* x, int D, float* out) const {
         if (is_interleaved) {
             for (int r = 0; r < R; r += 2) {
-                put(out + r, x[r] * cos[r] - x[r + 1] * sin[r]);
-                put(out + r + 1, x[r + 1] * cos[r + 1] + x[r] * sin[r + 1]);
+                out[r] = x[r] * cos[r] - x[r + 1] * sin[r];
+                out[r + 1] = x[r + 1] * cos[r + 1] + x[r] * sin[r + 1];
             }
         } else {
             const int half = R / 2;
-            for (int r = 0; r < half; r++) {
-                put(out + r, x[r] * cos[r] - x[r + half] * sin[r]);
-                put(out + r + half, x[r + half] * cos[r + half] + x[r] * sin[r + half]);
+            int r = 0;
+            for (; r + VL <= half; r += VL) {
+                const vf first = load(x + r), second = load(x + r + half);
+                store(out + r, first * load(cos + r) - second * load(sin + r));
+                store(out + r + half, second * load(cos + r + half) + first * load(sin + r + half));
+            }
+            for (; r < half; r++) {
+                out[r] = x[r] * cos[r] - x[r + half] * sin[r];
+                out[r + half] = x[r + half] * cos[r + half] + x[r] * sin[r + half];
             }
         }
-        put_row(out + R, x + R, D - R);
+        std::copy(x + R, x + D, out + R);
     }
 };
 
@@ -184,14 +186,21 @@ struct Pool {
     // Store a head of D values that `write(to)` writes.
     template <class Write>
     void store(int64_t slot, int head, int D, Write write) const {
-        if constexpr (std::is_same_v<T, int8_t>) {
+        if constexpr (std::is_same_v<T, float>) {
+            write(values.at(slot, head));
+        } else {
             static thread_local std::vector<float> row;
             row.resize(D);
             write(row.data());
-            factors[slot * factor_stride + head] = put_codes(row.data(), D, values.at(slot, head));
-        } else {
-            write(values.at(slot, head));
+            copy(slot, head, D, row.data());
         }
+    }
+
+    void copy(int64_t slot, int head, int D, const float* x) const {
+        T* to = values.at(slot, head);
+        if constexpr (std::is_same_v<T, int8_t>) factors[slot * factor_stride + head] = put_codes(x, D, to);
+        else if constexpr (std::is_same_v<T, uint16_t>) put_row(to, x, D);
+        else std::copy(x, x + D, to);
     }
 };
 
@@ -248,12 +257,11 @@ extern "C" void actorllm_rotate_and_store(
                 if (is_spread) rotation.spread(to, D);
             }
             for (int h = 0; h < num_kv_heads; h++) {
-                key_pool.store(slots[t], h, D, [&](auto* to) {
+                key_pool.store(slots[t], h, D, [&](float* to) {
                     rotation.head(keys.at(t, h), D, to);
-                    if constexpr (std::is_same_v<T, int8_t>)
-                        if (is_spread) rotation.spread(to, D);
+                    if (is_spread) rotation.spread(to, D);
                 });
-                if (E) value_pool.store(slots[t], h, E, [&](auto* to) { put_row(to, values.at(t, h), E); });
+                if (E) value_pool.copy(slots[t], h, E, values.at(t, h));
             }
         });
     };

@@ -115,10 +115,7 @@ void multiply_tiles(const float* x, int64_t x_stride, const uint16_t* w, float* 
     amx::for_panels(M, rows.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int panel, int num) {
         const amx::Panels panels(w, panel_bytes, panel, num);
         amx::multiply<float>(rows.rows(), begin, end, panels, [&](int tile, int i, const float (*sums)[amx::ROWS * PANEL]) {
-            for (int r = 0, m = tile * amx::ROWS; r < amx::ROWS && m < M; r++, m++) {
-                const vf values = load(*sums + r * PANEL);
-                store_outputs(&values, out, m, panel + i, N);
-            }
+            amx::write_tile(out, M, N, tile, panel + i, [=](int r, float* to) { store(to, load(*sums + r * PANEL)); });
         });
     });
 }

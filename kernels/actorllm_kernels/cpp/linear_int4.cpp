@@ -97,7 +97,8 @@ struct Tiles {
 typedef int16_t Counts __attribute__((vector_size(PANEL * 2)));
 
 // What a panel's groups are scaled by, as whole numbers of a unit for each output: an output's largest scale is 1024 to 2040 units.
-// What is left of smaller scales is counted in units that are FINER times smaller; mostly nothing is.
+// What is left of smaller scales is counted in units that are FINER times smaller; mostly nothing is. That is all of a bfloat16 down to
+// 2^-15 of the largest.
 struct UnitScales {
     static constexpr float FINER = 2048;
     std::vector<int16_t> counts, rests;  // [groups, PANEL]
@@ -113,7 +114,7 @@ struct UnitScales {
         unit = (vf)(largest & 0x7f800000u) * (1.0f / 1024);
         const vf per_unit = unit > 0.0f ? 1.0f / unit : vf{};
         counts.resize(size_t(num_groups) * PANEL);
-        vf squares{};
+        vi are_left{};
         const auto rest = [&](int group, int16_t* whole) {
             const vf number = load(scales + int64_t(group) * PANEL) * per_unit, rounded = rounded_product(number, 1);
             put(rounded, whole + group * PANEL);
@@ -121,9 +122,10 @@ struct UnitScales {
         };
         for (int group = 0; group < num_groups; group++) {
             const vf left = rest(group, counts.data());
-            squares += left * left;
+            are_left |= left != 0.0f;  // also where there is a NaN, which leaves nothing to its neighbours
         }
-        have_rests = sum(squares) > 0;
+        have_rests = false;
+        for (int i = 0; i < VL; i++) have_rests |= are_left[i] != 0;
         if (!have_rests) return;
         rests.resize(counts.size());
         for (int group = 0; group < num_groups; group++) {
@@ -167,14 +169,14 @@ void expand(const uint8_t* w, const int16_t* counts, int num_groups, int group_l
 void multiply_tiles(
     const float* x, int64_t x_stride, const uint8_t* w, const uint16_t* scales, float* out, int M, int N, int K, int group_len,
     int num_threads) {
-    static thread_local amx::CodedRows kept;
-    amx::CodedRows& coded = kept;  // this thread's, in all threads
+    static thread_local amx::CodedTiles kept;
+    amx::CodedTiles& coded = kept;  // this thread's, in all threads
     const int num_groups = (K + group_len - 1) / group_len, octets = num_groups * group_len / 8;
     coded.resize(M, K, octets * 8);
     const int64_t digit_bytes = coded.rows().num_chunks * amx::TILE;
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
     amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int first, int num) {
-        static thread_local amx::Tiles expanded;
+        static thread_local amx::TileMemory expanded;
         static thread_local UnitScales in_units;
         char* digits = expanded.resize(2 * digit_bytes);
         for (int panel = first; panel < first + num; panel++) {
@@ -186,17 +188,13 @@ void multiply_tiles(
                 const vf unit = in_units.unit * (is_rest ? 1 / UnitScales::FINER : 1);
                 const amx::Panels panels(digits, digit_bytes, 0, 2);
                 const auto finish = [&](int tile, int, const int32_t (*sums)[amx::ROWS * PANEL]) {
-                    for (int i = 0, m = tile * amx::ROWS; i < amx::ROWS && m < M; i++, m++) {
-                        const vf high = __builtin_convertvector(load_ints(sums[0] + i * PANEL), vf);
-                        const vf low = __builtin_convertvector(load_ints(sums[1] + i * PANEL), vf);
-                        vf values = (128 * high + low) * unit * coded.scales[m];
-                        if (is_rest) {
-                            vf before;
-                            load_outputs(&before, out, m, panel, N);
-                            values += before;
-                        }
-                        store_outputs(&values, out, m, panel, N);
-                    }
+                    const float* of_rows = coded.scales.data() + tile * amx::ROWS;
+                    amx::write_tile(out, M, N, tile, panel, [=](int r, float* to) {
+                        const vf high = __builtin_convertvector(load_ints(sums[0] + r * PANEL), vf);
+                        const vf low = __builtin_convertvector(load_ints(sums[1] + r * PANEL), vf);
+                        const vf values = (128 * high + low) * unit * of_rows[r];
+                        store(to, is_rest ? load(to) + values : values);
+                    });
                 };
                 amx::multiply<int32_t, 2>(coded.rows(), begin, end, panels, finish);
             }

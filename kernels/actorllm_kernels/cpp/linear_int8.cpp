@@ -78,8 +78,8 @@ struct Tiles {
 #if HAS_AMX
 void multiply_tiles(
     const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
-    static thread_local amx::CodedRows kept;
-    amx::CodedRows& coded = kept;  // this thread's, in all threads
+    static thread_local amx::CodedTiles kept;
+    amx::CodedTiles& coded = kept;  // this thread's, in all threads
     coded.resize(M, K, K);
     const int64_t panel_bytes = int64_t(K + 3) / 4 * PANEL * 4;
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
@@ -87,10 +87,10 @@ void multiply_tiles(
         const amx::Panels panels(w, panel_bytes, panel, num);
         amx::multiply<int32_t>(coded.rows(), begin, end, panels, [&](int tile, int i, const int32_t (*sums)[amx::ROWS * PANEL]) {
             const vf scale = load(scales + (panel + i) * PANEL);
-            for (int r = 0, m = tile * amx::ROWS; r < amx::ROWS && m < M; r++, m++) {
-                const vf values = __builtin_convertvector(load_ints(*sums + r * PANEL), vf) * coded.scales[m] * scale;
-                store_outputs(&values, out, m, panel + i, N);
-            }
+            const float* of_rows = coded.scales.data() + tile * amx::ROWS;
+            amx::write_tile(out, M, N, tile, panel + i, [=](int r, float* to) {
+                store(to, __builtin_convertvector(load_ints(*sums + r * PANEL), vf) * of_rows[r] * scale);
+            });
         });
     });
 }

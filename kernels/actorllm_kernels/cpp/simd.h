@@ -84,6 +84,18 @@ static inline float load_one(const uint16_t* p) {
     return x;
 }
 
+// The first values of some, zeros behind them.
+template <class T>
+__attribute__((noinline)) static vf load_few(const T* p, int num) {
+    float some[VL] = {};
+    for (int i = 0; i < num; i++) some[i] = load_one(p + i);
+    return load(some);
+}
+
+// The same where there mostly are enough.
+template <class T>
+static inline vf load_some(const T* p, int num) { return num >= VL ? load(p) : load_few(p, num); }
+
 static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 
 static inline vf max(vf a, vf b) { return a > b ? a : b; }
@@ -176,14 +188,18 @@ static inline vf rounded_product(vf x, float factor) { return (x * factor + 1258
 
 // The largest |x|; infinity or NaN if there is one. Magnitudes of floats are ordered as their bits are.
 static inline float magnitude(const float* x, int num) {
-    uint32_t most = 0;
-    for (int i = 0; i < num; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        most = std::max(most, bits & 0x7fffffff);
-    }
+    vu most[2] = {};  // two, so that one need not wait for the other
+    const auto take = [](vu& most, vf x) {
+        const vu bits = (vu)x & 0x7fffffffu;
+        most = bits > most ? bits : most;
+    };
+    int i = 0;
+    for (; i + 2 * VL <= num; i += 2 * VL) take(most[0], load(x + i)), take(most[1], load(x + i + VL));
+    for (; i < num; i += VL) take(most[0], load_some(x + i, num - i));
+    uint32_t bits = 0;
+    for (int lane = 0; lane < VL; lane++) bits = std::max({bits, uint32_t(most[0][lane]), uint32_t(most[1][lane])});
     float largest;
-    memcpy(&largest, &most, sizeof largest);
+    memcpy(&largest, &bits, sizeof largest);
     return largest;
 }
 

@@ -3,7 +3,8 @@
 `reference` specifies it; `cpu` holds the C++ kernels, `triton` those for GPUs. A `Form` is one way to keep weights. For CPUs
 there are `Bf16`, `Int8` and `Int4`, with activations in float32; for GPUs `WeightOnly`, with activations in 16 bits, and `Fp8`,
 which rounds both to 8-bit floats. On CPUs a row's result never depends on the other rows, but for the order in which AMX
-sums floats of several rows (`Bf16`, `Int4`).
+sums floats of several rows (`Bf16`, `Int4`), and for groups whose scale is below 2^-15 of the largest of their output, of which
+AMX takes fewer digits (`Int4`).
 
 Legend: T rows (tokens), I inputs, O outputs, G groups of inputs.
 """

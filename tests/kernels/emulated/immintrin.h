@@ -41,7 +41,7 @@ Vector all(Lane value) {
 }
 
 template <class To, class From, class Wide, class Narrow>
-Wide widened(const Narrow& narrow) {
+Wide converted(const Narrow& narrow) {
     const Lanes<From, Narrow> from(narrow);
     Lanes<To, Wide> to;
     static_assert(to.NUM == from.NUM, "one lane becomes one lane");
@@ -93,8 +93,8 @@ inline __m256i _mm256_xor_si256(__m256i a, __m256i b) { return a ^ b; }
 inline __m256i _mm256_srli_epi16(__m256i v, int count) { return emulated::shifted_right(v, count); }
 inline __m256i _mm256_add_epi32(__m256i a, __m256i b) { return emulated::added(a, b); }
 inline __m256i _mm256_dpbusd_avx_epi32(__m256i sums, __m256i a, __m256i b) { return emulated::gained(sums, a, b); }
-inline __m256 _mm256_cvtepi32_ps(__m256i v) { return emulated::widened<float, int32_t, __m256>(v); }
-inline __m256i _mm256_cvtepu16_epi32(__m128i v) { return emulated::widened<int32_t, uint16_t, __m256i>(v); }
+inline __m256 _mm256_cvtepi32_ps(__m256i v) { return emulated::converted<float, int32_t, __m256>(v); }
+inline __m256i _mm256_cvtepu16_epi32(__m128i v) { return emulated::converted<int32_t, uint16_t, __m256i>(v); }
 inline __m256i _mm256_cvtepi8_epi32(__m128i v) {
     int8_t low[8];
     memcpy(low, &v, sizeof low);
@@ -113,9 +113,10 @@ inline __m512i _mm512_xor_si512(__m512i a, __m512i b) { return a ^ b; }
 inline __m512i _mm512_srli_epi16(__m512i v, unsigned count) { return emulated::shifted_right(v, int(count)); }
 inline __m512i _mm512_add_epi32(__m512i a, __m512i b) { return emulated::added(a, b); }
 inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) { return emulated::gained(sums, a, b); }
-inline __m512 _mm512_cvtepi32_ps(__m512i v) { return emulated::widened<float, int32_t, __m512>(v); }
-inline __m512i _mm512_cvtepu16_epi32(__m256i v) { return emulated::widened<int32_t, uint16_t, __m512i>(v); }
-inline __m512i _mm512_cvtepi8_epi32(__m128i v) { return emulated::widened<int32_t, int8_t, __m512i>(v); }
+inline __m512 _mm512_cvtepi32_ps(__m512i v) { return emulated::converted<float, int32_t, __m512>(v); }
+inline __m512i _mm512_cvtepu16_epi32(__m256i v) { return emulated::converted<int32_t, uint16_t, __m512i>(v); }
+inline __m128i _mm512_cvtepi32_epi8(__m512i v) { return emulated::converted<int8_t, int32_t, __m128i>(v); }
+inline __m512i _mm512_cvtepi8_epi32(__m128i v) { return emulated::converted<int32_t, int8_t, __m512i>(v); }
 
 // The tiles of AMX: a thread has eight, whose shapes it sets.
 namespace emulated {
