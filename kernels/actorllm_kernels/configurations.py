@@ -4,11 +4,13 @@ The shipped file was chosen by reasoning about registers and shared memory. `sto
 machine in a file in the user's cache, which goes first. Where a key is absent the nearest one serves. Knows no kernel.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,25 +119,47 @@ def user_file() -> Path:
 
 
 def store(key: Key, chosen: Configuration) -> None:
-    """Keep a measured configuration in the user's cache, in place of an older one for the same key."""
-    known = {**read(user_file()), key: chosen}
+    """Keep a measured configuration in the user's cache, in place of an older one for the same key; other processes may do so, too."""
     path = user_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    beside.write_text(text_of(known))
-    beside.replace(path)
+    with _locked(path.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        made.write_text(text_of({**read(path), key: chosen}))
+        made.replace(path)
     configuration.cache_clear()
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Meanwhile no other process is in here with the same file."""
+    import fcntl  # there is none on Windows, where shipped configurations serve
+
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def read(path: Path) -> dict[Key, Configuration]:
-    """The configurations of a file; none where there is no file, or with a warning where it cannot be read."""
+    """The configurations of a file; none where there is no file, and with a warning where it, or one of its entries, cannot be
+    used: others serve then."""
     if not path.exists():
         return {}
+    known = {}
     try:
-        return dict(map(_parsed, json.loads(path.read_text())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = json.loads(path.read_text())
+        if not isinstance(entries, list):
+            raise ValueError("not a list")
+    except (OSError, ValueError) as error:
         logger.warning("%s is not read, the shipped configurations of kernels serve: %r", path, error)
         return {}
+    for entry in entries:
+        try:
+            key, chosen = _parsed(entry)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("%s: an entry is not read, another configuration serves (%r): %s", path, error, json.dumps(entry))
+        else:
+            known[key] = chosen
+    return known
 
 
 def text_of(known: Mapping[Key, Configuration]) -> str:
@@ -145,9 +169,26 @@ def text_of(known: Mapping[Key, Configuration]) -> str:
 
 
 def _parsed(entry: dict[str, Any]) -> tuple[Key, Configuration]:
-    key = Key(entry["kernel"], tuple(sorted(entry["shape"].items())), entry["gpu"], entry["triton"], entry.get("model", ""))
-    blocks = tuple(sorted(entry["blocks"].items()))
-    return key, Configuration(blocks, entry["num_warps"], entry["num_stages"], entry.get("max_registers"))
+    """Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for what no kernel could be cut by."""
+    named = [entry[name] for name in ("kernel", "gpu", "triton")]
+    shape, blocks = (tuple(sorted(entry[name].items())) for name in ("shape", "blocks"))
+    options = [entry["num_warps"], entry["num_stages"], entry.get("max_registers")]
+    if not all(isinstance(text, str) for text in (*named, entry.get("model", ""))):
+        raise ValueError("kernel, gpu, triton and model are texts")
+    sizes = [size for _, size in (*shape, *blocks)] + [each for each in options if each is not None]
+    if None in options[:2] or any(type(size) is not int or size < 1 for size in sizes):
+        raise ValueError("sizes are whole numbers from 1 on")
+    if any(size & (size - 1) for size in (options[0], *dict(blocks).values())):
+        raise ValueError("blocks and warps are powers of two")
+    if {name for name, _ in blocks} != _block_names()[entry["kernel"]]:
+        raise ValueError(f"the blocks of {entry['kernel']} are {sorted(_block_names()[entry['kernel']])}")
+    return Key(named[0], shape, named[1], named[2], entry.get("model", "")), Configuration(blocks, *options)
+
+
+@functools.cache
+def _block_names() -> dict[str, set[str]]:
+    """By kernel: what is shipped has them all."""
+    return {entry["kernel"]: {*entry["blocks"]} for entry in json.loads(SHIPPED.read_text())}
 
 
 def _entry(key: Key, chosen: Configuration) -> dict[str, Any]:

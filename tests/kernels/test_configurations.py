@@ -1,6 +1,8 @@
 """Configurations of kernels: the nearest is taken, what was measured goes first, and a broken file stops nothing."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -138,7 +140,7 @@ def test_a_kernel_that_nobody_knows_is_an_error():
         configuration(key(kernel="no_such_kernel"))
 
 
-@pytest.mark.parametrize("text", ["", "[{}]", "{", '[{"kernel": 1}]', "7"])
+@pytest.mark.parametrize("text", ["", "[{}]", "{", '[{"kernel": 1}]', "7", "{}", "[null]"])
 def test_a_broken_file_is_left_out_with_a_warning(text, caplog):
     user_file().parent.mkdir(parents=True)
     user_file().write_text(text)
@@ -146,6 +148,43 @@ def test_a_broken_file_is_left_out_with_a_warning(text, caplog):
     assert "is not read" in caplog.text
     store(key(), ONE)
     assert configuration(key()) == ONE
+
+
+@pytest.mark.parametrize("change", [
+    {"shape": {"bytes": 2, "group": 0, "head_dim": 128}}, {"shape": {"bytes": 2, "group": -8, "head_dim": 128}},
+    {"blocks": {"m": "64", "n": 64}}, {"blocks": {"m": None, "n": 64}}, {"blocks": {"m": 64}}, {"blocks": {"m": 64, "n": 64, "k": 64}},
+    {"blocks": {"m": 64, "n": 64.0}}, {"blocks": {"m": 64, "n": 48}}, {"num_warps": 0}, {"num_warps": 3}, {"num_stages": None}, {"max_registers": -1}, {"kernel": "no_such_kernel"},
+    {"gpu": None}, {"blocks": [64, 64]},
+])  # fmt: skip
+def test_an_entry_that_no_kernel_can_be_cut_by_is_left_out_alone(change, caplog):
+    store(key(), ONE)
+    store(key(64), OTHER)
+    right, other = json.loads(user_file().read_text())
+    user_file().write_text(json.dumps([{**other, **change}, right, {**right, **change}]))
+    configuration.cache_clear()
+    assert read(user_file()) == {key(64): OTHER}
+    assert caplog.text.count(f"{user_file()}: an entry is not read") == 2
+    assert configuration(key()) == read(SHIPPED)[key()]
+
+
+def test_two_processes_store_what_both_measured():
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from actorllm_kernels.configurations import Configuration, Key, store, user_file\n"
+        "chosen, me, other = Configuration((('n', 64),), 4, 1), *(user_file().parent / name for name in sys.argv[1:])\n"
+        "me.parent.mkdir(parents=True, exist_ok=True)\n"
+        "me.touch()\n"
+        "while not other.exists(): time.sleep(0.001)\n"
+        "for size in range(1, 41): store(Key('gated', (('bytes', size),), 'sm_90', '3.9.0', me.name), chosen)\n"
+    )
+    names = ("one", "two"), ("two", "one")
+    running = [subprocess.Popen([sys.executable, "-c", code, *each], stderr=subprocess.PIPE, text=True) for each in names]
+    assert [process.communicate()[1] for process in running] == ["", ""]
+    assert {(each.model, dict(each.shape)["bytes"]) for each in read(user_file())} == {
+        (name, size) for name in ("one", "two") for size in range(1, 41)
+    }
+    assert {path.name for path in user_file().parent.iterdir()} == {"one", "two", "configurations.json", "configurations.lock"}
 
 
 def test_tuning_keeps_the_fastest_that_runs(monkeypatch):
