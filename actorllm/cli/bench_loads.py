@@ -20,6 +20,8 @@ from actorllm.engine import Engine
 from actorllm.errors import SettingsError
 from actorllm.execution.load import step_threads
 from actorllm.execution.roofline import Machine, measure_machine
+from actorllm.execution.step_work import StepWork
+from actorllm.house import model_directory
 from actorllm.messages import SamplingParams
 from actorllm.model_info import ModelInfo
 from actorllm.settings import EngineSettings
@@ -63,11 +65,12 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Results:
-    """All that one run measured. `peak_bytes` are of this process."""
+    """All that one run measured. `peak_bytes` are of this process; `work` is that of a model on the processor, which is probed."""
 
     loads: Loads
     model: ModelInfo
     machine: Machine
+    work: StepWork | None
     decoding: tuple[Decoding, ...]
     prefill: tuple[Prefill, ...]
     peak_bytes: int
@@ -77,6 +80,31 @@ class Results:
         """Prompt lengths that were asked for, but are longer than the context."""
         measured = {row.prompt_tokens for row in self.prefill}
         return [length for length in self.loads.prefill if length not in measured]
+
+    def share_of_bandwidth(self, row: Decoding) -> float | None:
+        """The measured read rate's share that the weights and the cache take up which the steps touch, halfway through the outputs."""
+        if self.work is None:
+            return None
+        return row.steps_per_second * self.bytes_of_step(row.concurrency) / self.machine.read_bytes_per_second
+
+    def share_of_products(self, row: Prefill) -> float | None:
+        """Of the measured rate of float32 products, that which the products with weights take up."""
+        if self.work is None:
+            return None
+        prompts_per_second = row.tokens_per_second / row.prompt_tokens
+        return prompts_per_second * self.work.product_ops(row.prompt_tokens) / self.machine.float_ops_per_second
+
+    def decode_limit(self, concurrency: int) -> float | None:
+        """Tokens a second at which the first of both measured rates is used up."""
+        if self.work is None:
+            return None
+        reading = self.bytes_of_step(concurrency) / self.machine.read_bytes_per_second
+        computing = self.work.product_ops(concurrency, num_sampled=concurrency) / self.machine.float_ops_per_second
+        return concurrency / max(reading, computing)
+
+    def bytes_of_step(self, concurrency: int) -> float:
+        assert self.work is not None
+        return self.work.decode_bytes(concurrency, self.loads.prompt_tokens + self.loads.output_tokens / 2)
 
 
 async def measure(settings: EngineSettings, loads: Loads) -> Results:
@@ -108,7 +136,8 @@ async def measure(settings: EngineSettings, loads: Loads) -> Results:
         info = engine.info
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     machine = await asyncio.to_thread(measure_machine, step_threads(settings.execution))
-    return Results(loads, info, machine, tuple(map(decoding.__getitem__, loads.concurrency)), tuple(prefills), peak)
+    work = StepWork.of(model_directory(settings.model), settings) if info.device == "cpu" else None
+    return Results(loads, info, machine, work, tuple(map(decoding.__getitem__, loads.concurrency)), tuple(prefills), peak)
 
 
 def _prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:

@@ -31,9 +31,19 @@ def test_every_load_is_measured(model: Path, tmp_path: Path, capsys: pytest.Capt
         assert 0 < row["itl_median"] <= row["itl_p95"] <= row["itl_p99"] and row["tokens_per_second"] > 0 < row["ttft"]
     assert results["peak_bytes"] > results["model"]["num_weight_bytes"] > 0 < results["machine"]["read_bytes_per_second"]
     assert results["machine"]["num_threads"] == 1
-    assert (tmp_path / "out.svg").read_text().lstrip().startswith("<?xml")
+    linear = 2 * (32 * 32 * 2 + 2 * 16 * 32 + 3 * 48 * 32)
+    kv_bytes = 2 * 2 * 16 * 4 * (5 + 6 / 2)
+    for row in results["decoding"]:
+        num_bytes = 4 * (linear + 96 * 32) + row["concurrency"] * kv_bytes
+        share = row["tokens_per_second"] / row["concurrency"] * num_bytes / results["machine"]["read_bytes_per_second"]
+        assert row["share_of_bandwidth"] == pytest.approx(share)
+    [row] = results["prefill"]
+    share = row["tokens_per_second"] * 2 * (linear + 96 * 32 / 20) / results["machine"]["float_ops_per_second"]
+    assert row["share_of_products"] == pytest.approx(share)
+    assert (tmp_path / "out.svg").read_text().lstrip().startswith("<?xml") and "by the probes" in (tmp_path / "out.svg").read_text()
     out = capsys.readouterr().out
     assert "left out: prompts of 600 tokens, as the context has 64" in out
+    assert "share of bandwidth |" in out and "share of products |" in out and "in float32. More than 100%" in out
     assert "| 3 |" in out and "| 20 |" in out and "peak memory" in out
 
 

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from actorllm.cli.bench_loads import Decoding
+from actorllm.execution.roofline import Machine
 from tests.benchmarks.peers.catalog import PEERS, chosen
+from tests.benchmarks.peers.report import Figures, Report, table
+from tests.benchmarks.peers.shapes import SHAPES
 
 LOADS = ("--prompt", "8", "--new", "6", "--concurrency", "1,3", "--prefill", "32", "--rounds", "1", "--threads", "1")
 
@@ -27,3 +31,10 @@ def test_peers_that_are_not_installed_are_named() -> None:
     absent = {**PEERS, "absent": PEERS["openvino"].__class__("of_absent", "no_such_engine", "no-such-engine", {})}
     pairs, missing = chosen(("actorllm", "absent"), (8,), peers=absent)
     assert pairs == [("actorllm", "int8")] and missing == ["skipped absent: pip install no-such-engine"]
+
+
+def test_the_share_of_bandwidth_counts_keys_and_values() -> None:
+    machine = Machine("machine", 2, read_bytes_per_second=1e10, float_ops_per_second=1e11)
+    side = Figures("actorllm", "int8", "1", (Decoding(1, 100.0, 0.1, 0.01, 0.01, 0.01),), (), 2**20, ())
+    num_bytes = sum(SHAPES["1b"].num_read) + (20000 + 20 / 2) * SHAPES["1b"].num_kv * 8.5 / 8
+    assert f"| {num_bytes * 100 / 1e10:.0%} |" in table(Report("", "1b", 20000, 20, (machine,), (side,)))

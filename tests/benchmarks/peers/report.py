@@ -52,7 +52,7 @@ def today() -> str:
 
 
 def table(report: Report) -> str:
-    """Markdown: tokens a second; the share is that of the measured bandwidth which one request's weights take up."""
+    """Markdown: tokens a second; the share is that of the measured bandwidth which one request's weights, and keys and values halfway, take up."""
     first = report.sides[0]
     reads = [probe.read_bytes_per_second / 1e9 for probe in report.probes]
     products = [probe.float_ops_per_second / 1e9 for probe in report.probes]
@@ -85,8 +85,9 @@ def _share(side: Figures, report: Report) -> str:
     alone = next((row for row in side.decoding if row.concurrency == 1), None)
     if alone is None:
         return ""
-    form, (num_linear, num_head) = PEERS[side.peer].forms[side.form], SHAPES[report.model].num_read
-    num_bytes = (num_linear * form.linear + num_head * form.head) / 8
+    form, shape = PEERS[side.peer].forms[side.form], SHAPES[report.model]
+    (num_linear, num_head), num_tokens = shape.num_read, report.prompt_tokens + report.output_tokens / 2
+    num_bytes = (num_linear * form.linear + num_head * form.head + num_tokens * shape.num_kv * form.kv) / 8
     return f"{alone.tokens_per_second * num_bytes / report.read_rate:.0%}"
 
 
