@@ -5,15 +5,15 @@ move over the bandwidth of a large copy, or its operations over the rate of a la
 it computes in those, all measured in the same run. Beside it stand torch's operators for the same; of attention the table names the
 backend: flash, and another one only where flash cannot do it. A failure is a row of the table and stops nothing, not even a
 kernel that hangs or breaks the GPU's context: the cases run in a process that is replaced then. Writes gpu.json and gpu.svg. `--tune`
-first looks for faster ways to cut the kernels, in minutes of its own. `--rehearse` runs small sizes in Triton's interpreter, to try this
+first looks for faster ways to cut the kernels, in minutes of its own, and keeps them for later starts; run again it goes on with those
+that it had not come to. `--rehearse` runs small sizes in Triton's interpreter, to try this
 file without a GPU: every case there is.
 
-How long it takes: the largest of the 102 cases move 2 GB, or do 2 TFLOP, which takes a few milliseconds on the GPUs that are meant, and
+How long it takes: the largest cases move 2 GB, or do 2 TFLOP, which takes a few milliseconds on the GPUs that are meant, and
 a case runs fewer than 50 times, its rival included: 20 s in all. What counts is compiling, 2 s for those of a case's one to three kernels
 that were not compiled before, and making its inputs and the reference's results, 1 s: 5 minutes. `--minutes` ends it in any case.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -21,12 +21,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
-from gpu_kernels.problem import DEVICE, IS_POSSIBLE, REHEARSAL, Problem, normal
+from gpu_kernels.arguments import parsed
+from gpu_kernels.problem import DEVICE, MISSING, REHEARSAL, Problem, normal
 
-if not IS_POSSIBLE:
-    print("gpu.py: no GPU with Triton is here: nothing to measure")
+if MISSING:
+    parsed(__doc__)  # for --help, and mistakes
+    said = f"gpu.py: {MISSING}: nothing to measure"
+    if len(sys.argv) > 1:
+        sys.exit(said)
+    print(said)  # among all benchmarks that is no failure
     sys.exit()
 
 import torch
@@ -37,11 +41,12 @@ from gpu_kernels.products import product_cases
 from gpu_kernels.report import HEAD, Row, line, plot
 from gpu_kernels.sampling import sampling_cases
 from gpu_kernels.supervised import LOST, Limits, supervise, tell
-from gpu_kernels.tuned import tuned_cases
+from gpu_kernels.tuned import left_to_tune, tuned_cases
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actorllm_kernels import tuning
 from actorllm_kernels.candidates import candidates
+from actorllm_kernels.configurations import read, user_file
 from actorllm_kernels.launch import Launch
 
 
@@ -128,7 +133,7 @@ def rival_seconds(work: Callable[[], object], *, is_attention: bool) -> tuple[fl
 
 def tune() -> None:
     """Look for faster ways to cut every kernel that has a choice, and keep them in the user's cache."""
-    for case in tuned_cases():
+    for case in left_to_tune(tuned_cases(), known=read(user_file())):
         best = tuning.tune(case.key, candidates(case.key), case.make, measure=seconds)
         print(f"{case.key.kernel} {dict(case.key.shape)}: {best}", flush=True)
         torch.cuda.empty_cache()
@@ -139,7 +144,7 @@ def look_for_faster(command: Sequence[str], *, minutes: float) -> None:
     try:
         subprocess.run([*command, "tune"], check=False, timeout=minutes * 60)
     except subprocess.TimeoutExpired:
-        print(f"tuning was ended after {minutes:g} minutes: kernels that it had not come to stay as they were cut", flush=True)
+        print(f"tuning was ended after {minutes:g} minutes: kernels that it had not come to stay as they were cut; run again it goes on", flush=True)
 
 
 def cases() -> list[tuple[str, Callable[..., Problem]]]:
@@ -169,18 +174,11 @@ def is_lost() -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tune", action="store_true", help="look for faster ways to cut all kernels first, and keep them: minutes more")
-    parser.add_argument("--tune-minutes", type=float, default=20, help="what is not tuned by then stays as it is")
-    parser.add_argument("--out", type=Path, default=Path(), help="where gpu.json and gpu.svg go")
-    parser.add_argument("--minutes", type=float, default=7.5, help="what is not measured by then is left out")
-    parser.add_argument("--rehearse", action="store_true", help="small sizes in the interpreter, without a GPU")
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # of a process of its own: "tune", or "from" and an index
-    arguments = parser.parse_args()
+    arguments = parsed(__doc__)
     if arguments.part:
         return tune() if arguments.part[0] == "tune" else measure_from(int(arguments.part[1]))
     command = [sys.executable, __file__, *(["--rehearse"] if REHEARSAL else []), "--part"]
-    if arguments.tune and not REHEARSAL:
+    if arguments.tune:
         look_for_faster(command, minutes=arguments.tune_minutes)
     limits = Limits(case=600 if REHEARSAL else 90, total=arguments.minutes * 60)
     print(HEAD, flush=True)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_a_failing_kernel_does_not_stop_the_rest(repository: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    header, broken, norm = map(json.loads, run.stdout.splitlines())
+    header, broken, norm = map(json.loads, filter(None, run.stdout.splitlines()))
     assert header["header"]["ceilings"]["copy"] > 0
     assert broken["row"]["failure"] == "RuntimeError: out of resources" and broken["row"]["taken"] is None
     assert norm["row"]["failure"] == "" and norm["row"]["taken"] > 0
@@ -59,6 +60,46 @@ def test_tuning_ends_in_time(repository: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0 and "tuning was ended after 0.001 minutes" in run.stdout, run.stderr[-2000:]
+
+
+def test_tuning_goes_on_with_what_is_not_tuned_yet(repository: Path, tmp_path: Path) -> None:
+    """And takes one key of each kernel in turn."""
+    code = (
+        "import sys; sys.argv = ['gpu.py', '--rehearse', '--part', 'tune']; sys.path.insert(0, 'tests/benchmarks'); import gpu\n"
+        "from gpu_kernels.tuned import tuned_around\n"
+        "from actorllm_kernels.configurations import configuration\n"
+        "gpu.candidates = lambda key: [configuration(key)]\n"
+        "gpu.tuned_cases = lambda: sorted(tuned_around(), key=lambda case: case.key.kernel)[:{}]\n"
+        "gpu.main()"
+    )
+
+    def kernels(most: int) -> list[str]:
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+        command = [sys.executable, "-W", "ignore", "-c", code.format(most)]
+        run = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-2000:]
+        return [line.split()[0] for line in run.stdout.splitlines()]
+
+    assert kernels(2) == ["embedding", "gated"]
+    assert kernels(9) == ["norm", "rotary_store", "rotary_store"]
+    assert kernels(9) == []
+
+
+def test_what_cannot_be_measured_is_told(repository: Path, tmp_path: Path) -> None:
+    def ask(*options: str, **variables: str) -> tuple[int, str]:
+        command = [sys.executable, "-W", "ignore", "tests/benchmarks/gpu.py", *options]
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | variables
+        run = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+        return run.returncode, run.stdout + run.stderr
+
+    assert ask() == (0, "gpu.py: no GPU is here (--rehearse tries small sizes without one): nothing to measure\n"), "as `make bench` asks"
+    assert ask("--tune")[0] == 1 and "no GPU is here" in ask("--minutes", "3")[1]
+    assert ask("--help")[0] == 0 and "--tune-minutes" in ask("--help")[1]
+    assert ask("--tunes")[0] == 2
+    code, said = ask("--rehearse", "--tune")
+    assert code == 2 and "--rehearse has none" in said
+    (tmp_path / "triton.py").write_text("raise ImportError")
+    assert "no Triton from 3.6 on is here" in ask("--rehearse", PYTHONPATH=str(tmp_path))[1]
 
 
 def test_a_neighbour_of_the_right_token_is_a_failure(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +155,7 @@ for name in sys.argv[1].split()[int(sys.argv[2]):]:
     if name == "dies": os._exit(7)
     if name == "hangs": time.sleep(600)
     if name == "ends": sys.exit()
+    if name == "prints": print("7\\nx = 3, y = [\\n[]\\n{}\\n{\\"a\\": 1}\\npid (0, 0, 0)", end="", flush=True)
     tell(Row(name, taken=1.0, failure="broke the GPU" if name == "breaks" else ""))
     if name == "breaks": sys.exit(LOST)
 """
@@ -144,6 +186,11 @@ def test_a_process_that_ends_costs_its_own_case_only(supervised) -> None:
     ]  # fmt: skip
 
 
+def test_what_a_kernel_prints_goes_to_stderr(supervised, capfd) -> None:
+    assert supervised("one prints two")[1] == [("one", ""), ("prints", ""), ("two", "")]
+    assert 'x = 3, y = [\n[]\n{"a": 1}\npid (0, 0, 0)\n' in capfd.readouterr().err
+
+
 def test_a_process_that_hangs_is_ended(supervised) -> None:
     assert supervised("hangs", case=0.01)[1] == [("hangs", "ended after 0 s")]
     assert supervised("one two", total=0)[1] == [("one", "not reached in time")], "nobody got as far as the machine's header"
@@ -157,13 +204,15 @@ def test_every_kernel_with_configurations_is_tuned(repository: Path) -> None:
     """And what is timed for a candidate can be made."""
     code = (
         "import sys, json; sys.argv = ['gpu.py', '--rehearse']; sys.path.insert(0, 'tests/benchmarks')\n"
-        "from gpu_kernels.tuned import tuned_cases\n"
+        "from gpu_kernels.tuned import left_to_tune, tuned_cases\n"
         "from actorllm_kernels.candidates import CHOICES, candidates\n"
         "from actorllm_kernels.configurations import SHIPPED, read\n"
         "cases = list(tuned_cases())\n"
         "known = {key.kernel: {name for name, _ in key.shape} for key in read(SHIPPED)}\n"
         "assert {case.key.kernel: {name for name, _ in case.key.shape} for case in cases} == known\n"
         "assert CHOICES.keys() == known.keys()\n"
+        "turns = [each.key.kernel for each in left_to_tune(cases, known=())]\n"
+        "assert {*turns[:len(known)]} == known.keys() and sorted(turns) == sorted(each.key.kernel for each in cases)\n"
         "assert all(case.make([*candidates(case.key)][-1]).launches for case in {each.key.kernel: each for each in cases}.values())"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)

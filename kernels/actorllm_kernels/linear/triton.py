@@ -1,7 +1,7 @@
 """Products with integer weights by Triton kernels: of some rows in one, while reading the weights is most of the work.
 
-Activations stay in 16 bits (or 32): the codes become floating point in registers. Of more rows torch's product is faster, even
-when a kernel has to write the weights in x's dtype first (`triton_expand`).
+Activations stay in 16 bits (or 32): the codes become floating point in registers. Of more rows torch's product should be
+faster, even when a kernel has to write the weights in x's dtype first (`triton_expand`): estimated, and measured on no GPU yet.
 
 The inputs are cut into parts so that there are programs enough; the parts' sums are added in a fixed order, so a result never
 depends on timing. Legend: M rows of x, N outputs, K inputs, G inputs with one factor.
@@ -22,8 +22,8 @@ from actorllm_kernels.linear.reference import IntWeight
 from actorllm_kernels.linear.triton_expand import linear_expanded
 
 MOST_ROWS = 256
-"""More rows are worth expanding the weights: that moves 4 bytes more a weight, which takes no longer than torch's product of some
-400 rows, and the kernel's is slower than torch's."""
+"""Estimated: more rows should be worth expanding the weights. That moves 4 bytes more a weight, as long as torch's product of some
+400 rows should take, and the kernel's will hardly be as fast as torch's."""
 MOST_ROWS_IN_FLOAT32 = 64
 """Matrix units have no such products."""
 MOST_TILE_ROWS = 128

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from actorllm_kernels.backends import is_triton_here
+from actorllm_kernels.backends import OLDEST_TRITON, is_triton_here
 from actorllm_kernels.comparison import ROUNDED, Tolerance, compare
 
 REHEARSAL = "--rehearse" in sys.argv
@@ -15,7 +15,12 @@ REHEARSAL = "--rehearse" in sys.argv
 if REHEARSAL:
     os.environ["TRITON_INTERPRET"] = "1"
 
-IS_POSSIBLE = is_triton_here() and (REHEARSAL or torch.cuda.is_available())
+MISSING = ""
+"""What keeps kernels from running here, if anything does."""
+if not is_triton_here():
+    MISSING = f"no Triton from {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} on is here"
+elif not (REHEARSAL or torch.cuda.is_available()):
+    MISSING = "no GPU is here (--rehearse tries small sizes without one)"
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
 BF16 = torch.bfloat16
 

@@ -1,12 +1,13 @@
 """Runs the cases in processes that may be lost: a kernel that hangs, or leaves the GPU unusable, costs its own row only.
 
 A process tells lines of JSON: first `{"header": ..}`, then `{"row": ..}` for one case after the other. Where it ends too early or
-falls silent, another one goes on with the next case. Knows neither kernels nor GPUs.
+falls silent, another one goes on with the next case. Other lines, which kernels may print, go to stderr. Knows neither kernels nor GPUs.
 """
 
 import json
 import queue
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,8 +37,8 @@ class Record:
 
 
 def tell(what: Row | dict[str, Any]) -> None:
-    """A process's next line."""
-    print(json.dumps({"row": asdict(what)} if isinstance(what, Row) else {"header": what}), flush=True)
+    """A process's next line, also where a kernel has printed half of one."""
+    print("\n" + json.dumps({"row": asdict(what)} if isinstance(what, Row) else {"header": what}), flush=True)
 
 
 def supervise(command: Sequence[str], names: Sequence[str], *, limits: Limits, on_row: Callable[[Row], None]) -> Record:
@@ -78,8 +79,20 @@ def follow(command: Sequence[str], take: Callable[[dict[str, Any]], None], *, li
                 return "not reached in time" if left < limits.case else f"ended after {limits.case:.0f} s"
             if line is None:
                 break
-            take(json.loads(line))
+            if (told := _told(line)) is None:
+                sys.stderr.write(line)
+            else:
+                take(told)
     return None if process.returncode in (0, LOST) else f"its process ended with {process.returncode}"
+
+
+def _told(line: str) -> dict[str, Any] | None:
+    """What `tell` wrote; None for a line of anyone else's, as a kernel that prints."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) and told.keys() <= {"header", "row"} else None
 
 
 def _read(stream: Iterable[str], lines: "queue.Queue[str | None]") -> None:

@@ -1,7 +1,7 @@
 """What is tuned: every kernel that has configurations, over the sizes of usual models; `candidates` has the ways to cut it."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,17 @@ class Tuned:
 
 def tuned(kernel: str, shape: Mapping[str, int], make: Callable[..., Problem]) -> Tuned:
     return Tuned(devices.key_of(kernel, shape, DEVICE), lambda chosen: make(chosen=chosen))
+
+
+def left_to_tune(cases: Iterable[Tuned], *, known: Collection[Key]) -> Iterator[Tuned]:
+    """Those that are not `known` on this GPU with this Triton: one of each kernel, then another one of each, so that none waits for
+    all that another one has."""
+    by_kernel: dict[str, list[Tuned]] = {}
+    for case in cases:
+        if case.key not in known:
+            by_kernel.setdefault(case.key.kernel, []).append(case)
+    for each in itertools.zip_longest(*by_kernel.values()):
+        yield from (case for case in each if case is not None)
 
 
 HEADS = ((128, None), (64, None), (96, None), (80, None), (256, None), (576, 512))
