@@ -70,7 +70,8 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
     model_class = find_model(architecture)
     parsed: ModelConfig = model_class.config_class.from_hf(config)
     model, device = settings.model, named_device(settings.execution)
-    precision = resolve_precision(model.dtype, stored_dtype(config), device=device, quantize=model.quantize)
+    group_len = storage.group_len if isinstance(storage, CompressedFormat) and storage.num_bits == 4 else None
+    precision = resolve_precision(model.dtype, stored_dtype(config), device=device, quantize=model.quantize, group_len=group_len)
     context = settings.model.context or parsed.context_len
     if not 1 <= context <= parsed.context_len:
         raise SettingsError(f"--context {context}: this model was made for 1 to {parsed.context_len} tokens")

@@ -98,17 +98,33 @@ def test_served_as_integers_a_stored_model_is_the_one_rounded_while_loading(tmp_
     sizes = SIZES | {"hidden_size": 128, "intermediate_size": intermediate_size}
     llama = save(tmp_path / "llama", "LlamaForCausalLM", **sizes, tie_word_embeddings=False, dtype=dtype)
     out = quantize(llama, "--weights", weights, *(["--group-size", str(group_len)] if group_len else []))
-    got, wanted = (served(folder, weights, group_len) for folder in (out, llama))
-    assert torch.equal(got, wanted) and not torch.equal(got, logits(llama))
+    form = None if group_len is None else Int4(group_len)
+    got, wanted = served(out, weights), served(llama, weights, form=form)
+    assert torch.equal(logits_of(got), logits_of(wanted)) and not torch.equal(logits_of(got), logits(llama))
 
 
-def served(folder: Path, weights: str, group_len: int | None) -> torch.Tensor:
-    """Logits of a model loaded with `--quantize`; groups other than the flag's by their form."""
+def test_codes_in_groups_of_128_are_served_with_as_few_scales(tmp_path):
+    """They stand for the same values as in groups of 32, where each scale is there four times."""
+    llama = save(tmp_path / "llama", "LlamaForCausalLM", **SIZES | {"hidden_size": 128, "intermediate_size": 256})
+    out = quantize(llama, "--weights", "int4", "--group-size", "128")
+    wide, narrow = served(out, "int4"), served(out, "int4", form=Int4(32))
+    down, same = (model.model.layers[1].mlp.down.weight for model in (wide, narrow))
+    assert down.form.group_len == 128 and down.tensors[1].numel() * 4 == same.tensors[1].numel()
+    assert torch.equal(down.rows(torch.arange(128)), same.rows(torch.arange(128)))
+    torch.testing.assert_close(logits_of(wide), logits_of(narrow), atol=1e-5, rtol=0)
+
+
+def served(folder: Path, weights: str, *, form: Int4 | None = None) -> Any:
+    """A model loaded with `--quantize`, or in `form`."""
     plan = plan_model(folder, EngineSettings(model=ModelSettings(path=str(folder), quantize=weights)))
-    storage = plan.kept if group_len in (None, 32) else CompactFormat(plan.storage, Int4(group_len), table_form=Int8())
+    storage = plan.kept if form is None else CompactFormat(plan.storage, form, table_form=Int8())
     model = plan.build(Shard())
     with Checkpoint.open(folder, dtype=plan.precision.dtype, storage=storage) as checkpoint:
         load_weights(model, checkpoint)
+    return model
+
+
+def logits_of(model: Any) -> torch.Tensor:
     return logits_in_chunks(model, IDS, sizes=[16, 24])
 
 

@@ -5,7 +5,7 @@ import torch
 
 from actorllm.errors import SettingsError
 from actorllm.execution.precision import resolve_kv_dtype, resolve_precision
-from actorllm_kernels.linear import WeightOnly
+from actorllm_kernels.linear import Int4, WeightOnly
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,12 @@ def test_quantized_while_loading(quantize, table) -> None:
     got = resolve_precision("auto", torch.bfloat16, device=torch.device("cpu"), quantize=quantize)
     assert got.form is not None and got.table_form is not None
     assert (got.name, got.dtype, got.form.name, got.table_form.name) == (quantize, torch.float32, quantize, table)
+
+
+@pytest.mark.parametrize(("stored", "served"), [(None, 32), (32, 32), (64, 32), (128, 128), (256, 128)])
+def test_four_bits_are_served_in_wide_groups_where_they_are_stored_so(stored, served) -> None:
+    got = resolve_precision("auto", torch.bfloat16, device=torch.device("cpu"), quantize="int4", group_len=stored)
+    assert isinstance(got.form, Int4) and got.form.group_len == served
 
 
 def test_the_cache_is_as_computed_or_in_fewer_bits() -> None:
