@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actorllm_kernels.linear import Bf16, Int4, Int8, cpu, reference
@@ -113,6 +113,7 @@ def test_int8_is_the_exact_product_of_codes(operator, shape, seed):
 @given(
     st.tuples(NUM_ROWS, st.integers(1, 100), st.integers(1, 600)), st.sampled_from([32, 64, 128]), st.integers(0, 99)
 )
+@example((77, 1, 132), 32, 43)  # a value that lies between two codes but for its product's rounding
 def test_int4_is_the_product_of_codes(operator, shape, group_len, seed):
     x_TI, w_OI = rows_and_weights(*shape, seed)
     codes_TI, scales_T = exact_codes(x_TI)
