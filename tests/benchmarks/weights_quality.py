@@ -1,11 +1,12 @@
-"""What rounding of the weights, or of keys and values, costs: `python tests/benchmarks/weights_quality.py MODEL [--questions FILE]`.
+"""What rounding of the weights, or of keys and values, costs: `python tests/benchmarks/weights_quality.py [MODEL] [--text FILE]`.
 
-MODEL is a folder; without one nothing is done. Text is drawn from the model itself in float32, so every position is a fair one of its
-own distribution: `--rows` texts that begin with `--first-id`, or one answer to each of FILE's questions (tests/demo/held_out.json),
-whose tokens alone are counted. For each form of the weights, and for an int8 cache beside float32 weights: how often its most likely
-next token is that of float32, and the Kullback-Leibler divergence of float32's distribution from its own, in nats, on average over the
-positions. int8 and int4 round activations, too, but for the line that says so; int4 keeps embeddings and heads in int8, as it is served.
-Exits with 1 if a form misses what is asked.
+MODEL is a folder; without one it is the demo model. The text is FILE's, in rows of `--tokens`. Without one it is drawn from the model
+itself in float32, so every position is a fair one of its own distribution: an answer to each of the questions that the demo model was not
+trained on (tests/demo/held_out.json, or `--questions`), whose tokens alone are counted, or, of another model, `--rows` texts that begin
+with `--first-id`. For each form of the weights, and for an int8 cache beside float32 weights: how often its most likely next token is
+that of float32, and the Kullback-Leibler divergence of float32's distribution from its own, in nats, on average over the positions. int8
+and int4 round activations, too, but for the line that says so; int4 keeps embeddings and heads in int8, as it is served. Exits with 1 if
+a form misses what is asked.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from actorllm.execution.model_plan import plan_model
+from actorllm.house import DEMO_MODEL
 from actorllm.layers.shard import Shard
 from actorllm.models.contract import CausalLM
 from actorllm.models.loading import load_weights
@@ -35,6 +37,7 @@ FORMS: dict[str, tuple[Form, Form]] = {
     "int4 by 128": (Int4(128), Int8()),
 }
 
+HELD_OUT = Path(__file__).parents[1] / "demo" / "held_out.json"
 
 ASKED: dict[str, tuple[float, float]] = {"int8": (0.99, 0.002), "int4 by 32": (0.95, 0.03), "int8 cache": (0.0, 0.001)}
 """At least this share of equal top tokens, and less than this divergence in nats."""
@@ -55,6 +58,12 @@ def prompts_of(folder: Path, questions: Path) -> list[list[int]]:
     asked = [question["ask"] for question in json.loads(questions.read_text())["questions"]]
     chats = [[{"role": "user", "content": text}] for text in asked]
     return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+
+
+def rows_of(folder: Path, text: str, *, first_id: int, num_tokens: int) -> list[list[int]]:
+    """The text's ids in rows of `num_tokens`, each after `first_id`."""
+    ids = AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
+    return [[first_id, *ids[begin : begin + num_tokens]] for begin in range(0, len(ids), num_tokens)]
 
 
 def draw(model: CausalLM, prompts: list[list[int]], *, num_tokens: int, end_id: int | None) -> list[list[int]]:
@@ -87,20 +96,26 @@ def log_shares(model: CausalLM, rows: list[list[int]], begins: list[int], *, kv_
 def main() -> bool:
     """Whether every form reached what is asked of it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("model", type=Path, nargs="?", default=DEMO_MODEL)
     parser.add_argument("--rows", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--first-id", type=int, default=1, help="the token that begins a text")
+    parser.add_argument("--text", type=Path, help="a file of plain text")
     parser.add_argument("--questions", type=Path, help="JSON with questions, whose answers are the text")
     arguments = parser.parse_args()
-    if arguments.model is None:
-        print("name a model's folder to see what rounding its weights costs")
-        return True
-    model = load(arguments.model)
-    prompts, end_id = [[arguments.first_id]] * arguments.rows, None
-    if arguments.questions is not None:
-        prompts, end_id = prompts_of(arguments.model, arguments.questions), json.loads((arguments.model / "config.json").read_text())["eos_token_id"]
-    rows, begins = draw(model, prompts, num_tokens=arguments.tokens, end_id=end_id), list(map(len, prompts))
+    model, questions = load(arguments.model), arguments.questions
+    if questions is None and arguments.model == DEMO_MODEL:
+        questions = HELD_OUT
+    if arguments.text is not None:
+        rows = rows_of(arguments.model, arguments.text.read_text(), first_id=arguments.first_id, num_tokens=arguments.tokens)
+        begins, origin = [1] * len(rows), f"of {arguments.text}"
+    else:
+        prompts, end_id, origin = [[arguments.first_id]] * arguments.rows, None, "that the model wrote itself"
+        if questions is not None:
+            prompts, origin = prompts_of(arguments.model, questions), f"that the model answered to the questions of {questions.name}"
+            end_id = json.loads((arguments.model / "config.json").read_text())["eos_token_id"]
+        rows, begins = draw(model, prompts, num_tokens=arguments.tokens, end_id=end_id), list(map(len, prompts))
+    print(f"{arguments.model.name}, text {origin}")
     exact = log_shares(model, rows, begins)
     is_reached = True
     for name, forms in FORMS.items():
