@@ -166,7 +166,7 @@ def decode_kernel(
     acc_ME, max_M, sum_M = attend_keys(
         tl.zeros([BLOCK_M, E_BLOCK], tl.float32), tl.full([BLOCK_M], float("-inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32),
         q1, q2, tl.full([BLOCK_M], 0, tl.int32) + seq_len - 1, slope_M, begin, tl.minimum(begin + size, seq_len),
-        k_ptr + stepped(kv_head, k_stride_h, STEP), v_ptr + stepped(kv_head, v_stride_h, STEP), k_scale_ptr, v_scale_ptr,
+        k_ptr + stepped(kv_head.to(tl.int64), k_stride_h, STEP), v_ptr + stepped(kv_head.to(tl.int64), v_stride_h, STEP), k_scale_ptr, v_scale_ptr,
         table_ptr + tl.load(entry_ptr).to(tl.int64) * table_stride, k_stride, v_stride, scale_stride, kv_head, scale, cap, window,
         HAS_CAP, HAS_SLOPES, HAS_WINDOW, True, FORM, V_IN_K, D, D1, D2, E, E_BLOCK, BLOCK_N, DTYPE, STEP,
     )  # fmt: skip
@@ -260,8 +260,8 @@ def prefill_kernel(
     begin = first_key(first_position + 1, 1, window, HAS_WINDOW)
     acc_ME, max_M = tl.zeros([BLOCK_Q * BLOCK_H, E_BLOCK], tl.float32), tl.full([BLOCK_Q * BLOCK_H], float("-inf"), tl.float32)
     sum_M = tl.zeros([BLOCK_Q * BLOCK_H], tl.float32)
-    k_ptr += stepped(kv_head, k_stride_h, STEP)
-    v_ptr += stepped(kv_head, v_stride_h, STEP)
+    k_ptr += stepped(kv_head.to(tl.int64), k_stride_h, STEP)
+    v_ptr += stepped(kv_head.to(tl.int64), v_stride_h, STEP)
     table_ptr += tl.load(entry_ptr).to(tl.int64) * table_stride
     if not HAS_WINDOW:  # the keys that every query of the tile sees need no mask
         whole = (first_position + 1) // BLOCK_N * BLOCK_N

@@ -15,7 +15,7 @@ from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
 def embedding_kernel(id_ptr, table_ptr, out_ptr, table_stride, first_id, num_rows, size, BLOCK: tl.constexpr):
     """A part of one token's row; zeros for an id that the table does not hold, which is never read."""
     token, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(id_ptr + token) - first_id
+    row = tl.load(id_ptr + token).to(tl.int64) - first_id
     num_known = tl.where((row >= 0) & (row < num_rows), size, 0)
     values = tl.load(table_ptr + row * table_stride + column, mask=column < num_known, other=0)
     tl.store(out_ptr + token * size + column, values, mask=column < size)

@@ -135,7 +135,7 @@ def rotary_store_kernel(
     else:
         head_B = (tile - q_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
         mask_B = head_B < K
-        slot = tl.load(slot_ptr + token)
+        slot = tl.load(slot_ptr + token).to(tl.int64)
         x_BP, y_BP, rest_BD = turned(
             k_ptr + token * k_stride_t, k_stride_h, head_B, mask_B, cos_ptr, sin_ptr, first_P, second_P, rest,
             D, R, IS_SPREAD, PAIR_STEPS, REST_STEPS, PAIR_FACTOR, REST_FACTOR, BLOCK_B, BLOCK_P, BLOCK_REST,
@@ -146,7 +146,7 @@ def rotary_store_kernel(
                 size_B = tl.maximum(size_B, tl.maximum(sizes(x_BP), sizes(y_BP)))
             factor_B = factors(size_B, k_scale_ptr + slot * k_scale_stride + head_B, mask_B, FORM)
             x_BP, y_BP, rest_BD = over(x_BP, factor_B), over(y_BP, factor_B), over(rest_BD, factor_B)
-        pool_ptr = k_pool_ptr + slot * k_pool_stride + head_B[:, None] * k_pool_stride_h
+        pool_ptr = k_pool_ptr + slot * k_pool_stride + head_B[:, None].to(tl.int64) * k_pool_stride_h
         store_turned(
             pool_ptr, x_BP, y_BP, rest_BD, mask_B, first_P, second_P, rest, D, R, FORM, k_pool_ptr.dtype.element_ty, BLOCK_P
         )
@@ -176,7 +176,7 @@ def store_values(
     if FORM != PLAIN:
         v_BE = over(v_BE, factors(sizes(v_BE), scale_ptr + head_B, mask_B, FORM))
     DTYPE: tl.constexpr = pool_ptr.dtype.element_ty
-    tl.store(pool_ptr + head_B[:, None] * pool_stride_h + column_E[None, :], encoded(v_BE, FORM, DTYPE), mask=mask)
+    tl.store(pool_ptr + head_B[:, None].to(tl.int64) * pool_stride_h + column_E[None, :], encoded(v_BE, FORM, DTYPE), mask=mask)
 
 
 def suits(q_THD: Tensor, pools: tuple[Tensor, Tensor]) -> bool:
