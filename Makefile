@@ -62,7 +62,7 @@ portable: install-dev # the same tests on the paths for processors without vecto
 
 emulated: install-dev # the same tests on the paths for AVX-512, AMX and AVX VNNI, their instructions as plain loops
 	for path in "-D__AVX512F__ -D__AVX512VNNI__" "-D__AVX512F__ -D__AVX512VNNI__ -D__AMX_INT8__ -D__AMX_BF16__" -D__AVXVNNI__; do XDG_CACHE_HOME=build/emulated \
-		ACTORLLM_CXXFLAGS="-march=x86-64 -mfma -O1 -D__AVX2__ $$path -I$(CURDIR)/tests/kernels/emulated" \
+		ACTORLLM_CXXFLAGS="-march=x86-64 -O1 -D__AVX2__ $$path -I$(CURDIR)/tests/kernels/emulated" \
 		$(BIN)/python -m pytest -q --timeout 600 $(CPU_KERNEL_TESTS) || exit 1; done
 
 screenshots: install-dev

@@ -63,7 +63,8 @@ def test_large_scores_do_not_overflow(scale, dtype):
     pool.k, pool.v = pool.k.to(dtype), pool.v.to(dtype)
     got = pool.attend(cpu, scale=scale)
     pool.k, pool.v = pool.k.float(), pool.v.float()
-    close(got, pool.attend(reference, scale=scale))
+    expected = pool.attend(reference, scale=scale)
+    torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)  # scores of a thousand have few digits behind the point
 
 
 def test_a_high_soft_cap_keeps_the_digits_of_small_scores():

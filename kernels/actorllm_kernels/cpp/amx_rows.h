@@ -65,7 +65,9 @@ private:
     TileMemory tiles;
 
     // Adding 1.5 * 2^23 rounds to an integer, which the last bits are.
-    static __m128i codes_of(vf x, float factor) { return _mm512_cvtepi32_epi8((__m512i)(x * factor + 12582912.0f)); }
+    static __m128i codes_of(vf x, float factor) {
+        return _mm512_cvtepi32_epi8((__m512i)_mm512_fmadd_ps((__m512)x, _mm512_set1_ps(factor), _mm512_set1_ps(12582912.0f)));
+    }
 };
 
 // Rows of floats as NUM sums of halves (bfloat16), as [tile, part, chunk, 16, 32]. A part is the upper half of what the parts before it

@@ -82,12 +82,10 @@ struct CodedRows {
     static Four<int32_t> codes_of(const float* x, float factor) {
         Four<float> value;
         memcpy(&value, x, sizeof value);
-#ifdef FP_FAST_FMAF
-        value = value * factor + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-        Four<int32_t> bits;
-        memcpy(&bits, &value, sizeof bits);
-        return bits - 0x4b400000;
-#else  // a product would be rounded once more
+#if defined(__AVX2__) && defined(__FMA__)
+        const __m128 sum = _mm_fmadd_ps((__m128)value, _mm_set1_ps(factor), _mm_set1_ps(12582912.0f));
+        return (Four<int32_t>)sum - 0x4b400000;  // 1.5 * 2^23: adding it rounds to an integer
+#else  // a product of floats would be rounded once more
         const Four<double> exact = __builtin_convertvector(value, Four<double>) * double(factor) + 6755399441055744.0;  // 1.5 * 2^52
         Four<int64_t> bits;
         memcpy(&bits, &exact, sizeof bits);

@@ -2,6 +2,7 @@
 // Intel's Intrinsics Guide. Only what the kernels use is here; a compiler's vector extensions do the rest.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -74,6 +75,14 @@ Vector gained(const Vector& sums, const Vector& a, const Vector& b) {
     return totals;
 }
 
+template <class Vector>
+Vector fused(const Vector& a, const Vector& b, const Vector& c) {
+    Lanes<float, Vector> lanes(a);
+    const Lanes<float, Vector> factors(b), added(c);
+    for (int i = 0; i < lanes.NUM; i++) lanes.of[i] = std::fma(lanes.of[i], factors.of[i], added.of[i]);
+    return lanes;
+}
+
 }  // namespace emulated
 
 inline __m128i _mm_loadu_si128(const void* p) { return emulated::loaded<__m128i>(p); }
@@ -115,6 +124,8 @@ inline __m512i _mm512_add_epi32(__m512i a, __m512i b) { return emulated::added(a
 inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) { return emulated::gained(sums, a, b); }
 inline __m512 _mm512_cvtepi32_ps(__m512i v) { return emulated::converted<float, int32_t, __m512>(v); }
 inline __m512i _mm512_cvtepu16_epi32(__m256i v) { return emulated::converted<int32_t, uint16_t, __m512i>(v); }
+inline __m512 _mm512_set1_ps(float x) { return emulated::all<float, __m512>(x); }
+inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) { return emulated::fused(a, b, c); }
 inline __m128i _mm512_cvtepi32_epi8(__m512i v) { return emulated::converted<int8_t, int32_t, __m128i>(v); }
 inline __m512i _mm512_cvtepi8_epi32(__m128i v) { return emulated::converted<int32_t, int8_t, __m512i>(v); }
 
