@@ -62,8 +62,13 @@ def require_dense(**tensors: Tensor | None) -> None:
 def require_dense_rows(**tensors: Tensor | None) -> None:
     """Raise `ValueError` for a tensor whose last axis has gaps: the kernels know the strides of other axes alone."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        if tensor is not None and tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError(f"{name} has strides {tensor.stride()}, and kernels read its rows as contiguous")
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x, or where its last axis has gaps a copy. For operators: a launch that is kept would go on to read the copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _option(kernel: Any, name: str) -> Collection[str]:

@@ -30,6 +30,7 @@ from actorllm_kernels.launch import (
     LANGUAGE_TYPES,
     LEAST_SIDE,
     Launch,
+    dense_rows,
     product_type,
     require_dense,
     require_dense_rows,
@@ -95,7 +96,7 @@ def attend(
     v_scales_NK: Tensor | None = None,
 ) -> Tensor:
     """[T, H, E] in q's dtype; scores and sums in float32."""
-    q = q_THD if q_THD.stride(2) == 1 else q_THD.contiguous()
+    q = dense_rows(q_THD)
     out_THE = torch.empty(*q.shape[:2], v_NKE.shape[2], dtype=q.dtype, device=q.device)
     scores = Scores(scale, soft_cap, sinks_H, slopes_H)
     for launch in launches(q, Pools(k_NKD, v_NKE, k_scales_NK, v_scales_NK), keys, scores=scores, out_THE=out_THE):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, dense_rows, require_dense_rows
 
 
 @triton.jit(do_not_specialize=["first_id", "num_rows"], do_not_specialize_on_alignment=["id_ptr"])
@@ -29,7 +29,7 @@ def suits(ids_T: Tensor, table_VD: Tensor) -> bool:
 def embedding(ids_T: Tensor, table_VD: Tensor, *, first_id: int | None = None) -> Tensor:
     """As the reference's; ids that a whole table does not hold give zeros, too."""
     out_TD = torch.empty(len(ids_T), table_VD.shape[1], dtype=table_VD.dtype, device=table_VD.device)
-    launch(ids_T, table_VD, first_id=first_id or 0, out_TD=out_TD).run()
+    launch(dense_rows(ids_T), table_VD, first_id=first_id or 0, out_TD=out_TD).run()
     return out_TD
 
 
@@ -37,13 +37,14 @@ def launch(
     ids_T: Tensor, table_VD: Tensor, *, first_id: int, out_TD: Tensor, chosen: Configuration | None = None
 ) -> Launch:
     """The kernel over all tokens, into `out_TD`."""
+    require_dense_rows(ids_T=ids_T, table_VD=table_VD)
     num_tokens, size = out_TD.shape
     chosen = chosen or chosen_for("embedding", {"bytes": table_VD.element_size()}, table_VD.device)
     return Launch(
         embedding_kernel,
         (num_tokens, triton.cdiv(size, chosen.block("n"))),
         {
-            "id_ptr": ids_T if ids_T.stride(0) == 1 else ids_T.contiguous(),
+            "id_ptr": ids_T,
             "table_ptr": table_VD,
             "out_ptr": out_TD,
             "table_stride": table_VD.stride(0),

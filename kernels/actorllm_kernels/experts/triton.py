@@ -22,7 +22,15 @@ from actorllm_kernels.device import chosen_for
 from actorllm_kernels.experts.stacks import ExpertStack, MatrixStack
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.gated.triton import activated
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, product_type, require_dense
+from actorllm_kernels.launch import (
+    INTERPRETED,
+    LANGUAGE_TYPES,
+    Launch,
+    dense_rows,
+    product_type,
+    require_dense,
+    require_dense_rows,
+)
 from actorllm_kernels.linear.triton import codes_product, tile_columns, tile_rows, tiles_fit
 from actorllm_kernels.triton_forms import FORMS, FP8, FP8_SHIFT, INT4, PLAIN, decoded
 
@@ -208,7 +216,8 @@ def takes(matrices: MatrixStack, num_inputs: int, dtype: torch.dtype) -> bool:
 def run_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, stack: ExpertStack, *, combine: GatedProduct) -> Tensor:
     """As the reference's."""
     out_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
-    for launch in launches(x_TD, weights_TK, experts_TK, stack, combine=combine, out_TD=out_TD):
+    weights_TK, experts_TK = weights_TK.contiguous(), experts_TK.contiguous()
+    for launch in launches(dense_rows(x_TD), weights_TK, experts_TK, stack, combine=combine, out_TD=out_TD):
         launch.run()
     return out_TD
 
@@ -232,12 +241,13 @@ def launches(
     chosen: tuple[Configuration, Configuration] | None = None,
 ) -> list[Launch]:
     """The kernels to run, in order, into `out_TD`."""
-    require_dense(gate_up_bias_EJ=stack.gate_up_bias_EJ, down_bias_ED=stack.down_bias_ED)
-    (num_tokens, top_k), num_experts, experts_TK = weights_TK.shape, stack.num_experts, experts_TK.contiguous()
+    biases = {"gate_up_bias_EJ": stack.gate_up_bias_EJ, "down_bias_ED": stack.down_bias_ED}
+    require_dense(weights_TK=weights_TK, experts_TK=experts_TK, **biases)
+    require_dense_rows(x_TD=x_TD)
+    (num_tokens, top_k), num_experts = weights_TK.shape, stack.num_experts
     order = torch.empty(num_tokens * top_k, dtype=torch.int32, device=x_TD.device)
     begin_E = torch.empty(num_experts + 1, dtype=torch.int32, device=x_TD.device)
     hidden, inner = stack.sizes
-    x_TD = x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
     first, second = chosen or chosen_for_both(x_TD, num_tokens * top_k, stack)
     inner_AI = torch.empty(num_tokens * top_k, inner, dtype=x_TD.dtype, device=x_TD.device)
     part_AD = torch.empty(num_tokens * top_k, hidden, dtype=x_TD.dtype, device=x_TD.device)
@@ -266,7 +276,7 @@ def launches(
             (most_blocks(num_tokens * top_k, num_experts, second.block("m")), triton.cdiv(hidden, second.block("n"))),
             {
                 "inner_ptr": inner_AI, **pointers(stack.down), "bias_ptr": stack.down_bias_ED,
-                "share_ptr": weights_TK.contiguous(), "part_ptr": part_AD, **places,
+                "share_ptr": weights_TK, "part_ptr": part_AD, **places,
             },
             {**sizes, **tile(stack.down, second), "D": hidden, "HAS_BIAS": stack.down_bias_ED is not None},
             second,

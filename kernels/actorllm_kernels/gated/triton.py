@@ -8,7 +8,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, dense_rows, require_dense_rows
 
 SQRT_HALF: tl.constexpr = tl.constexpr(0.7071067811865476)
 TANH_SCALE: tl.constexpr = tl.constexpr(0.7978845608028654)
@@ -48,7 +48,7 @@ def suits(gate_TI: Tensor) -> bool:
 def gated(gate_TI: Tensor, up_TI: Tensor, *, activation: str) -> Tensor:
     """As the reference's."""
     out_TI = torch.empty(up_TI.shape, dtype=up_TI.dtype, device=up_TI.device)
-    launch(gate_TI, up_TI, activation=activation, out_TI=out_TI).run()
+    launch(dense_rows(gate_TI), dense_rows(up_TI), activation=activation, out_TI=out_TI).run()
     return out_TI
 
 
@@ -56,7 +56,7 @@ def launch(
     gate_TI: Tensor, up_TI: Tensor, *, activation: str, out_TI: Tensor, chosen: Configuration | None = None
 ) -> Launch:
     """The kernel over all rows, into `out_TI`; values of a row lie side by side."""
-    gate_TI, up_TI = (each if each.stride(1) == 1 else each.contiguous() for each in (gate_TI, up_TI))
+    require_dense_rows(gate_TI=gate_TI, up_TI=up_TI)
     num_rows, size = up_TI.shape
     chosen = chosen or chosen_for("gated", {"bytes": up_TI.element_size()}, up_TI.device)
     return Launch(

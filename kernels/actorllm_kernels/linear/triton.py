@@ -17,7 +17,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, num_programs_that_fill
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, LEAST_SIDE, Launch, product_type
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, LEAST_SIDE, Launch, dense_rows, product_type, require_dense_rows
 from actorllm_kernels.linear.reference import IntWeight
 from actorllm_kernels.linear.triton_expand import linear_expanded
 
@@ -133,14 +133,14 @@ def linear_weight_only(x_MK: Tensor, weight: IntWeight) -> Tensor:
     if not fits_one_kernel(x_MK, weight):
         return linear_expanded(x_MK, weight)
     out_MN = torch.empty(len(x_MK), len(weight.codes_OI), dtype=x_MK.dtype, device=x_MK.device)
-    for launch in launches(x_MK, weight, out_MN=out_MN):
+    for launch in launches(dense_rows(x_MK), weight, out_MN=out_MN):
         launch.run()
     return out_MN
 
 
 def launches(x_MK: Tensor, weight: IntWeight, *, out_MN: Tensor, chosen: Configuration | None = None) -> list[Launch]:
     """The kernels to run, in order, into `out_MN`, of a product that `fits_one_kernel`."""
-    x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
+    require_dense_rows(x_MK=x_MK)
     (num_rows, num_inputs), num_outputs = x_MK.shape, len(weight.codes_OI)
     block_m = tile_rows(num_rows)
     shape = {"bits": weight.num_bits, "bytes": x_MK.element_size(), "rows": block_m}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for, gpu
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, dense_rows, require_dense, require_dense_rows
 from actorllm_kernels.linear.triton import parts_that_fill, sum_of_parts, tile_rows
 from actorllm_kernels.triton_forms import FP8, FP8_SHIFT, decoded, encoded, largest, quotient
 
@@ -87,7 +87,7 @@ def is_native(device: torch.device) -> bool:
 def linear_fp8(x_MK: Tensor, codes_NK: Tensor, scales_N: Tensor) -> Tensor:
     """As the reference's."""
     out_MN = torch.empty(len(x_MK), len(codes_NK), dtype=x_MK.dtype, device=x_MK.device)
-    for launch in launches(x_MK, codes_NK, scales_N, out_MN=out_MN):
+    for launch in launches(dense_rows(x_MK), codes_NK, scales_N, out_MN=out_MN):
         launch.run()
     return out_MN
 
@@ -97,7 +97,7 @@ def launches(
 ) -> list[Launch]:
     """The kernels to run, in order, into `out_MN`."""
     require_dense(codes_NK=codes_NK, scales_N=scales_N)
-    x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
+    require_dense_rows(x_MK=x_MK)
     (num_rows, num_inputs), num_outputs, device = x_MK.shape, len(codes_NK), x_MK.device
     block_m = tile_rows(num_rows)
     chosen = chosen or chosen_for("linear_fp8", {"rows": block_m}, device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, dense_rows, require_dense, require_dense_rows
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -71,7 +71,7 @@ def add_layer_norm(
 
 
 def _alone(x_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float, is_rms: bool) -> Tensor:
-    x = x_TD.reshape(-1, x_TD.shape[-1])
+    x = dense_rows(x_TD.reshape(-1, x_TD.shape[-1]))
     out_TD = _empty(x)
     launch(x, None, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=is_rms, results=(None, out_TD)).run()
     return out_TD.view(x_TD.shape)
@@ -80,7 +80,7 @@ def _alone(x_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps:
 def _of_sum(
     x_TD: Tensor, y_TD: Tensor, *, weight_D: Tensor | None, bias_D: Tensor | None, eps: float, is_rms: bool
 ) -> tuple[Tensor, Tensor]:
-    x, y = (each.reshape(-1, each.shape[-1]) for each in (x_TD, y_TD))
+    x, y = (dense_rows(each.reshape(-1, each.shape[-1])) for each in (x_TD, y_TD))
     sum_TD, out_TD = _empty(x), _empty(x)
     launch(x, y, weight_D=weight_D, bias_D=bias_D, eps=eps, is_rms=is_rms, results=(sum_TD, out_TD)).run()
     return sum_TD.view(x_TD.shape), out_TD.view(x_TD.shape)
@@ -103,8 +103,7 @@ def launch(
 ) -> Launch:
     """The kernel over all rows of `x + y`, or of x, into `results`: the sum if there is one, and it normalised."""
     require_dense(weight_D=weight_D, bias_D=bias_D)
-    x_TD = x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
-    y_TD = y_TD if y_TD is None or y_TD.stride(1) == 1 else y_TD.contiguous()
+    require_dense_rows(x_TD=x_TD, y_TD=y_TD)
     num_rows, size = x_TD.shape
     block = triton.next_power_of_2(size)
     chosen = chosen or chosen_for("norm", {"size": block}, x_TD.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actorllm_kernels.configurations import Configuration
 from actorllm_kernels.device import chosen_for
-from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, require_dense, require_dense_rows
+from actorllm_kernels.launch import INTERPRETED, LANGUAGE_TYPES, Launch, dense_rows, require_dense, require_dense_rows
 from actorllm_kernels.quantize import SMALLEST
 from actorllm_kernels.rotary_store.reference import Angles
 from actorllm_kernels.triton_forms import FORMS, PLAIN, encoded, largest, quotient
@@ -199,7 +199,8 @@ def rotate_and_store(
     out_THD = None
     if angles is not None or scales is not None:
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    launch(q_THD, k_TKD, v_TKE, angles=angles, slots_T=slots_T, pools=pools, scales=scales, out_THD=out_THD).run()
+    given = dense_rows(q_THD), dense_rows(k_TKD), dense_rows(v_TKE)
+    launch(*given, angles=angles, slots_T=slots_T, pools=pools, scales=scales, out_THD=out_THD).run()
     return q_THD if out_THD is None else out_THD
 
 
@@ -215,8 +216,9 @@ def rotate_and_store_latent(
 ) -> Tensor:
     """As `latent_attention`'s reference: the rotated key is the only head's key, and the latent its value."""
     out_THP = torch.empty(q_THP.shape, dtype=q_THP.dtype, device=q_THP.device)
+    given = dense_rows(q_THP), dense_rows(latent_TR), dense_rows(key_TP)
     launch_latent(
-        q_THP, latent_TR, key_TP, angles=angles, slots_T=slots_T, pool_NC=pool_NC, scales_N2=scales_N2, out_THP=out_THP
+        *given, angles=angles, slots_T=slots_T, pool_NC=pool_NC, scales_N2=scales_N2, out_THP=out_THP
     ).run()
     return out_THP
 
@@ -263,7 +265,7 @@ def launch(
 
     Heads are spread if `is_spread` says so, or else where there are `scales`. Raises `ValueError` for pools without factors.
     """
-    q_THD, k_TKD, v_TKE = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TKD, v_TKE))
+    require_dense_rows(q_THD=q_THD, k_TKD=k_TKD, v_TKE=v_TKE)
     if pools[0].dtype in FORMS and scales is None:
         raise ValueError(f"pools of {pools[0].dtype} need a factor for each token and head")
     require_dense(slots_T=slots_T)

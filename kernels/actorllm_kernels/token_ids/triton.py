@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actorllm_kernels.launch import Launch, require_dense
+from actorllm_kernels.launch import Launch, dense_rows, require_dense
 
 BLOCK = 256
 """No configuration: a step has less than a few of these, and its launch takes longer than they do."""
@@ -34,26 +34,26 @@ def scatter_ids_kernel(id_ptr, row_ptr, last_ptr, count, BLOCK: tl.constexpr):
 def gather_ids(ids_T: Tensor, rows_T: Tensor, last_ids_R: Tensor) -> Tensor:
     """As the reference's."""
     out_T = torch.empty(len(ids_T), dtype=ids_T.dtype, device=ids_T.device)
-    gather_launch(ids_T, rows_T, last_ids_R, out_T=out_T).run()
+    gather_launch(dense_rows(ids_T), dense_rows(rows_T), last_ids_R, out_T=out_T).run()
     return out_T
 
 
 def scatter_ids(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> None:
     """As the reference's."""
-    scatter_launch(ids_S, rows_S, last_ids_R).run()
+    scatter_launch(dense_rows(ids_S), dense_rows(rows_S), last_ids_R).run()
 
 
 def gather_launch(ids_T: Tensor, rows_T: Tensor, last_ids_R: Tensor, *, out_T: Tensor) -> Launch:
     """The kernel over all tokens, into `out_T`."""
-    require_dense(last_ids_R=last_ids_R)
-    arguments = {"id_ptr": ids_T.contiguous(), "row_ptr": rows_T.contiguous(), "last_ptr": last_ids_R, "out_ptr": out_T}
+    require_dense(ids_T=ids_T, rows_T=rows_T, last_ids_R=last_ids_R)
+    arguments = {"id_ptr": ids_T, "row_ptr": rows_T, "last_ptr": last_ids_R, "out_ptr": out_T}
     return _over(gather_ids_kernel, len(ids_T), arguments)
 
 
 def scatter_launch(ids_S: Tensor, rows_S: Tensor, last_ids_R: Tensor) -> Launch:
     """The kernel over all samples."""
-    require_dense(last_ids_R=last_ids_R)
-    arguments = {"id_ptr": ids_S.contiguous(), "row_ptr": rows_S.contiguous(), "last_ptr": last_ids_R}
+    require_dense(ids_S=ids_S, rows_S=rows_S, last_ids_R=last_ids_R)
+    arguments = {"id_ptr": ids_S, "row_ptr": rows_S, "last_ptr": last_ids_R}
     return _over(scatter_ids_kernel, len(ids_S), arguments)
 
 

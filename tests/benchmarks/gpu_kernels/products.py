@@ -119,7 +119,8 @@ def experts_problem(
 ) -> Problem:
     """Tokens that are routed at random; the weights of each expert that is chosen are read once, as codes of `form` or as values."""
     num_experts, top_k, hidden, inner = sizes
-    x, chosen = normal(num_tokens, hidden), normal(num_tokens, num_experts, dtype=torch.float32).argsort(dim=1)[:, :top_k]
+    x, scores = normal(num_tokens, hidden), normal(num_tokens, num_experts, dtype=torch.float32)
+    chosen = scores.argsort(dim=1)[:, :top_k].contiguous()
     weights = normal(num_tokens, top_k, seed=1).abs()
     gate_up, down = normal(num_experts, 2 * inner, hidden) / hidden**0.5, normal(num_experts, hidden, inner, seed=1) / inner**0.5
     matrices = [MatrixStack(each) if form is None else MatrixStack.of_codes(form, each) for each in (gate_up, down)]
