@@ -50,7 +50,7 @@ oldest-triton: install-dev # the kernels' tests with the oldest Triton that is s
 	$(PIP) install -q --no-deps --upgrade --target build/triton-3.6 triton==3.6.0 'numpy<2.4'
 	PYTHONPATH=build/triton-3.6 $(BIN)/python -m pytest -q tests/kernels
 
-CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py int8_cache_cpu.py elementwise_cpu.py linear.py latent_attention.py)
+CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py int8_cache_cpu.py elementwise_cpu.py linear.py latent_attention.py tokens_cpu.py replay.py)
 
 asan: install-dev # the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	XDG_CACHE_HOME=build/asan ACTORLLM_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
@@ -61,6 +61,7 @@ portable: install-dev # the same tests on the paths for processors without vecto
 	XDG_CACHE_HOME=build/portable ACTORLLM_CXXFLAGS=-march=x86-64 $(BIN)/python -m pytest -q $(CPU_KERNEL_TESTS)
 
 emulated: install-dev # the same tests on the paths for AVX-512, AMX and AVX VNNI, their instructions as plain loops
+	rm -rf build/emulated # a kept library's name does not tell which loops it has
 	for path in "-D__AVX512F__ -D__AVX512VNNI__" "-D__AVX512F__ -D__AVX512VNNI__ -D__AMX_INT8__ -D__AMX_BF16__" -D__AVXVNNI__; do XDG_CACHE_HOME=build/emulated \
 		ACTORLLM_CXXFLAGS="-march=x86-64 -O1 -D__AVX2__ $$path -I$(CURDIR)/tests/kernels/emulated" \
 		$(BIN)/python -m pytest -q --timeout 600 $(CPU_KERNEL_TESTS) || exit 1; done

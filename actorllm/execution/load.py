@@ -182,6 +182,10 @@ class _Loader:
 def step_threads(settings: ExecutionSettings) -> int:
     """Threads of a step; raises `SettingsError` for so many that libgomp would end the process."""
     usual = Machine().num_threads()
-    if settings.threads is not None and settings.threads > max(MOST_THREADS, usual):
-        raise SettingsError(f"--threads is {settings.threads}, but this process may use {usual} processors: give at most {usual}")
+    most = max(MOST_THREADS, usual)
+    if settings.threads is not None and settings.threads > most:
+        raise SettingsError(
+            f"--threads is {settings.threads}, but at most {most} are started: leave it out for one on each of the {usual} processors that "
+            "this process may use (more than these make steps slower)"
+        )
     return settings.threads or usual

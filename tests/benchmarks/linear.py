@@ -18,6 +18,7 @@ import actorllm  # noqa: F401 - before torch: it bounds how long libgomp's threa
 import torch
 from torch import Tensor
 
+from actorllm.execution.roofline import Probes
 from actorllm_kernels.linear import Bf16, Form, Int4, Int8
 
 NUM_INPUTS, NUM_OUTPUTS = 2048, 8192
@@ -77,7 +78,7 @@ def main() -> None:
     }
     sides["stock float32"] = stock_float32(w_OI), 32.0
     sides["stock int8"] = stock_int8(w_OI), 8.0
-    halves, square = torch.zeros(2, 32 * 2**20), torch.randn(1024, 1024)
+    probes = Probes()
     for num_rows in arguments.rows:
         x_TI = torch.randn(num_rows, NUM_INPUTS)
         times: dict[str, list[float]] = {name: [] for name in sides}
@@ -85,13 +86,12 @@ def main() -> None:
         for round_number in range(arguments.rounds + 1):
             for name, (linear, _) in sides.items():
                 times[name].append(seconds(partial(linear, x_TI)))
-            reads.append(seconds(lambda: torch.dot(halves[0], halves[1])))
-            products.append(seconds(lambda: square @ square))
+            reads.append(probes.read_rate())
+            products.append(probes.product_rate())
             if round_number == 0:  # warms up
                 for values in (*times.values(), reads, products):
                     values.clear()
-        bandwidth = halves.nbytes / statistics.median(reads) / 1e9
-        rate = 2 * 1024**3 / statistics.median(products) / 1e9
+        bandwidth, rate = statistics.median(reads) / 1e9, statistics.median(products) / 1e9
         print(f"{num_rows} rows; the machine: {bandwidth:.1f} GB/s read, {rate:.0f} GFLOP/s float32")
         for name, (_, bits) in sides.items():
             median = statistics.median(times[name])

@@ -167,6 +167,16 @@ def test_what_is_not_finite_spoils_its_own_row_or_output(form, value, num_rows):
 
 
 @pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("num_rows", [1, 20])
+def test_sums_of_very_many_inputs_do_not_wrap_around(form, num_rows):
+    """All codes are the largest, and their sum takes more than 32 bits."""
+    x_TI, codes = torch.ones(num_rows, 140_000), form.codes(torch.full((17, 140_000), -1.99))
+    assert cpu.MOST_CODED_INPUTS < 140_000 and cpu.MOST_CODED_INPUTS * 127 * 128 < 2**31
+    expected = x_TI.double() @ form.values(codes).double().T
+    torch.testing.assert_close(form.linear(x_TI, form.pack(codes), 17).double(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
 def test_rows_of_almost_nothing_are_zero(form):
     _, w_OI = rows_and_weights(1, 20, 40)
     packed = form.pack(form.codes(w_OI))

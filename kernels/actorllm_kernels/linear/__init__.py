@@ -125,7 +125,7 @@ class Int8:
         return (cpu if cpu.suits_lookup(packed[0], outputs) else reference).rows_int8(packed[0], packed[1], outputs, num_inputs)
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
-        return (cpu if cpu.suits(x_TI) else reference).linear_int8(x_TI, packed[0], packed[1], num_outputs)
+        return (cpu if cpu.suits_codes(x_TI) else reference).linear_int8(x_TI, packed[0], packed[1], num_outputs)
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
@@ -166,7 +166,7 @@ class Int4:
         return (cpu if cpu.suits_lookup(packed[0], outputs) else reference).rows_int4(packed[0], packed[1], outputs, num_inputs)
 
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
-        return (cpu if cpu.suits(x_TI) else reference).linear_int4(x_TI, packed[0], packed[1], num_outputs)
+        return (cpu if cpu.suits_codes(x_TI) else reference).linear_int4(x_TI, packed[0], packed[1], num_outputs)
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None

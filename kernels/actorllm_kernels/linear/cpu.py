@@ -12,7 +12,6 @@ _BF16 = (c_void_p, c_int64, c_void_p, c_void_p) + (c_int,) * 4
 _INT8 = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p) + (c_int,) * 4
 _INT4 = (*_INT8, c_int)
 
-
 _ROWS = (c_int64, c_int64, c_int64, c_int)
 
 
@@ -24,6 +23,16 @@ def suits_lookup(packed: Tensor, outputs_T: Tensor) -> bool:
 def suits(x_TI: Tensor) -> bool:
     """Whether the kernels can take these rows, and exist."""
     return x_TI.device.type == "cpu" and x_TI.dtype == torch.float32 and library() is not None
+
+
+MOST_CODED_INPUTS = (2**31 - 1) // (127 * 128)
+"""Whose products of a row's codes, at most 127, and of weights' sum to 32 bits. Stored codes of int8 weights may be -128; the digits
+that AMX takes int4 weights as are at most 127, and other paths of int4 sum a group of 4-bit codes. bfloat16 is summed in floats."""
+
+
+def suits_codes(x_TI: Tensor) -> bool:
+    """Whether the kernels can take these rows for weights of 8 or 4 bits, and exist."""
+    return suits(x_TI) and x_TI.shape[1] <= MOST_CODED_INPUTS
 
 
 def linear_bf16(x_TI: Tensor, packed_PJB2: Tensor, num_outputs: int) -> Tensor:
