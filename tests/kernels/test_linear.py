@@ -123,13 +123,45 @@ def test_int4_is_the_product_of_codes(operator, shape, group_len, seed):
     close(got, codes_TI.double() @ values_OI.T * scales_T.double().unsqueeze(1))
 
 
+def scales_of_others(scales_OG: torch.Tensor) -> torch.Tensor:
+    """Scales of the same size that are not multiples of a unit."""
+    return scales_OG * torch.rand(scales_OG.shape, generator=torch.Generator().manual_seed(7)).add(0.5).bfloat16()
+
+
+@pytest.mark.parametrize("num_others", [1, 33, 50])
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_int4_with_scales_of_others(operator, num_rows, num_others):
+    x_TI, w_OI = rows_and_weights(num_rows, 50, 300)
+    codes_OI, scales_OG = reference.int4_codes(w_OI, 32)
+    scales_OG[:num_others] = scales_of_others(scales_OG)[:num_others]
+    got = operator.linear_int4(x_TI, *reference.pack_int4(codes_OI, scales_OG, 32), 50)
+    row_codes_TI, scales_T = exact_codes(x_TI)
+    values_OI = reference.int4_values(codes_OI, scales_OG, 32).double()
+    close(got, row_codes_TI.double() @ values_OI.T * scales_T.double().unsqueeze(1))
+
+
+def test_scales_of_int4_are_small_multiples_of_a_unit():
+    w_OI = rows_and_weights(1, 50, 256)[1]
+    w_OI[3], w_OI[4, :32], w_OI[5, 40], w_OI[6] = 0, 0, 100, w_OI[6] * 1e-3
+    codes_OI, scales_OG = reference.int4_codes(w_OI, 32)
+    units = scales_OG.float() / scales_OG.float().abs().amax(1, keepdim=True) * 15
+    units = units[torch.arange(50) != 3]
+    assert torch.equal(units, units.round())
+    plain_OG = (w_OI.view(50, 8, 32).abs().amax(2) / 7).bfloat16()
+    plain_OI = (w_OI / plain_OG.float().repeat_interleave(32, 1)).nan_to_num(0.0).round()
+    errors = [(reference.int4_values(*given, 32) - w_OI).square().sum() for given in ((codes_OI, scales_OG), (plain_OI, plain_OG))]
+    assert errors[0] < errors[1]
+
+
 @pytest.mark.parametrize("num_rows", [1, 40])
 @pytest.mark.parametrize("ratio", [0.3, 0.01, 1e-4, 0.0])
 def test_groups_of_an_output_may_differ_in_size(num_rows, ratio):
     x_TI, w_OI = rows_and_weights(num_rows, 50, 256)
-    w_OI.view(50, 8, 32)[:, ::2] *= ratio
+    codes_OI, scales_OG = reference.int4_codes(w_OI, 32)
+    scales_OG[:, ::2] *= ratio
     x_TI.view(num_rows, 8, 32)[:, 1::2] *= 0 if ratio else 1  # what is left is of the small groups
-    packed = reference.pack_int4(*reference.int4_codes(w_OI, 32), 32)
+    packed = reference.pack_int4(codes_OI, scales_OG, 32)
     expected = reference.linear_int4(x_TI, *packed, 50)
     got = Int4(32).linear(x_TI, packed, 50)
     torch.testing.assert_close(got / max(ratio, 1e-4), expected / max(ratio, 1e-4), atol=2e-3, rtol=1e-4)

@@ -20,7 +20,7 @@ constexpr int TILE_ROWS = IS_WIDE ? 6 : 4;  // what the registers hold
 constexpr int RUN = 32;                     // inputs whose sums fit 16 bits
 constexpr int AHEAD = 1024;                 // bytes of a panel that are fetched before the first tile uses them
 
-constexpr int MIN_TILED_ROWS = 20;          // below this, AMX would wait for the codes' expansion
+constexpr int MIN_TILED_ROWS = 12;          // below this, AMX would wait for the codes' expansion
 
 static_assert(COLS == VL, "a part is a vector");
 
@@ -95,15 +95,16 @@ struct Tiles {
 
 #if HAS_AMX
 typedef int16_t Counts __attribute__((vector_size(PANEL * 2)));
+typedef int16_t Words __attribute__((vector_size(PANEL * 4)));
 
-// What a panel's groups are scaled by, as whole numbers of a unit for each output: an output's largest scale is 1024 to 2040 units.
-// What is left of smaller scales is counted in units that are FINER times smaller; mostly nothing is. That is all of a bfloat16 down to
-// 2^-15 of the largest.
+// What a panel's groups are scaled by, as whole numbers of a unit for each output. Own scales (reference.py) are at most 15 units, so that
+// a code times its count is a signed byte. Of others, an output's largest is 1024 to 2040 units, and two digits are needed; what is left of
+// smaller scales is counted in units that are FINER times smaller. That is all of a bfloat16 down to 2^-15 of the largest.
 struct UnitScales {
-    static constexpr float FINER = 2048;
+    static constexpr float FINER = 2048, SHORT = 15;
     std::vector<int16_t> counts, rests;  // [groups, PANEL]
     vf unit;
-    bool have_rests;
+    bool are_short, have_rests;
 
     void count(const uint16_t* scales, int num_groups) {
         vu largest{};  // bits of magnitudes are ordered as they are, and those of what is not finite are the largest
@@ -111,39 +112,46 @@ struct UnitScales {
             const vu magnitude = (vu)load(scales + int64_t(group) * PANEL) & 0x7fffffffu;
             largest = magnitude > largest ? magnitude : largest;
         }
+        counts.resize(size_t(num_groups) * PANEL);
+        unit = (vf)largest / SHORT;
+        const vf divisor = unit > 0.0f ? unit : splat(1);
+        are_short = !any_left(num_groups, [&](int group) { return take(load(scales + int64_t(group) * PANEL) / divisor, group); });
+        if (are_short) return;
         unit = (vf)(largest & 0x7f800000u) * (1.0f / 1024);
         const vf per_unit = unit > 0.0f ? 1.0f / unit : vf{};
-        counts.resize(size_t(num_groups) * PANEL);
-        vi are_left{};
-        const auto rest = [&](int group, int16_t* whole) {
-            const vf number = load(scales + int64_t(group) * PANEL) * per_unit, rounded = rounded_product(number, 1);
-            put(rounded, whole + group * PANEL);
-            return number - rounded;
-        };
-        for (int group = 0; group < num_groups; group++) {
-            const vf left = rest(group, counts.data());
-            are_left |= left != 0.0f;  // also where there is a NaN, which leaves nothing to its neighbours
-        }
-        have_rests = false;
-        for (int i = 0; i < VL; i++) have_rests |= are_left[i] != 0;
+        const auto left_of = [&](int group) { return take(load(scales + int64_t(group) * PANEL) * per_unit, group); };
+        have_rests = any_left(num_groups, left_of);
         if (!have_rests) return;
         rests.resize(counts.size());
-        for (int group = 0; group < num_groups; group++) {
-            const vf left = rest(group, rests.data());
-            put(rounded_product(left, FINER), rests.data() + group * PANEL);
-        }
+        for (int group = 0; group < num_groups; group++) put(rounded_product(left_of(group), FINER), rests.data() + group * PANEL);
     }
 
 private:
+    // Counts a group's units; returns what is left.
+    vf take(vf number, int group) {
+        const vf rounded = rounded_product(number, 1);
+        put(rounded, counts.data() + group * PANEL);
+        return number - rounded;
+    }
+
+    template <class LeftOf>
+    static bool any_left(int num_groups, LeftOf left_of) {
+        vi are_left{};
+        for (int group = 0; group < num_groups; group++) are_left |= left_of(group) != 0.0f;  // also where there is a NaN
+        bool any = false;
+        for (int i = 0; i < VL; i++) any |= are_left[i] != 0;
+        return any;
+    }
+
     static void put(vf numbers, int16_t* to) {
         const Counts counts = __builtin_convertvector(__builtin_convertvector(numbers, vi), Counts);
         memcpy(to, &counts, sizeof counts);
     }
 };
 
-// A panel's weights in units, code times count, as two digits that are signed bytes: 128 high + low, [2, K / 4, PANEL, 4].
-void expand(const uint8_t* w, const int16_t* counts, int num_groups, int group_len, char* high, char* low) {
-    typedef int16_t Words __attribute__((vector_size(PANEL * 4)));
+// write(codes times count of the even inputs, of the odd ones) for each four inputs of a panel.
+template <class Write>
+void for_fours(const uint8_t* w, const int16_t* counts, int num_groups, int group_len, Write write) {
     for (int group = 0; group < num_groups; group++, counts += PANEL) {
         Counts of_outputs;
         memcpy(&of_outputs, counts, sizeof of_outputs);
@@ -152,17 +160,31 @@ void expand(const uint8_t* w, const int16_t* counts, int num_groups, int group_l
         for (int octet = 0; octet < group_len / 8; octet++, w += PANEL * 4) {
             Dot4::Weights fours[2];
             Dot4::split(w, fours[0], fours[1]);
-            for (const Dot4::Weights& codes : fours) {  // which are 8 more than what they stand for
-                const Words even = ((Words)codes & 15) * count - most, odd = ((Words)codes >> 8) * count - most;
-                const Words high_even = (even + 63) >> 7, high_odd = (odd + 63) >> 7;  // so that a low digit is -63 to 64
-                const Words highs = (high_even & 255) | (high_odd << 8);
-                const Words lows = ((even - (high_even << 7)) & 255) | ((odd - (high_odd << 7)) << 8);
-                memcpy(high, &highs, sizeof highs);
-                memcpy(low, &lows, sizeof lows);
-                high += sizeof highs, low += sizeof lows;
-            }
+            for (const Dot4::Weights& codes : fours)  // which are 8 more than what they stand for
+                write(((Words)codes & 15) * count - most, ((Words)codes >> 8) * count - most);
         }
     }
+}
+
+// A panel's weights in units as signed bytes, [K / 4, PANEL, 4].
+void expand_short(const uint8_t* w, const int16_t* counts, int num_groups, int group_len, char* to) {
+    for_fours(w, counts, num_groups, group_len, [&](Words even, Words odd) {
+        const Words bytes = (even & 255) | (odd << 8);
+        memcpy(to, &bytes, sizeof bytes);
+        to += sizeof bytes;
+    });
+}
+
+// The same as two digits that are signed bytes: 128 high + low.
+void expand(const uint8_t* w, const int16_t* counts, int num_groups, int group_len, char* high, char* low) {
+    for_fours(w, counts, num_groups, group_len, [&](Words even, Words odd) {
+        const Words high_even = (even + 63) >> 7, high_odd = (odd + 63) >> 7;  // so that a low digit is -63 to 64
+        const Words highs = (high_even & 255) | (high_odd << 8);
+        const Words lows = ((even - (high_even << 7)) & 255) | ((odd - (high_odd << 7)) << 8);
+        memcpy(high, &highs, sizeof highs);
+        memcpy(low, &lows, sizeof lows);
+        high += sizeof highs, low += sizeof lows;
+    });
 }
 
 // With AMX, whose sums are of more inputs than a group has: weights are whole numbers for an output, not for each of its groups.
@@ -177,19 +199,39 @@ void multiply_tiles(
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
     amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int first, int num) {
         static thread_local amx::TileMemory expanded;
-        static thread_local UnitScales in_units;
-        char* digits = expanded.resize(2 * digit_bytes);
-        for (int panel = first; panel < first + num; panel++) {
-            in_units.count(scales + int64_t(panel) * num_groups * PANEL, num_groups);
+        static thread_local UnitScales in_units[GROUP];
+        char* digits = expanded.resize(std::max(num, 2) * digit_bytes);
+        const auto weights_of = [&](int i) { return w + int64_t(first + i) * octets * PANEL * 4; };
+        bool are_short = true;
+        for (int i = 0; i < num; i++) {
+            in_units[i].count(scales + int64_t(first + i) * num_groups * PANEL, num_groups);
+            are_short &= in_units[i].are_short;
+        }
+        if (are_short) {
+            for (int i = 0; i < num; i++)
+                expand_short(weights_of(i), in_units[i].counts.data(), num_groups, group_len, digits + i * digit_bytes);
+            const amx::Panels panels(digits, digit_bytes, 0, num);
+            amx::multiply<int32_t>(coded.rows(), begin, end, panels, [&](int tile, int i, const int32_t (*sums)[amx::ROWS * PANEL]) {
+                const vf unit = in_units[i].unit;
+                const float* of_rows = coded.scales.data() + tile * amx::ROWS;
+                amx::write_tile(out, M, N, tile, first + i, [=](int r, float* to) {
+                    store(to, __builtin_convertvector(load_ints(*sums + r * PANEL), vf) * unit * of_rows[r]);
+                });
+            });
+            return;
+        }
+        const amx::Panels panels(digits, digit_bytes, 0, 2);
+        for (int i = 0; i < num; i++) {
+            const UnitScales& its = in_units[i];
+            const bool have_rests = !its.are_short && its.have_rests;
             for (const bool is_rest : {false, true}) {
-                if (is_rest && !in_units.have_rests) continue;
-                const int16_t* counts = (is_rest ? in_units.rests : in_units.counts).data();
-                expand(w + int64_t(panel) * octets * PANEL * 4, counts, num_groups, group_len, digits, digits + digit_bytes);
-                const vf unit = in_units.unit * (is_rest ? 1 / UnitScales::FINER : 1);
-                const amx::Panels panels(digits, digit_bytes, 0, 2);
+                if (is_rest && !have_rests) continue;
+                const int16_t* counts = (is_rest ? its.rests : its.counts).data();
+                expand(weights_of(i), counts, num_groups, group_len, digits, digits + digit_bytes);
+                const vf unit = its.unit * (is_rest ? 1 / UnitScales::FINER : 1);
                 const auto finish = [&](int tile, int, const int32_t (*sums)[amx::ROWS * PANEL]) {
                     const float* of_rows = coded.scales.data() + tile * amx::ROWS;
-                    amx::write_tile(out, M, N, tile, panel, [=](int r, float* to) {
+                    amx::write_tile(out, M, N, tile, first + i, [=](int r, float* to) {
                         const vf high = __builtin_convertvector(load_ints(sums[0] + r * PANEL), vf);
                         const vf low = __builtin_convertvector(load_ints(sums[1] + r * PANEL), vf);
                         const vf values = (128 * high + low) * unit * of_rows[r];
