@@ -149,15 +149,17 @@ private:
     }
 };
 
-// write(codes times count of the even inputs, of the odd ones) for each four inputs of a panel.
+// write(codes times count of the even inputs, of the odd ones) for each four inputs of a panel. Fetches the panel of the next group ahead.
 template <class Write>
 void for_fours(const uint8_t* w, const int16_t* counts, int num_groups, int group_len, Write write) {
+    const int64_t ahead = int64_t(GROUP) * num_groups * group_len / 8 * PANEL * 4;
     for (int group = 0; group < num_groups; group++, counts += PANEL) {
         Counts of_outputs;
         memcpy(&of_outputs, counts, sizeof of_outputs);
         const vi once = __builtin_convertvector(of_outputs, vi) & 0xffff;
         const Words count = (Words)(once | once << 16), most = 8 * count;
         for (int octet = 0; octet < group_len / 8; octet++, w += PANEL * 4) {
+            __builtin_prefetch(w + ahead, 0, 2);
             Dot4::Weights fours[2];
             Dot4::split(w, fours[0], fours[1]);
             for (const Dot4::Weights& codes : fours)  // which are 8 more than what they stand for
