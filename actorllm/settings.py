@@ -91,10 +91,12 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP server. `max_body` is the bytes of a request's body. A body is counted and decoded on the event loop, 5 ms for
     a megabyte, and no thread could take that over, because the decoder keeps the GIL; four megabytes hold several prompts of a
-    context of 128k tokens, or a thousand of a short one. What a body may hold is derived from the context (`server/body.py`). `drain_timeout` is how long SIGTERM waits for running requests.
+    context of 128k tokens, or a thousand of a short one. What a body may hold is derived from the context
+    (`server/body.py`). `drain_timeout` is how long SIGTERM waits for running requests.
 
     Chat sockets: `allowed_origins` are sites beside this server's own whose pages may connect ("https://example.org"; "null"
-    is a page from a file), and under whose names it may be asked; seconds without any message until a quiet socket is closed, and between pings; bytes of a frame.
+    is a page from a file), and under whose names it may be asked; seconds without any message until a quiet socket is closed, and
+    between pings; bytes of a frame.
     """
 
     host: str = "127.0.0.1"

@@ -103,12 +103,12 @@ def _print_line(style: str, text: str) -> None:
 
 def _history() -> History:
     """What was typed in earlier sessions, in a file that only its user may read."""
-    path = Path.home() / HISTORY_FILE
     try:
+        path = Path.home() / HISTORY_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         return FileHistory(str(path))
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where a user has no home folder
         return InMemoryHistory()
 
 

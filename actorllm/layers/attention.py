@@ -18,8 +18,8 @@ from actorllm_kernels.rotary_store import Angles, rotate_and_store
 class Attention(nn.Module):
     """Softmax attention over token slots for model layer `layer` in cache group `group`.
 
-    The group has buffers "k" and "v" of [K, D] values a token, in a quantized cache with a scale for each head. Scores are `scale * q.k`. `window` W limits a query to
-    the last W keys, its own included; `soft_cap` limits scores to that size by a tanh; `slopes`, one for each of this
+    The group has buffers "k" and "v" of [K, D] values a token, in a quantized cache with a scale for each head. Scores are
+    `scale * q.k`. `window` W limits a query to the last W keys, its own included; `soft_cap` limits scores to that size by a tanh; `slopes`, one for each of this
     rank's H heads, are ALiBi's (`alibi_slopes`). Has no weights.
     """
 

@@ -2,7 +2,8 @@
 
 Tokens are sorted by expert, so an expert is one product over just the tokens routed to it: nothing is padded or dropped, and
 a token's result is the sum of its experts in their order, whatever else is in the batch. On GPUs all experts are one stack of values
-or codes, whose grouped products need not wait for the counts (`actorllm_kernels.experts`). After "Mixtral of Experts" (arXiv 2401.04088) and, for groups of experts, DeepSeek-V2 (arXiv 2405.04434) and V3 (arXiv 2412.19437).
+or codes, whose grouped products need not wait for the counts (`actorllm_kernels.experts`). After "Mixtral of Experts" (arXiv
+2401.04088) and, for groups of experts, DeepSeek-V2 (arXiv 2405.04434) and V3 (arXiv 2412.19437).
 
 Legend: T tokens, D hidden size, E experts, K experts of one token, I an expert's inner size (of this rank), N tokens of
 one expert.

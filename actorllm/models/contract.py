@@ -83,7 +83,8 @@ class CacheGroup:
     is_state: bool = False
 
     def bytes_per_token(self, dtype: torch.dtype, kv_dtype: torch.dtype | None = None) -> int:
-        """Bytes that one token (or with `is_state` one sequence) takes in this group, over all its layers, its scales included; see `CacheBuffer.num_bytes`."""
+        """Bytes that one token (or with `is_state` one sequence) takes in this group, over all its layers, its scales included; see
+        `CacheBuffer.num_bytes`."""
         kv_dtype = None if self.is_state else kv_dtype
         return len(self.layers) * sum(buffer.num_bytes(dtype, kv_dtype) for buffer in self.buffers)
 

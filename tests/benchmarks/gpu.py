@@ -1,4 +1,6 @@
-"""Every Triton kernel on the GPU that is here: `python tests/benchmarks/gpu.py [--tune [--tune-minutes 20]] [--out FOLDER] [--minutes 7.5] [--rehearse]`.
+"""Every Triton kernel on the GPU that is here:
+
+    python tests/benchmarks/gpu.py [--tune [--tune-minutes 20]] [--out FOLDER] [--minutes 7.5] [--rehearse]
 
 Each kernel is compared with its reference in float32 (all that it gave, row by row) and timed against its floor: the bytes it must
 move over the bandwidth of a large copy, or its operations over the rate of a large matrix product, in bfloat16 or in 8-bit floats where

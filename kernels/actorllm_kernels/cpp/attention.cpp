@@ -72,7 +72,9 @@ template <class T>
 void score_keys(const Problem<T>& p, const Item& item, const int32_t* slots, int num_keys, const float** q, int num_rows, Scratch& s, int stride) {
     float* scores = s.scores.data();
     if (reads_in_place(p, num_rows)) {
-        by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) { scores_of_rows<M>(q + m, p.k, item.kv_head, p.D, slots, num_keys, scores + m * stride, stride); });
+        by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) {
+            scores_of_rows<M>(q + m, p.k, item.kv_head, p.D, slots, num_keys, scores + m * stride, stride);
+        });
         return;
     }
     for (int begin = 0; begin < num_keys; begin += TILE) {
@@ -90,7 +92,9 @@ void sum_values(const Problem<T>& p, const Item& item, const int32_t* slots, int
     float* sums = s.sums.data();
     if (reads_in_place(p, num_rows)) {
         const auto value = [&](int j) { return p.v.at(slots[j], item.kv_head); };
-        by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) { add_values<M>(weights + m * stride, stride, num_keys, value, p.E, sums + m * p.E, p.E); });
+        by_tiles<TILE_ROWS>(0, num_rows, [&](int m, auto M) {
+            add_values<M>(weights + m * stride, stride, num_keys, value, p.E, sums + m * p.E, p.E);
+        });
         return;
     }
     for (int begin = 0; begin < num_keys; begin += TILE) {

@@ -225,7 +225,8 @@ extern "C" void actorllm_add(
 
 // `activation` 0: SiLU, 1: GELU by tanh.
 extern "C" void actorllm_gated(
-    const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t num_rows, int64_t I, int activation, float* out, int num_threads) {
+    const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t num_rows, int64_t I, int activation, float* out,
+    int num_threads) {
     for_rows(num_rows, num_rows * I, num_threads, [&](int64_t t) {
         const float *gates = gate + t * gate_stride, *ups = up + t * up_stride;
         if (activation == 0) gated_row(gates, ups, I, out + t * I, silu);

@@ -1,4 +1,5 @@
-"""ActorLLM's engine, tokens in and tokens out. Keys and values take 8 bits with weights of 8 or 4, as OpenVINO chooses, else 16, as llama.cpp does."""
+"""ActorLLM's engine, tokens in and tokens out. Keys and values take 8 bits with weights of 8 or 4, as OpenVINO chooses, else 16, as
+llama.cpp does."""
 
 import sys
 from collections.abc import AsyncIterator
