@@ -4,8 +4,7 @@ A kernel may compile and still be wrong there: another GPU, driver or version of
 has forms, each with a verdict of its own: one that fails is not used, its reference is, with a warning that names both. The check
 waits for the GPU, so it belongs before the first step: `failing` settles all operators then, and attention's for the heads that
 will be served, at the sizes that will be, which compiles what the first steps launch. What it was not told of is checked when it
-is first used. What is compared is `checks`' to know, how
-close it has to be `comparison`'s.
+is first used. What is compared is `checks`' to know, how close it has to be `comparison`'s.
 """
 
 import functools

@@ -208,6 +208,15 @@ def test_sums_of_very_many_inputs_do_not_wrap_around(form, num_rows):
     torch.testing.assert_close(form.linear(x_TI, form.pack(codes), 17).double(), expected, rtol=1e-3, atol=0)
 
 
+@needs_compiler
+@pytest.mark.parametrize("num_rows", [1, 20])
+def test_the_largest_sums_that_kernels_take_are_exact(num_rows):
+    x_TI = torch.ones(num_rows, cpu.MOST_CODED_INPUTS)
+    packed = reference.pack_int8(torch.full((17, cpu.MOST_CODED_INPUTS), -128, dtype=torch.int8), torch.ones(17))
+    assert cpu.suits_codes(x_TI)
+    close(cpu.linear_int8(x_TI, *packed, 17), torch.full((num_rows, 17), -128.0 * cpu.MOST_CODED_INPUTS))
+
+
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_rows_of_almost_nothing_are_zero(form):
     _, w_OI = rows_and_weights(1, 20, 40)

@@ -26,8 +26,8 @@ def suits(x_TI: Tensor) -> bool:
 
 
 MOST_CODED_INPUTS = (2**31 - 1) // (127 * 128)
-"""Whose products of a row's codes, at most 127, and of weights' sum to 32 bits. Stored codes of int8 weights may be -128; the digits
-that AMX takes int4 weights as are at most 127, and other paths of int4 sum a group of 4-bit codes. bfloat16 is summed in floats."""
+"""Whose products of a row's codes, at most 127, and of weights' sum to 32 bits. Stored codes of int8 weights may be -128, and so may
+the digits that AMX takes int4 weights as; other paths of int4 sum a group of 4-bit codes. bfloat16 is summed in floats."""
 
 
 def suits_codes(x_TI: Tensor) -> bool:
