@@ -52,7 +52,8 @@ class ModelPlan:
         precision = self.precision
         if precision.form is None:
             return self.storage
-        return CompactFormat(self.storage, precision.form, table_form=precision.table_form, dtype=precision.dtype)
+        forms = {"table_form": precision.table_form, "kept_form": precision.kept_form}
+        return CompactFormat(self.storage, precision.form, **forms, dtype=precision.dtype)
 
     def build(self, shard: Shard) -> CausalLM:
         """The model of one rank, without weights."""
@@ -70,7 +71,9 @@ def plan_model(directory: Path, settings: EngineSettings, *, has_files: bool = T
     model_class = find_model(architecture)
     parsed: ModelConfig = model_class.config_class.from_hf(config)
     model, device = settings.model, named_device(settings.execution)
-    group_len = storage.group_len if isinstance(storage, CompressedFormat) and storage.num_bits == 4 else None
+    group_len = None
+    if isinstance(storage, CompressedFormat) and storage.num_bits == 4 and storage.can_be_kept:
+        group_len = storage.group_len
     precision = resolve_precision(model.dtype, stored_dtype(config), device=device, quantize=model.quantize, group_len=group_len)
     context = settings.model.context or parsed.context_len
     if not 1 <= context <= parsed.context_len:

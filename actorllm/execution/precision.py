@@ -12,7 +12,7 @@ FP8_CAPABILITY = (8, 9)
 """The first compute capability whose matrix units take 8-bit floats."""
 
 WIDE_GROUP = 128
-"""Inputs that share a scale of 4-bit codes, where a checkpoint was rounded so: fewer scales to read than with 32."""
+"""Inputs that share a scale of 4-bit codes which are kept as a checkpoint has them: fewer scales to read than with 32."""
 
 KV_DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """The formats of a KV cache that is not kept as computed, by what `--kv-cache` calls them."""
@@ -21,11 +21,12 @@ KV_DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m
 @dataclass(frozen=True)
 class Precision:
     """`dtype` is that of activations and plain tensors; linears are kept in `form`, embeddings and heads in `table_form`, or
-    both in `dtype` too."""
+    both in `dtype` too. `kept_form`, if there is one, is that of linears whose codes stay as a checkpoint has them."""
 
     dtype: torch.dtype
     form: Form | None = None
     table_form: Form | None = None
+    kept_form: Form | None = None
 
     @property
     def name(self) -> str:
@@ -48,13 +49,14 @@ def check_fp8(device: torch.device) -> None:
 def resolve_precision(
     wanted: str, stored: torch.dtype, *, device: torch.device, quantize: str | None = None, group_len: int | None = None
 ) -> Precision:
-    """The precision for `--dtype` `wanted`, `--quantize` and a checkpoint in `stored`, or in 4-bit codes that share a scale in groups
-    of `group_len` inputs. Raises `SettingsError`.
+    """The precision for `--dtype` `wanted`, `--quantize` and a checkpoint in `stored`, or in 4-bit codes that can be kept, with a scale
+    for each `group_len` inputs. Raises `SettingsError`.
 
     "auto" keeps a half-precision checkpoint in half precision on GPUs: all in bfloat16. Processors keep bfloat16 weights, which is
     exact and half of what is read for a token, and compute in float32; they serve float16 in float32. With 4-bit linears embeddings
     and heads have 8 bits: they decide the quality, and are few. Quantized to integers, processors round activations, too, and GPUs
-    do not; as 8-bit floats they do. On processors 4-bit linears have groups of 32, or of 128 where the checkpoint's are not narrower.
+    do not; as 8-bit floats they do. On processors 4-bit linears have groups of 32; codes that are kept have
+    groups of 128 where the checkpoint's are multiples of that.
     """
     if quantize == "fp8":
         check_fp8(device)
@@ -62,8 +64,10 @@ def resolve_precision(
     if quantize is not None and device.type == "cpu":
         if wanted == "bfloat16":
             raise SettingsError(f"--quantize {quantize} keeps weights in {quantize}: leave out --dtype bfloat16")
+        if quantize == "int8":
+            return Precision(torch.float32, Int8(), Int8())
         is_wide = group_len is not None and group_len % WIDE_GROUP == 0
-        return Precision(torch.float32, Int8() if quantize == "int8" else Int4(WIDE_GROUP if is_wide else 32), Int8())
+        return Precision(torch.float32, Int4(), Int8(), kept_form=Int4(WIDE_GROUP) if is_wide else None)
     if quantize is not None:
         dtype = torch.bfloat16 if wanted == "auto" else DTYPES[wanted]
         return Precision(dtype, WeightOnly(8 if quantize == "int8" else 4), WeightOnly(8))

@@ -51,11 +51,12 @@ class StepWork:
         """Of the model that would be served. Raises what `plan_model` does."""
         plan = plan_model(directory, settings)
         model, precision = plan.build(Shard()), plan.precision
+        linear_form = precision.kept_form or precision.form
         plain = 8.0 * precision.dtype.itemsize
         return cls(
             num_linear=sum(map(_num_weights, model.modules())),
             num_head=sum(module.shape[0] * module.shape[1] for module in model.modules() if isinstance(module, Head)),
-            linear_bits=plain if precision.form is None else precision.form.bits_per_value,
+            linear_bits=plain if linear_form is None else linear_form.bits_per_value,
             head_bits=plain if precision.table_form is None else precision.table_form.bits_per_value,
             experts=tuple(_expert_layers(model)),
             cache=tuple(

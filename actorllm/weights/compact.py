@@ -91,12 +91,21 @@ class PackedWeight(LinearWeight):
 
 class CompactFormat:
     """Every linear and stack of another format as codes of `form`, embeddings and heads as codes of `table_form`; the rest stays
-    in the model's precision, `dtype`. Integer codes of that format stay as they are where the form has the same."""
+    in the model's precision, `dtype`. A linear's integer codes of that format stay as they are where `kept_form` has the same."""
 
-    def __init__(self, stored: Format, form: Form, *, table_form: Form | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        stored: Format,
+        form: Form,
+        *,
+        table_form: Form | None = None,
+        kept_form: Form | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._stored = stored
         self._form = form
         self._table_form = table_form or form
+        self._kept_form = kept_form or form
         self._dtype = dtype
 
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
@@ -105,7 +114,7 @@ class CompactFormat:
             return self._by_pieces(partial(self._stored.linear, reader, name, shape=shape, cols=cols), shape, rows=rows, form=self._form)
         if stored.codes_OI.device.type == "meta":
             return DenseWeight(stored.dense(self._dtype))
-        return kept(stored, self._form, dtype=self._dtype) or self._compact(DenseWeight(stored.dense(self._dtype)), self._form)
+        return kept(stored, self._kept_form, dtype=self._dtype) or self._compact(DenseWeight(stored.dense(self._dtype)), self._form)
 
     def codes(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> IntCodes | None:
         return self._stored.codes(reader, name, shape=shape, rows=rows, cols=cols)
@@ -122,7 +131,8 @@ class CompactFormat:
     def num_values(self, name: str, shape: tuple[int, ...], *, is_scaled: bool = False) -> int:
         """In units of values of `dtype`, which the codes are a fraction of."""
         whole = self._stored.num_values(name, shape, is_scaled=is_scaled)
-        return whole if len(shape) < 2 else int(whole * self._form.bits_per_value / (8 * self._dtype.itemsize))
+        form = self._kept_form if is_scaled or name.endswith(".weight_packed") else self._form
+        return whole if len(shape) < 2 else int(whole * form.bits_per_value / (8 * self._dtype.itemsize))
 
     def _by_pieces(self, read: Callable[..., LinearWeight], shape: tuple[int, int], *, rows: Part, form: Form) -> LinearWeight:
         """A linear's codes, of some rows after another: a vocabulary's values take several times what its codes take."""
@@ -163,7 +173,7 @@ class CodesFormat(PlainFormat):
     def num_values(self, name: str, shape: tuple[int, ...], *, is_scaled: bool = False) -> int:
         """In units of values of `dtype`: codes take their bits, scales four bytes each."""
         whole = self._stored.num_values(name, shape, is_scaled=is_scaled)
-        if not self._stored.is_symmetric or self._stored.is_ordered:
+        if not self._stored.can_be_kept:
             return whole
         if name.endswith(".weight_scale"):
             return prod(shape) * torch.float32.itemsize // self._dtype.itemsize

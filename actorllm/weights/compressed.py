@@ -47,6 +47,11 @@ class CompressedFormat(PlainFormat):
     is_symmetric: bool = True
     is_ordered: bool = False
 
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether forms in memory can have the codes as they are: these know neither zero points nor an order of inputs."""
+        return self.is_symmetric and not self.is_ordered
+
     def linear(self, reader: TensorReader, name: str, *, shape: tuple[int, int], rows: Part, cols: Part) -> LinearWeight:
         codes = self.codes(reader, name, shape=shape, rows=rows, cols=cols)
         if codes is None:

@@ -93,9 +93,8 @@ def test_what_is_written_is_what_rounding_gives_and_what_transformers_reads(tmp_
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("weights", "group_len"), [("int8", None), ("int4", 32), ("int4", 128)])
-@pytest.mark.parametrize("intermediate_size", [256, 96])  # 96 are no whole groups of 128: rounded while loading, as both are
-def test_served_as_integers_a_stored_model_is_the_one_rounded_while_loading(tmp_path, weights, group_len, dtype, intermediate_size):
-    sizes = SIZES | {"hidden_size": 128, "intermediate_size": intermediate_size}
+def test_served_as_integers_a_stored_model_is_the_one_rounded_while_loading(tmp_path, weights, group_len, dtype):
+    sizes = SIZES | {"hidden_size": 128, "intermediate_size": 256}
     llama = save(tmp_path / "llama", "LlamaForCausalLM", **sizes, tie_word_embeddings=False, dtype=dtype)
     out = quantize(llama, "--weights", weights, *(["--group-size", str(group_len)] if group_len else []))
     form = None if group_len is None else Int4(group_len)
@@ -112,6 +111,18 @@ def test_codes_in_groups_of_128_are_served_with_as_few_scales(tmp_path):
     assert down.form.group_len == 128 and down.tensors[1].numel() * 4 == same.tensors[1].numel()
     assert torch.equal(down.rows(torch.arange(128)), same.rows(torch.arange(128)))
     torch.testing.assert_close(logits_of(wide), logits_of(narrow), atol=1e-5, rtol=0)
+
+
+def test_what_a_copy_in_groups_of_128_does_not_quantize_is_rounded_in_groups_of_32(tmp_path):
+    """96 inputs are no whole groups of 128: they stay as they were, and are rounded while loading."""
+    llama = save(tmp_path / "llama", "LlamaForCausalLM", **SIZES | {"hidden_size": 128, "intermediate_size": 96})
+    out = quantize(llama, "--weights", "int4", "--group-size", "128")
+    got, wide, narrow = (
+        model.model.layers[1].mlp for model in (served(out, "int4"), served(llama, "int4", form=Int4(128)), served(llama, "int4"))
+    )
+    for weight, wanted in ((got.gate_up.weight, wide.gate_up.weight), (got.down.weight, narrow.down.weight)):
+        assert weight.form.group_len == wanted.form.group_len
+        assert all(torch.equal(one, other) for one, other in zip(weight.tensors, wanted.tensors, strict=True))
 
 
 def served(folder: Path, weights: str, *, form: Int4 | None = None) -> Any:

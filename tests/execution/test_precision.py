@@ -37,10 +37,11 @@ def test_quantized_while_loading(quantize, table) -> None:
     assert (got.name, got.dtype, got.form.name, got.table_form.name) == (quantize, torch.float32, quantize, table)
 
 
-@pytest.mark.parametrize(("stored", "served"), [(None, 32), (32, 32), (64, 32), (128, 128), (256, 128)])
-def test_four_bits_are_served_in_wide_groups_where_they_are_stored_so(stored, served) -> None:
+@pytest.mark.parametrize(("stored", "kept"), [(None, None), (32, None), (64, None), (128, 128), (192, None), (256, 128)])
+def test_only_four_bits_that_are_kept_have_wide_groups(stored, kept) -> None:
     got = resolve_precision("auto", torch.bfloat16, device=torch.device("cpu"), quantize="int4", group_len=stored)
-    assert isinstance(got.form, Int4) and got.form.group_len == served
+    assert isinstance(got.form, Int4) and got.form.group_len == 32
+    assert kept == (got.kept_form and got.kept_form.group_len)
 
 
 def test_the_cache_is_as_computed_or_in_fewer_bits() -> None:

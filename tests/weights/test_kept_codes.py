@@ -141,6 +141,16 @@ def test_memory_is_that_of_the_codes(tmp_path, num_bits, group_len, is_packed):
     assert num_values(tmp_path / "codes", kept) * 2 == num_bytes + 16
 
 
+@pytest.mark.parametrize(("scheme", "kept"), [({}, 128), ({"actorder": "group"}, None), ({"symmetric": False}, None), ({"num_bits": 8}, None)])
+def test_groups_are_wide_only_where_codes_can_stay_as_they_are(tmp_path, scheme, kept):
+    config = CONFIG | {"quantization_config": CodeScheme(4, 128).settings([])}
+    config["quantization_config"]["config_groups"]["group_0"]["weights"] |= scheme
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = EngineSettings(model=ModelSettings(path=str(tmp_path), quantize="int4"))
+    precision = plan_model(tmp_path, settings, has_files=False).precision
+    assert precision.form.group_len == 32 and kept == (precision.kept_form and precision.kept_form.group_len)
+
+
 @pytest.mark.parametrize(("device", "quantize", "kind"), [
     ("cuda", None, CodesFormat), ("cuda", "int8", CompactFormat), ("cpu", None, CompressedFormat), ("cpu", "int4", CompactFormat),
 ])  # fmt: skip
