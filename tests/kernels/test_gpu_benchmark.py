@@ -154,6 +154,7 @@ tell({"gpu": "a GPU"})
 for name in sys.argv[1].split()[int(sys.argv[2]):]:
     if name == "dies": os._exit(7)
     if name == "hangs": time.sleep(600)
+    while name == "chatters": print("still here", flush=True)
     if name == "ends": sys.exit()
     if name == "prints": print("7\\nx = 3, y = [\\n[]\\n{}\\n{\\"a\\": 1}\\npid (0, 0, 0)", end="", flush=True)
     tell(Row(name, taken=1.0, failure="broke the GPU" if name == "breaks" else ""))
@@ -188,12 +189,23 @@ def test_a_process_that_ends_costs_its_own_case_only(supervised) -> None:
 
 def test_what_a_kernel_prints_goes_to_stderr(supervised, capfd) -> None:
     assert supervised("one prints two")[1] == [("one", ""), ("prints", ""), ("two", "")]
-    assert 'x = 3, y = [\n[]\n{"a": 1}\npid (0, 0, 0)\n' in capfd.readouterr().err
+    assert 'x = 3, y = [\n[]\n{}\n{"a": 1}\npid (0, 0, 0)\n' in capfd.readouterr().err
+
+
+def test_where_no_kernel_prints_nothing_goes_to_stderr(supervised, capfd) -> None:
+    assert supervised("one two")[1] == [("one", ""), ("two", "")]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_process_that_hangs_is_ended(supervised) -> None:
     assert supervised("hangs", case=0.01)[1] == [("hangs", "ended after 0 s")]
     assert supervised("one two", total=0)[1] == [("one", "not reached in time")], "nobody got as far as the machine's header"
+
+
+@pytest.mark.parametrize(("limits", "failure"), [({"case": 1}, "ended after 1 s"), ({"total": 1}, "not reached in time")])
+def test_a_process_that_hangs_and_prints_is_ended(supervised, limits, failure) -> None:
+    """Also where its lines come faster than they are read."""
+    assert supervised("chatters", **limits)[1] == [("chatters", failure)]
 
 
 def test_a_process_that_tells_nothing_is_not_asked_again(supervised) -> None:

@@ -1,7 +1,7 @@
 """Runs the cases in processes that may be lost: a kernel that hangs, or leaves the GPU unusable, costs its own row only.
 
-A process tells lines of JSON: first `{"header": ..}`, then `{"row": ..}` for one case after the other. Where it ends too early or
-falls silent, another one goes on with the next case. Other lines, which kernels may print, go to stderr. Knows neither kernels nor GPUs.
+A process tells lines of JSON: first `{"header": ..}`, then `{"row": ..}` for one case after the other. Where it ends too early or tells
+no row in time, another one goes on with the next case. Other lines, which kernels may print, go to stderr. Knows neither kernels nor GPUs.
 """
 
 import json
@@ -70,20 +70,30 @@ def follow(command: Sequence[str], take: Callable[[dict[str, Any]], None], *, li
         assert process.stdout is not None
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+        case_deadline = time.monotonic() + limits.case
         while True:
-            left = deadline - time.monotonic()
-            try:
-                line = lines.get(timeout=max(min(limits.case, left), 0))
-            except queue.Empty:
-                process.kill()
-                return "not reached in time" if left < limits.case else f"ended after {limits.case:.0f} s"
+            left = min(case_deadline, deadline) - time.monotonic()
+            line = _next(lines, timeout=max(left, 0))
             if line is None:
                 break
-            if (told := _told(line)) is None:
-                sys.stderr.write(line)
-            else:
+            if (told := _told(line)) is not None:
                 take(told)
+                if "row" in told:
+                    case_deadline = time.monotonic() + limits.case
+            elif left <= 0 or not line:
+                process.kill()
+                return "not reached in time" if deadline < case_deadline else f"ended after {limits.case:.0f} s"
+            elif line.strip():
+                sys.stderr.write(line)
     return None if process.returncode in (0, LOST) else f"its process ended with {process.returncode}"
+
+
+def _next(lines: "queue.Queue[str | None]", *, timeout: float) -> str | None:
+    """None where the process has ended, "" where there is none in time."""
+    try:
+        return lines.get(timeout=timeout)
+    except queue.Empty:
+        return ""
 
 
 def _told(line: str) -> dict[str, Any] | None:
@@ -92,7 +102,7 @@ def _told(line: str) -> dict[str, Any] | None:
         told = json.loads(line)
     except ValueError:
         return None
-    return told if isinstance(told, dict) and told.keys() <= {"header", "row"} else None
+    return told if isinstance(told, dict) and told.keys() in ({"header"}, {"row"}) else None
 
 
 def _read(stream: Iterable[str], lines: "queue.Queue[str | None]") -> None:
