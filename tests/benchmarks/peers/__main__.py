@@ -11,6 +11,7 @@ come from requirements-bench.txt; what is not installed is skipped by name.
 
 import argparse
 import asyncio
+import math
 import random
 import statistics
 import sys
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import actorllm  # noqa: F401 - before torch: it bounds how long libgomp's threads spin
-from actorllm.cli.bench_loads import Prefill, decode_figures
+from actorllm.cli.bench_loads import Decoding, Prefill, decode_figures
+from actorllm.errors import SettingsError
 from actorllm.execution.roofline import Machine, measure_machine
 from tests.benchmarks.peers.catalog import PEERS, chosen
 from tests.benchmarks.peers.checkpoint import make_checkpoint
@@ -57,17 +59,27 @@ async def compare(sides: Sequence[Side], loads: Sequence[Load], *, vocab_size: i
                 result = await side.run(prompts, num_tokens=load.new if number else min(load.new, WARM_TOKENS))
                 if number:
                     ran[side][load].append(result)
-                    print(f"{side.spec.name}, {load}: {rate(load, [result]):.1f} tokens/s", file=sys.stderr, flush=True)
+                    speed = rate(load, [result])
+                    said = "no figure, its requests never decoded together" if math.isnan(speed) else f"{speed:.1f} tokens/s"
+                    print(f"{side.spec.name}, {load}: {said}", file=sys.stderr, flush=True)
         if number:
             probes.append(await asyncio.to_thread(measure_machine, sides[0].spec.num_threads))
     return ran, probes
 
 
 def rate(load: Load, results: Sequence[Ran]) -> float:
-    """Median tokens a second, of decoding or of prefill."""
+    """Median tokens a second, of decoding or of prefill; not a number as `decoding_of` says."""
     if load.new > 1:
-        return decode_figures(load.count, [result.times for result in results]).tokens_per_second
+        return decoding_of(load, results).tokens_per_second
     return load.prompt / statistics.median(result.times[0][1] - result.times[0][0] for result in results)
+
+
+def decoding_of(load: Load, results: Sequence[Ran]) -> Decoding:
+    """Medians over `results`; not numbers where a side that prefills one after another never decoded all requests at once."""
+    try:
+        return decode_figures(load.count, [result.times for result in results])
+    except SettingsError:
+        return Decoding(load.count, *[math.nan] * 5)
 
 
 def figures(side: Side, ran: dict[Load, list[Ran]]) -> Figures:
@@ -75,7 +87,7 @@ def figures(side: Side, ran: dict[Load, list[Ran]]) -> Figures:
     decoding, prefill, client_cpu = [], [], []
     for load, results in ran.items():
         if load.new > 1:
-            decoding.append(decode_figures(load.count, [result.times for result in results]))
+            decoding.append(decoding_of(load, results))
             client_cpu.append(statistics.median(result.cpu_seconds for result in results) / (load.count * load.new))
         else:
             prefill.append(Prefill(load.prompt, rate(load, results)))

@@ -1,5 +1,6 @@
 """What the sides did, as a table and as JSON."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from tests.benchmarks.peers.shapes import SHAPES
 
 @dataclass(frozen=True)
 class Figures:
-    """Medians of one side. `client_cpu` are processor seconds a token of the process that asked, by concurrency."""
+    """Medians of one side, not numbers where it has none of a load. `client_cpu` are processor seconds a token of the process that
+    asked, by concurrency."""
 
     peer: str
     form: str
@@ -66,15 +68,20 @@ def table(report: Report) -> str:
         "|---|" + "---:|" * (len(heads) + 2),
     ]
     for side in report.sides:
-        rates = [f"{row.tokens_per_second:.1f}" for row in side.decoding] + [f"{row.tokens_per_second:.0f}" for row in side.prefill]
+        rates = [_text(row.tokens_per_second, ".1f") for row in side.decoding] + [f"{row.tokens_per_second:.0f}" for row in side.prefill]
         lines.append(f"| {side.peer} {side.form} | {' | '.join(rates)} | {_share(side, report)} | {side.peak_bytes / 2**20:.0f} |")
     lines += [*_ratios(report.sides), *_http(report.sides), ""]
     return "\n".join([*lines, *sorted({side.version for side in report.sides})])
 
 
 def as_json(report: Report) -> str:
-    """Every figure, in bytes and seconds."""
+    """Every figure, in bytes and seconds; null where a side has none."""
     return msgspec.json.format(msgspec.json.encode(report), indent=1).decode() + "\n"
+
+
+def _text(value: float, form: str) -> str:
+    """Nothing for what is not a number."""
+    return "" if math.isnan(value) else format(value, form)
 
 
 def _range(values: Sequence[float]) -> str:
@@ -88,7 +95,7 @@ def _share(side: Figures, report: Report) -> str:
     form, shape = PEERS[side.peer].forms[side.form], SHAPES[report.model]
     (num_linear, num_head), num_tokens = shape.num_read, report.prompt_tokens + report.output_tokens / 2
     num_bytes = (num_linear * form.linear + num_head * form.head + num_tokens * shape.num_kv * form.kv) / 8
-    return f"{alone.tokens_per_second * num_bytes / report.read_rate:.0%}"
+    return _text(alone.tokens_per_second * num_bytes / report.read_rate, ".0%")
 
 
 def _rates(side: Figures) -> list[float]:
@@ -101,9 +108,14 @@ def _ratios(sides: Iterable[Figures]) -> list[str]:
     for bits, side in own.items():
         peers = [_rates(other) for other in sides if other.bits == bits and not other.peer.startswith("actorllm")]
         if peers:
-            ratios = [mine / max(theirs) for mine, theirs in zip(_rates(side), zip(*peers, strict=True), strict=True)]
-            lines.append(f"| ratio to the best peer, {bits} bits | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " | | |")
+            ratios = [mine / _most(theirs) for mine, theirs in zip(_rates(side), zip(*peers, strict=True), strict=True)]
+            lines.append(f"| ratio to the best peer, {bits} bits | " + " | ".join(_text(ratio, ".2f") for ratio in ratios) + " | | |")
     return lines
+
+
+def _most(rates: Iterable[float]) -> float:
+    """Of those that are numbers, if any is."""
+    return max((rate for rate in rates if not math.isnan(rate)), default=math.nan)
 
 
 def _http(sides: Sequence[Figures]) -> list[str]:
@@ -114,7 +126,7 @@ def _http(sides: Sequence[Figures]) -> list[str]:
             continue
         if side.form in own:
             lost = [1 - mine / alone for mine, alone in zip(_rates(side), _rates(own[side.form]), strict=True)]
-            lines.append(f"| lost over HTTP, {side.form} | " + " | ".join(f"{share:.0%}" for share in lost) + " | | |")
+            lines.append(f"| lost over HTTP, {side.form} | " + " | ".join(_text(share, ".0%") for share in lost) + " | | |")
         costs = ", ".join(
             f"{row.concurrency}: {cpu * 1e6:.0f}" for row, cpu in zip(side.decoding, side.client_cpu, strict=True)
         )
