@@ -121,7 +121,6 @@ def user_file() -> Path:
 def store(key: Key, chosen: Configuration) -> None:
     """Keep a measured configuration in the user's cache, in place of an older one for the same key; other processes may do so, too."""
     path = user_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         made.write_text(text_of({**read(path), key: chosen}))
@@ -142,13 +141,13 @@ def _locked(path: Path) -> Iterator[None]:
 def read(path: Path) -> dict[Key, Configuration]:
     """The configurations of a file; none where there is no file, and with a warning where it, or one of its entries, cannot be
     used: others serve then."""
-    if not path.exists():
-        return {}
     known = {}
     try:
         entries = json.loads(path.read_text())
         if not isinstance(entries, list):
             raise ValueError("not a list")
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
         logger.warning("%s is not read, the shipped configurations of kernels serve: %r", path, error)
         return {}

@@ -102,17 +102,27 @@ def noting(note: Note) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels lie: under `XDG_CACHE_HOME`, or ~/.cache; for a user without a home, where this process alone looks."""
+    """Where compiled kernels and their configurations lie, which exists then: under `XDG_CACHE_HOME`, or ~/.cache; where neither can be
+    made, as for a user without a home, where this process alone looks."""
     root = os.environ.get("XDG_CACHE_HOME")
     try:
-        return Path(root or Path.home() / ".cache") / "actorllm" / "kernels"
-    except RuntimeError:
-        return Path(_own_folder().name)
+        folder = Path(root or Path.home() / ".cache") / "actorllm" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return _own_folder()
+    return folder
+
+
+def _own_folder() -> Path:
+    return Path(_temporary_folder().name)
 
 
 @functools.cache
-def _own_folder() -> tempfile.TemporaryDirectory[str]:
-    logger.warning("this user has no home folder, so the C++ kernels are compiled at each start: set XDG_CACHE_HOME to keep them")
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    logger.warning(
+        "this user has no cache folder that can be written, so nothing is kept there for later starts, as kernels that were compiled or "
+        "tuned: set XDG_CACHE_HOME to one"
+    )
     return tempfile.TemporaryDirectory(prefix="actorllm-")
 
 
@@ -139,7 +149,8 @@ def _compiled(compiler: Sequence[str], folder: Path) -> Path:
         return whole
     if found:
         logger.warning("the compiled C++ kernels in %s are damaged: they are compiled anew", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # as one that came with an image, for another processor
+        folder, found = _own_folder(), []
     with tempfile.TemporaryDirectory(dir=folder) as name:
         made = Path(name) / "kernels.so"
         _compile(command, sorted(SOURCES.glob("*.cpp")), made)

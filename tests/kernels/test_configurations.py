@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,7 +143,6 @@ def test_a_kernel_that_nobody_knows_is_an_error():
 
 @pytest.mark.parametrize("text", ["", "[{}]", "{", '[{"kernel": 1}]', "7", "{}", "[null]"])
 def test_a_broken_file_is_left_out_with_a_warning(text, caplog):
-    user_file().parent.mkdir(parents=True)
     user_file().write_text(text)
     assert configuration(key()) == read(SHIPPED)[key()]
     assert "is not read" in caplog.text
@@ -150,11 +150,17 @@ def test_a_broken_file_is_left_out_with_a_warning(text, caplog):
     assert configuration(key()) == ONE
 
 
+def test_a_file_that_cannot_be_looked_for_is_left_out_with_a_warning(caplog):
+    """As in a home of another user; where there is no file, there is nothing to say."""
+    assert read(user_file()) == {} and not caplog.text
+    assert read(Path("n" * 300)) == {} and "is not read" in caplog.text
+
+
 @pytest.mark.parametrize("change", [
     {"shape": {"bytes": 2, "group": 0, "head_dim": 128}}, {"shape": {"bytes": 2, "group": -8, "head_dim": 128}},
     {"blocks": {"m": "64", "n": 64}}, {"blocks": {"m": None, "n": 64}}, {"blocks": {"m": 64}}, {"blocks": {"m": 64, "n": 64, "k": 64}},
-    {"blocks": {"m": 64, "n": 64.0}}, {"blocks": {"m": 64, "n": 48}}, {"num_warps": 0}, {"num_warps": 3}, {"num_stages": None}, {"max_registers": -1}, {"kernel": "no_such_kernel"},
-    {"gpu": None}, {"blocks": [64, 64]},
+    {"blocks": {"m": 64, "n": 64.0}}, {"blocks": {"m": 64, "n": 48}}, {"num_warps": 0}, {"num_warps": 3}, {"num_stages": None},
+    {"max_registers": -1}, {"kernel": "no_such_kernel"}, {"gpu": None}, {"blocks": [64, 64]},
 ])  # fmt: skip
 def test_an_entry_that_no_kernel_can_be_cut_by_is_left_out_alone(change, caplog):
     store(key(), ONE)

@@ -122,11 +122,16 @@ def test_a_quote_without_its_end_is_told(variable: str, compiler: Path, cache: P
     assert f"{variable} is 'g++ \"-O2'" in caplog.text and "slower" in caplog.text
 
 
-def test_without_a_home_the_library_lasts_as_long_as_the_process(compiler: Path, cache: Path) -> None:
-    """As of a user whom the system does not know, in a container."""
-    homeless = "import pathlib, pwd\ndef unknown(*_): raise KeyError\npwd.getpwuid = unknown\n"
+@pytest.mark.parametrize(("before", "variables"), [
+    pytest.param("import pwd\ndef unknown(*_): raise KeyError\npwd.getpwuid = unknown\n", {}, id="a user whom the system does not know"),
+    pytest.param("", {"HOME": "/dev/null"}, id="no folder"),
+    pytest.param("", {"XDG_CACHE_HOME": "/dev/null"}, id="no cache folder"),
+    pytest.param("import os\nos.access = lambda *_: False\n", {"HOME": "{}/home"}, id="not to be written"),
+])  # fmt: skip
+def test_without_a_folder_the_library_lasts_as_long_as_the_process(before: str, variables, compiler: Path, cache: Path, tmp_path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
-    made = subprocess.run([sys.executable, "-c", homeless + LOAD], env=environment, capture_output=True, text=True, timeout=60)
+    environment |= {name: value.format(tmp_path) for name, value in variables.items()}
+    made = subprocess.run([sys.executable, "-c", before + LOAD], env=environment, capture_output=True, text=True, timeout=60)
     assert made.returncode == 0 and "set XDG_CACHE_HOME" in made.stderr, made.stderr
     assert made.stdout.strip().endswith(".so") and not Path(made.stdout.strip()).parent.exists()
 
