@@ -8,7 +8,7 @@ it computes in those, all measured in the same run. Beside it stand torch's oper
 backend: flash, and another one only where flash cannot do it. A failure is a row of the table and stops nothing, not even a
 kernel that hangs or breaks the GPU's context: the cases run in a process that is replaced then. Writes gpu.json and gpu.svg. `--tune`
 first looks for faster ways to cut the kernels, in minutes of its own, and keeps them for later starts; run again it goes on with those
-that it had not come to. `--rehearse` runs small sizes in Triton's interpreter, to try this
+that it had not come to, and last with those that hung or broke the context. `--rehearse` runs small sizes in Triton's interpreter, to try this
 file without a GPU: every case there is.
 
 How long it takes: the largest cases move 2 GB, or do 2 TFLOP, which takes a few milliseconds on the GPUs that are meant, and
@@ -43,7 +43,7 @@ from gpu_kernels.products import product_cases
 from gpu_kernels.report import HEAD, Row, line, plot
 from gpu_kernels.sampling import sampling_cases
 from gpu_kernels.supervised import LOST, Limits, supervise, tell
-from gpu_kernels.tuned import left_to_tune, tuned_cases
+from gpu_kernels.tuned import in_turn, left_to_tune, tuned_cases
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actorllm_kernels import tuning
@@ -135,16 +135,20 @@ def rival_seconds(work: Callable[[], object], *, is_attention: bool) -> tuple[fl
 
 def tune() -> None:
     """Look for faster ways to cut every kernel that has a choice, and keep them in the user's cache."""
-    for case in left_to_tune(tuned_cases(), known=read(user_file())):
+    left = left_to_tune(tuned_cases(), known=read(user_file()))
+    for case in in_turn(left, note=user_file().with_name("tuning.txt")):
         best = tuning.tune(case.key, candidates(case.key), case.make, measure=seconds)
         print(f"{case.key.kernel} {dict(case.key.shape)}: {best}", flush=True)
-        torch.cuda.empty_cache()
+        if not REHEARSAL and is_lost():
+            sys.exit(LOST)
 
 
 def look_for_faster(command: Sequence[str], *, minutes: float) -> None:
     """Tune in a process of its own, which may be lost; what it had found by then is kept."""
     try:
-        subprocess.run([*command, "tune"], check=False, timeout=minutes * 60)
+        code = subprocess.run([*command, "tune"], check=False, timeout=minutes * 60).returncode
+        if code:
+            print(f"tuning ended with {code} before it had come to every kernel: run again it goes on, and comes to this one last", flush=True)
     except subprocess.TimeoutExpired:
         print(f"tuning was ended after {minutes:g} minutes: kernels that it had not come to stay as they were cut; run again it goes on", flush=True)
 

@@ -85,6 +85,33 @@ def test_tuning_goes_on_with_what_is_not_tuned_yet(repository: Path, tmp_path: P
     assert kernels(9) == []
 
 
+def test_tuning_comes_last_to_what_it_was_lost_at(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next run would hang at the same kernel."""
+    monkeypatch.syspath_prepend(str(repository / "tests" / "benchmarks"))
+    tuned = importlib.import_module("gpu_kernels.tuned")
+    cases = [tuned.Tuned(tuned.Key(name, (), "sm_90", "3.9.0"), make=lambda _: None) for name in "abcd"]
+
+    def names(*, lost_at: str = "") -> str:
+        seen = ""
+        for case in tuned.in_turn(cases, note=tmp_path / "note"):
+            seen += case.key.kernel
+            if case.key.kernel == lost_at:
+                break
+        return seen
+
+    assert (names(lost_at="b"), names(lost_at="c"), names(lost_at="b")) == ("ab", "ac", "adb")
+    assert (names(), names()) == ("adcb", "abcd")
+
+
+def test_a_tuning_process_that_fails_is_told(repository: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['gpu.py', '--rehearse']; sys.path.insert(0, 'tests/benchmarks'); import gpu\n"
+        "gpu.look_for_faster([sys.executable, '-c', 'import sys; sys.exit(3)'], minutes=1)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "tuning ended with 3" in run.stdout, run.stderr[-2000:]
+
+
 def test_what_cannot_be_measured_is_told(repository: Path, tmp_path: Path) -> None:
     def ask(*options: str, **variables: str) -> tuple[int, str]:
         command = [sys.executable, "-W", "ignore", "tests/benchmarks/gpu.py", *options]

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -38,6 +39,19 @@ def left_to_tune(cases: Iterable[Tuned], *, known: Collection[Key]) -> Iterator[
             by_kernel.setdefault(case.key.kernel, []).append(case)
     for each in itertools.zip_longest(*by_kernel.values()):
         yield from (case for case in each if case is not None)
+
+
+def in_turn(cases: Iterable[Tuned], *, note: Path) -> Iterator[Tuned]:
+    """The cases, last those at which an earlier process was lost: the file `note` has their keys, and the one of the case at hand."""
+    lost = note.read_text().splitlines() if note.exists() else []
+    places = {name: place for place, name in enumerate(lost, 1)}
+    for case in sorted(cases, key=lambda case: places.get(repr(case.key), 0)):
+        others = [name for name in lost if name != repr(case.key)]
+        lost = [*others, repr(case.key)]
+        note.write_text("\n".join(lost))
+        yield case
+        lost = others
+        note.write_text("\n".join(lost))
 
 
 HEADS = ((128, None), (64, None), (96, None), (80, None), (256, None), (576, 512))
