@@ -90,5 +90,5 @@ def _check_plotting(path: Path) -> None:
     except ImportError as error:
         raise SettingsError("--plot needs matplotlib: pip install 'actorllm[plot]'") from error
     endings = sorted(FigureCanvasBase.get_supported_filetypes())
-    if path.suffix.removeprefix(".") not in endings:
+    if path.suffix.removeprefix(".").lower() not in endings:
         raise SettingsError(f"--plot {path}: the ending chooses the format, and has to be one of {', '.join(endings)}")

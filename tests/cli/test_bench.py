@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_every_load_is_measured(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(model), *QUICK, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.svg")]) == 0
+    assert main(["bench", str(model), *QUICK, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.SVG")]) == 0
     results = json.loads((tmp_path / "out.json").read_text())
     assert [row["concurrency"] for row in results["decoding"]] == [1, 3]
     assert [row["prompt_tokens"] for row in results["prefill"]] == [20]  # the model's context is 64 tokens
@@ -40,7 +40,7 @@ def test_every_load_is_measured(model: Path, tmp_path: Path, capsys: pytest.Capt
     [row] = results["prefill"]
     share = row["tokens_per_second"] * 2 * (linear + 96 * 32 / 20) / results["machine"]["float_ops_per_second"]
     assert row["share_of_products"] == pytest.approx(share)
-    assert (tmp_path / "out.svg").read_text().lstrip().startswith("<?xml") and "by the probes" in (tmp_path / "out.svg").read_text()
+    assert (tmp_path / "out.SVG").read_text().lstrip().startswith("<?xml") and "by the probes" in (tmp_path / "out.SVG").read_text()
     out = capsys.readouterr().out
     assert "left out: prompts of 600 tokens, as the context has 64" in out
     assert "share of bandwidth |" in out and "share of products |" in out and "in float32. More than 100%" in out
