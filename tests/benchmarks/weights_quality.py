@@ -100,14 +100,17 @@ def main() -> bool:
     parser.add_argument("--rows", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--first-id", type=int, default=1, help="the token that begins a text")
-    parser.add_argument("--text", type=Path, help="a file of plain text")
-    parser.add_argument("--questions", type=Path, help="JSON with questions, whose answers are the text")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--text", type=Path, help="a file of plain text")
+    given.add_argument("--questions", type=Path, help="JSON with questions, whose answers are the text")
     arguments = parser.parse_args()
     model, questions = load(arguments.model), arguments.questions
     if questions is None and arguments.model == DEMO_MODEL:
         questions = HELD_OUT
     if arguments.text is not None:
         rows = rows_of(arguments.model, arguments.text.read_text(), first_id=arguments.first_id, num_tokens=arguments.tokens)
+        if not rows:
+            parser.error(f"--text {arguments.text} has no token: name a file with words in it")
         begins, origin = [1] * len(rows), f"of {arguments.text}"
     else:
         prompts, end_id, origin = [[arguments.first_id]] * arguments.rows, None, "that the model wrote itself"

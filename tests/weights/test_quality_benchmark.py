@@ -34,6 +34,15 @@ def test_a_text_is_cut_in_rows(monkeypatch, capsys, tmp_path: Path) -> None:
     assert f"text of {text}" in (out := capsys.readouterr().out) and f"of {num_tokens} positions" in out
 
 
+def test_texts_that_cannot_be_counted(monkeypatch, capsys, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    for flags, complaint in ((("--questions", "q.json"), "not allowed with"), ((), "has no token")):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "--text", str(empty), *flags)
+        assert complaint in capsys.readouterr().err
+
+
 def test_of_other_models_the_text_is_their_own(monkeypatch, capsys, tmp_path: Path) -> None:
     copy = tmp_path / "other"
     copy.symlink_to(DEMO_MODEL)
