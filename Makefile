@@ -50,7 +50,8 @@ oldest-triton: install-dev # the kernels' tests with the oldest Triton that is s
 	$(PIP) install -q --no-deps --upgrade --target build/triton-3.6 triton==3.6.0 'numpy<2.4'
 	PYTHONPATH=build/triton-3.6 $(BIN)/python -m pytest -q tests/kernels
 
-CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py int8_cache_cpu.py elementwise_cpu.py linear.py latent_attention.py tokens_cpu.py replay.py)
+CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py int8_cache_cpu.py elementwise_cpu.py linear.py \
+	latent_attention.py tokens_cpu.py replay.py)
 
 asan: install-dev # the C++ kernels' tests under the address and undefined-behaviour sanitizers
 	XDG_CACHE_HOME=build/asan ACTORLLM_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
