@@ -69,7 +69,8 @@ def follow(command: Sequence[str], take: Callable[[dict[str, Any]], None], *, li
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+        reader.start()
         case_deadline = time.monotonic() + limits.case
         while True:
             left = min(case_deadline, deadline) - time.monotonic()
@@ -82,6 +83,7 @@ def follow(command: Sequence[str], take: Callable[[dict[str, Any]], None], *, li
                     case_deadline = time.monotonic() + limits.case
             elif left <= 0 or not line:
                 process.kill()
+                reader.join()  # else the stream is closed while it reads
                 return "not reached in time" if deadline < case_deadline else f"ended after {limits.case:.0f} s"
             elif line.strip():
                 sys.stderr.write(line)
