@@ -142,7 +142,7 @@ def _compiled(compiler: Sequence[str], folder: Path) -> Path:
     features = _processor_features()
     tiles = () if _may_use_tiles(features) else WITHOUT_TILES
     command = [*compiler, *FLAGS, *tiles, *flags]
-    parts = [version, *command[1:], features, *(path.read_text() for path in sorted(SOURCES.iterdir()))]
+    parts = [version, *command[1:], features, *(path.read_text() for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]))]
     key = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]
     found = sorted(folder.glob(f"{key}-*.so"))
     if (whole := next(filter(_is_whole, found), None)) is not None:

@@ -37,10 +37,12 @@ def kernels(request, tmp_path_factory):
         patch.setenv("ACTORLLM_CXXFLAGS", f"{plain}{PATHS[request.param]} -O1 -I{EMULATED}")
         native.library.cache_clear()
         native.function.cache_clear()
-        assert native.library() is not None
-        yield
-    native.library.cache_clear()
-    native.function.cache_clear()
+        try:
+            assert native.library() is not None
+            yield
+        finally:
+            native.library.cache_clear()
+            native.function.cache_clear()
 
 
 @pytest.mark.usefixtures("kernels")
