@@ -20,6 +20,7 @@ from actorllm.testing.reference import reference_logits
 from tests.parity.families.case import CONTEXT
 
 NUM_REQUESTS = 16
+MOST_TRIES = 5
 STEP_TOKENS = 24
 CLEARLY = 1e-3
 """How far apart the two best logits must be to decide, as a part of the logits' spread."""
@@ -56,8 +57,11 @@ async def test_greedy_tokens_over_http(parity_case, num_ranks, figure) -> None:
         runner, address = await start_site(create_app(engine, server), server)
         try:
             async with aiohttp.ClientSession() as client:
-                requests = [complete(client, address, prompt, min(12, context - len(prompt))) for prompt in [prompts[-1], *prompts]]
-                outputs = [await requests[0], *await asyncio.gather(*requests[1:])]
+                for _ in range(MOST_TRIES):  # on a busy machine requests may come one after the other, and none has to pause
+                    requests = [complete(client, address, prompt, min(12, context - len(prompt))) for prompt in [prompts[-1], *prompts]]
+                    outputs = [await requests[0], *await asyncio.gather(*requests[1:])]
+                    if engine.statistics().num_pauses:
+                        break
         finally:
             await runner.cleanup()
         num_pauses = engine.statistics().num_pauses
