@@ -20,6 +20,18 @@ constexpr int KEY_BLOCK_BYTES = 512 << 10;  // of tiles that they become
 constexpr int SLICE_KEYS = 128;         // whose scores with a pair of tiles of rows stay in the first-level cache
 constexpr float LOG2_E = 1.44269504f;
 
+// 2^x within 3 units in the last place (a minimax polynomial on [0, 1]).
+inline vf exp2(vf x) {
+    const vf r = (vf)_mm512_reduce_ps((__m512)x, 9);  // what is left of the largest integer below
+    vf p = splat(1.877576766e-3f);
+    p = p * r + 8.989339877e-3f;
+    p = p * r + 5.582631823e-2f;
+    p = p * r + 2.40153617e-1f;
+    p = p * r + 6.931530732e-1f;
+    p = p * r + 9.999999251e-1f;
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
+
 // Memory for an item, kept from one to the next.
 struct TileScratch {
     amx::TileMemory queries, keys, values, weights, scores, sums;
@@ -126,14 +138,15 @@ private:
         int tile, first, key;
         int begin, whole_begin, whole_end, end;
         float* scores;  // [tile of the pair, key, 16]
-        vf maxima[2], shrinks[2], totals[2];
+        vf best[2], maxima[2], shrinks[2], totals[2];
         bool is_empty() const { return begin >= end; }
         bool has(int j) const { return begin <= j && j < end; }
+        bool is_whole(int j) const { return whole_begin <= j && j + PAIR <= whole_end; }
     };
 
     Slice slice_of(int tile, int key, int first, int n, float* scores) const {
         const int first_query = query(tile * amx::ROWS), last_query = query((tile + 2) * amx::ROWS - 1);
-        Slice it{tile, first, key + first, 0, 0, 0, 0, scores, {}, {}, {}};
+        Slice it{tile, first, key + first, 0, 0, 0, 0, scores, {splat(MINUS_INF), splat(MINUS_INF)}, {}, {}, {}};
         it.end = round_up(std::min(n, last_query + 1 - it.key), PAIR);
         if (p.window) it.begin = std::max(0, first_query - p.window + 1 - it.key) / PAIR * PAIR;
         if (it.is_empty()) return it;
@@ -163,17 +176,18 @@ private:
         const int begin = std::min(next ? next->begin : INT_MAX, before ? before->begin : INT_MAX);
         const int end = std::max(next ? next->end : 0, before ? before->end : 0);
         for (int j = begin; j < end; j += PAIR) {
-            if (next && next->has(j)) score(*next, j);
+            const bool is_scored = next && next->has(j);
+            if (is_scored) multiply_keys(*next, j);
             if (before && before->has(j)) weigh(*before, j);
+            if (is_scored) finish_scores(*next, j);
         }
-        if (before) shrink_sums(*before);
-        for (int i = 0; i < std::max(num_columns / 2, 2); i++) {
-            if (before && i < num_columns / 2) add_values(*before, 2 * i);
-            if (next && i < 2) finish_scores(*next, i);
-        }
+        if (next) take_maxima(*next);
+        if (!before) return;
+        shrink_sums(*before);
+        for (int e = 0; e < num_columns; e += 2) multiply_values(*before, e);
     }
 
-    void score(const Slice& slice, int j) {
+    void multiply_keys(const Slice& slice, int j) {
         const int64_t row_bytes = depth * amx::TILE;
         const int64_t query_bytes = amx::FLOAT_PARTS * row_bytes, key_bytes = k_parts * row_bytes;
         const amx::Operand of_rows{queries + slice.tile * query_bytes, query_bytes, row_bytes, amx::TILE, q_parts};
@@ -181,7 +195,7 @@ private:
         amx::multiply_pair(of_keys, of_rows, depth, slice.scores + j * VL, amx::ROWS * VL, int64_t(slice_keys) * VL, false);
     }
 
-    void add_values(const Slice& slice, int e) {
+    void multiply_values(const Slice& slice, int e) {
         const int64_t row_bytes = slice_keys / 32 * amx::TILE, column_bytes = block / 32 * amx::TILE;
         const char* first_weights = weights + slice.begin / 32 * amx::TILE;
         const amx::Operand of_weights{first_weights, amx::FLOAT_PARTS * row_bytes, row_bytes, amx::TILE, amx::FLOAT_PARTS};
@@ -206,46 +220,47 @@ private:
         }
     }
 
-    void finish_scores(Slice& slice, int i) {
-        const int tile = slice.tile + i;
-        float* scores = slice.scores + i * slice_keys * VL;
-        vf best = finish_keys(tile, slice, scores, slice.begin, slice.whole_begin, false);
-        best = max(best, finish_keys(tile, slice, scores, slice.whole_begin, slice.whole_end, true));
-        best = max(best, finish_keys(tile, slice, scores, slice.whole_end, slice.end, false));
-        const vf before = s.maxima[tile], now = max(before, best);
-        slice.maxima[i] = now == MINUS_INF ? vf{} : now;  // nothing to see yet
-        slice.shrinks[i] = exp2((before - slice.maxima[i]) * unit);
-        s.maxima[tile] = now;
+    void take_maxima(Slice& slice) {
+        for (int i = 0; i < 2; i++) {
+            const vf before = s.maxima[slice.tile + i], now = max(before, slice.best[i]);
+            slice.maxima[i] = now == MINUS_INF ? vf{} : now;  // nothing to see yet
+            slice.shrinks[i] = exp2((before - slice.maxima[i]) * unit);
+            s.maxima[slice.tile + i] = now;
+        }
     }
 
-    // Caps, slopes and masks, of keys that a row does not see. Returns the maxima.
-    vf finish_keys(int tile, const Slice& slice, float* scores, int from, int to, bool is_whole) {
-        vf best = splat(MINUS_INF);
-        if (from == to) return best;
-        if (is_whole && !is_adjusted && s.key_factors.empty()) {
-            for (int j = from; j < to; j++) best = max(best, load(scores + j * VL));
-            return best;
-        }
-        vf slopes = {}, positions;
-        for (int i = 0; i < VL; i++) {
-            const int m = std::min(tile * amx::ROWS + i, M - 1);
-            if (p.slopes) slopes[i] = p.slopes[p.head(item, m)];
-            positions[i] = float(query(m));
-        }
-        for (int j = from; j < to; j++) {
+    void finish_scores(Slice& slice, int j) {
+        for (int i = 0; i < 2; i++)
+            slice.best[i] = max(slice.best[i], slice.is_whole(j) && !is_adjusted ? finish_tile<true>(slice, i, j) : finish_tile<false>(slice, i, j));
+    }
+
+    // Factors, caps, slopes and masks, of keys that a row does not see; the latter three not where scores are plain. Returns the maxima.
+    template <bool ARE_PLAIN>
+    vf finish_tile(const Slice& slice, int i, int first) {
+        const int tile = slice.tile + i;
+        const float* factors = s.key_factors.empty() ? nullptr : s.key_factors.data() + slice.first + first;
+        float* scores = slice.scores + (i * slice_keys + first) * VL;
+        vf best = splat(MINUS_INF), slopes = {}, positions;
+        if constexpr (!ARE_PLAIN)
+            for (int row = 0; row < VL; row++) {
+                const int m = std::min(tile * amx::ROWS + row, M - 1);
+                if (p.slopes) slopes[row] = p.slopes[p.head(item, m)];
+                positions[row] = float(query(m));
+            }
+        for (int j = 0; j < PAIR; j++) {
             vf x = load(scores + j * VL);
-            if (!s.key_factors.empty()) x *= s.key_factors[slice.first + j];
-            if (is_adjusted) {
-                x *= p.scale;
-                if (p.soft_cap > 0) x = p.soft_cap * tanh(x / p.soft_cap);
-                x += slopes * (float(slice.key + j) - positions);
+            if (factors) x *= factors[j];
+            if constexpr (!ARE_PLAIN) {
+                const int key = slice.key + first + j;
+                if (is_adjusted) {
+                    x *= p.scale;
+                    if (p.soft_cap > 0) x = p.soft_cap * tanh(x / p.soft_cap);
+                    x += slopes * (float(key) - positions);
+                }
+                x = key - vi{} <= s.lasts[tile] ? x : splat(MINUS_INF);
+                x = key - vi{} >= s.firsts[tile] ? x : splat(MINUS_INF);
             }
-            if (!is_whole) {
-                const vi at = slice.key + j - vi{};
-                x = at <= s.lasts[tile] ? x : splat(MINUS_INF);
-                x = at >= s.firsts[tile] ? x : splat(MINUS_INF);
-            }
-            store(scores + j * VL, x);
+            if (!ARE_PLAIN || factors) store(scores + j * VL, x);
             best = max(best, x);
         }
         return best;
@@ -286,7 +301,8 @@ private:
             for (int i = 0; i < std::min(VL, M - tile * amx::ROWS); i++) {
                 const int m = tile * amx::ROWS + i, num = std::min(VL, p.E - e * VL);
                 float* to = item.partial ? item.partial + size_t(m) * (p.E + 2) : p.result(item, m);
-                if (num > 0) memcpy(to + e * VL, &columns[i], num * sizeof(float));
+                if (num == VL) store(to + e * VL, columns[i]);
+                else if (num > 0) memcpy(to + e * VL, &columns[i], num * sizeof(float));
             }
         }
         if (!item.partial) return;

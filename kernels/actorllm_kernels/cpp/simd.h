@@ -98,7 +98,14 @@ static inline vf load_some(const T* p, int num) { return num >= VL ? load(p) : l
 
 static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 
-static inline vf max(vf a, vf b) { return a > b ? a : b; }
+// Of a number and NaN in either order: b.
+static inline vf max(vf a, vf b) {
+#if defined(__AVX512VNNI__)  // compilers make two instructions of it, the one waiting for the other
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 static inline float sum(vf v) {
     float total = 0;
@@ -201,18 +208,4 @@ static inline float magnitude(const float* x, int num) {
     float largest;
     memcpy(&largest, &bits, sizeof largest);
     return largest;
-}
-
-// 2^x for x up to 127 within 2 units in the last place, and exactly 0 below the smallest normal float (a minimax polynomial).
-static inline vf exp2(vf x) {
-    const vf shifter = splat(12582912.0f), shifted = x + shifter;  // as above: the low bits are the integer
-    const vf r = x - (shifted - shifter);
-    vf p = splat(1.327647205e-3f);
-    p = p * r + 9.675541385e-3f;
-    p = p * r + 5.550713274e-2f;
-    p = p * r + 2.402211972e-1f;
-    p = p * r + 6.931469671e-1f;
-    p = p * r + 1.000000072f;
-    const vf power = (vf)(((vu)shifted << 23) + 0x3f800000u);
-    return x < splat(-126.0f) ? vf{} : p * power;
 }
