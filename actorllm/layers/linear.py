@@ -18,6 +18,7 @@ from actorllm.errors import UnsupportedConfig
 from actorllm.layers.shard import Shard
 from actorllm.weights.linear_weight import LinearWeight, join_weights, joined
 from actorllm.weights.source import WeightSource
+from actorllm_kernels.gated import GatedProduct
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class ColumnLinear(FusedLinear):
 
 
 class GateUpLinear(FusedLinear):
-    """The two input projections of a gated MLP as one; `gate_and_up` splits its output.
+    """The two input projections of a gated MLP as one, and their product.
 
     `names` are the checkpoint's: two linears, or one that holds the gate's rows and then the other's (Phi-3).
     """
@@ -116,6 +117,13 @@ class GateUpLinear(FusedLinear):
     ) -> None:
         rows = shard.span(num_outputs)
         super().__init__(num_inputs, claims_of(names, [(num_outputs, rows)] * 2), bias=bias)
+
+    def gated(self, x_TI: Tensor, product: GatedProduct) -> Tensor:
+        """The product of this rank's part of both projections, [T, O]."""
+        if self.bias is not None:
+            return product(*self.gate_and_up(x_TI))
+        assert self.weight is not None, "the layer has no weights yet"
+        return self.weight.gated(x_TI, product)
 
     def gate_and_up(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """This rank's part of both projections, each [T, O]."""

@@ -48,8 +48,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up = GateUpLinear(hidden_size, intermediate_size, shard=shard, bias=bias, names=names[0])
         self.down = RowLinear(intermediate_size, hidden_size, shard=shard, bias=bias, name=names[1])
-        self.gated = gated(activation_name)
+        self.product = gated(activation_name)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate, up = self.gate_up.gate_and_up(x_TD)
-        return self.down(self.gated(gate, up))
+        return self.down(self.gate_up.gated(x_TD, self.product))

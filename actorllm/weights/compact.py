@@ -16,6 +16,7 @@ from actorllm.weights.formats import Format, PlainFormat, TensorReader
 from actorllm.weights.int_codes import IntCodes
 from actorllm.weights.linear_weight import DenseWeight, LinearWeight, joined
 from actorllm.weights.source import Part
+from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.linear import Form
 
 PIECE_VALUES = 2**22
@@ -87,6 +88,9 @@ class PackedWeight(LinearWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.form.linear(x, self.tensors, self.out_features)
+
+    def gated(self, x: Tensor, product: GatedProduct) -> Tensor:
+        return self.form.gated(x, self.tensors, self.out_features, product)
 
 
 class CompactFormat:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from actorllm.errors import CheckpointError
 from actorllm_kernels.embedding import embedding
+from actorllm_kernels.gated import GatedProduct
 
 MAX_TRANSPOSED_ROWS = 64
 """Up to so many rows a CPU computes `(W @ x.T).T` faster than `x @ W.T`, in torch 2.13 by 1.1x to 2.8x."""
@@ -50,6 +51,11 @@ class LinearWeight(nn.Module):
     def outputs(self, begin: int, end: int) -> "LinearWeight":
         """The weight of some of the outputs; asked before it is packed."""
         return DenseWeight(self.dense()[begin:end])
+
+    def gated(self, x: Tensor, product: GatedProduct) -> Tensor:
+        """[.., out / 2]: the product of the halves of the outputs, of which the first are the gates."""
+        gate, up = self(x).chunk(2, dim=-1)
+        return product(gate, up)
 
     def by_output(self) -> tuple[Tensor, Tensor | None] | None:
         """W [out, ..] as values, or as codes with their scales, as `actorllm_kernels.experts.MatrixStack` has them of one expert;

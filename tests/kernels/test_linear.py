@@ -5,6 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.linear import Bf16, Int4, Int8, cpu, reference
 from actorllm_kernels.native import library
 
@@ -256,6 +257,30 @@ def test_a_row_does_not_depend_on_its_mates(form, num_rows):
         if library() is not None and has_exact_sums:
             assert torch.equal(together[row : row + 1], alone)
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("product", [GatedProduct("silu"), GatedProduct("gelu_tanh"), GatedProduct("relu"), GatedProduct(limit=2.0)])
+@pytest.mark.parametrize("form", FORMS)
+@settings(deadline=None, max_examples=20)
+@given(sizes, st.integers(0, 99))
+@example((2100, 64, 64), 0)  # rows of several blocks
+@example((40, 0, 64), 0)
+@example((0, 32, 64), 0)
+def test_the_product_of_the_halves_is_that_of_the_outputs(form, product, shape, seed):
+    num_rows, num_gates, num_inputs = shape
+    x_TI, w_OI = rows_and_weights(num_rows, 2 * num_gates, num_inputs, seed)
+    packed = form.pack(form.codes(w_OI))
+    got = form.gated(x_TI, packed, 2 * num_gates, product)
+    assert got.shape == (num_rows, num_gates)
+    assert torch.equal(got, product(*form.linear(x_TI, packed, 2 * num_gates).chunk(2, dim=-1)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_rows", [3, 40])
+def test_the_first_half_are_the_gates(num_rows):
+    x_TI, w_OI = rows_and_weights(num_rows, 96, 50)
+    gate_TO, up_TO = (x_TI.double() @ w_OI.bfloat16().double().T).chunk(2, dim=-1)
+    close(cpu.linear_bf16(x_TI, packed_bf16(w_OI), 96, GatedProduct("silu")), torch.nn.functional.silu(gate_TO) * up_TO)
 
 
 @pytest.mark.parametrize("form", FORMS)

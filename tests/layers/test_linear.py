@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from actorllm.errors import UnsupportedConfig
-from actorllm.layers.activation import activation
+from actorllm.layers.activation import activation, gated
 from actorllm.layers.batch import GivenEmbeddings
 from actorllm.layers.embedding import Embedding, Head, PositionEmbedding
 from actorllm.layers.linear import ColumnLinear, GateUpLinear, HeadSplit, PackedQKVLinear, QKVLinear, RowLinear
@@ -80,6 +80,13 @@ def test_a_fused_layer_claims_its_siblings():
     gate, up = layer.gate_and_up(X)
     torch.testing.assert_close(gate, whole("mlp.gate_proj", 6, 12, bias=True))
     torch.testing.assert_close(up, whole("mlp.up_proj", 6, 12, bias=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_fused_layer_gives_the_product_of_its_siblings(bias):
+    layer = loaded(GateUpLinear(12, 6, shard=Shard(), bias=bias), "mlp.gate_up_proj.")
+    gate, up = (whole(f"mlp.{name}_proj", 6, 12, bias=bias) for name in ("gate", "up"))
+    torch.testing.assert_close(layer.gated(X, gated("silu")), F.silu(gate) * up)
 
 
 @pytest.mark.parametrize(("num_kv_heads", "num_ranks"), [(2, 1), (2, 2), (1, 2), (3, 2), (2, 4)])

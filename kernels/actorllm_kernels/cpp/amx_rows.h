@@ -9,6 +9,7 @@
 #include <new>
 #include <vector>
 
+#include "gated.h"
 #include "rows.h"
 #include "turns.h"
 
@@ -104,16 +105,24 @@ private:
     TileMemory tiles;
 };
 
-// write(row of the tile, where its outputs of a panel are) for the rows that a tile of [M, N] has.
+// Where products go: `first` is that of the first row of a tile with the first output of a panel.
+struct Outputs {
+    float* first;
+    int64_t stride;  // of a row
+    int tile, panel;
+    int M, N;        // rows and outputs there are in all, from the first ones of all tiles and panels
+};
+
+// write(row of the tile, where its outputs of a panel are) for the rows that a tile has.
 template <class Write>
-void write_tile(float* out, int M, int N, int tile, int panel, Write write) {
-    const int num_rows = std::min(ROWS, M - tile * ROWS), num = std::min(PANEL, N - panel * PANEL);
-    float* to = out + int64_t(tile) * ROWS * N + int64_t(panel) * PANEL;
+void write_tile(const Outputs& outputs, int tile, int panel, Write write) {
+    const int num_rows = std::min(ROWS, outputs.M - tile * ROWS), num = std::min(PANEL, outputs.N - panel * PANEL);
+    float* to = outputs.first + int64_t(tile - outputs.tile) * ROWS * outputs.stride + int64_t(panel - outputs.panel) * PANEL;
     if (num == PANEL) {
-        for (int r = 0; r < num_rows; r++, to += N) write(r, to);
+        for (int r = 0; r < num_rows; r++, to += outputs.stride) write(r, to);
         return;
     }
-    for (int r = 0; r < num_rows; r++, to += N) {
+    for (int r = 0; r < num_rows; r++, to += outputs.stride) {
         float whole[PANEL] = {};
         memcpy(whole, to, num * sizeof(float));
         write(r, whole);
@@ -121,9 +130,18 @@ void write_tile(float* out, int M, int N, int tile, int panel, Write write) {
     }
 }
 
-// lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels) for all of them with all panels.
+// lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels, outputs) for all of them with all panels
+// of N outputs. With an activation the first half of them are gates, and `out` is [M, N / 2]: nothing else leaves the second-level cache.
 template <class LayOut, class Multiply>
-void for_panels(int M, const Rows& rows, const Shares& shares, LayOut lay_out, Multiply multiply) {
+void for_panels(const Rows& rows, float* out, int M, int N, int K, int activation, int num_threads, LayOut lay_out, Multiply multiply) {
+    const bool is_gated = activation != NONE;
+    if (is_gated && N % (2 * PANEL)) {  // a panel is of both halves
+        return linear_then_gated(M, N, activation, out, num_threads, [&](float* both) {
+            for_panels(rows, both, M, N, K, NONE, num_threads, lay_out, multiply);
+        });
+    }
+    const int width = is_gated ? N / 2 : N;
+    const Shares shares(M, width, K, num_threads);
     const int64_t tile_bytes = int64_t(rows.num_parts) * rows.num_chunks * TILE;
     const int block = int(std::clamp<int64_t>(BLOCK_BYTES / std::max<int64_t>(1, tile_bytes) / 2 * 2, 2, std::max(2, rows.num_tiles)));
     const int num_blocks = (rows.num_tiles + block - 1) / block;
@@ -139,8 +157,17 @@ void for_panels(int M, const Rows& rows, const Shares& shares, LayOut lay_out, M
         }
         const Shaped shaped;
         turns.take([&](int i) {
-            const int first = i / shares.num_groups * block, group = i % shares.num_groups;
-            multiply(first, std::min(rows.num_tiles, first + block), group * GROUP, shares.size(group));
+            const int first = i / shares.num_groups * block, end = std::min(rows.num_tiles, first + block);
+            const int group = i % shares.num_groups, panel = group * GROUP, num = shares.size(group);
+            if (!is_gated) return multiply(first, end, panel, num, Outputs{out, N, 0, 0, M, N});
+            static thread_local TileMemory memory;
+            const int64_t size = int64_t(end - first) * ROWS * GROUP * PANEL;
+            float* gates = reinterpret_cast<float*>(memory.resize(2 * size * sizeof(float)));
+            const int others = panel + width / PANEL;
+            multiply(first, end, panel, num, Outputs{gates, GROUP * PANEL, first, panel, M, N});
+            multiply(first, end, others, num, Outputs{gates + size, GROUP * PANEL, first, others, M, N});
+            for (int m = first * ROWS; m < std::min(M, end * ROWS); m++, gates += GROUP * PANEL)
+                gated_row(gates, gates + size, num * PANEL, activation, out + int64_t(m) * width + panel * PANEL);
         });
     }
 }

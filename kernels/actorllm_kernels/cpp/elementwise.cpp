@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "gated.h"
 #include "replay.h"
 #include "row_loop.h"
 #include "simd.h"
@@ -36,26 +37,6 @@ void rms_norm_row(const float* x, const float* y, const float* weight, float eps
     const float scale = 1.0f / std::sqrt((sum(squares) + rest) / float(D) + eps);
     for (d = 0; d + VL <= D; d += VL) store(out + d, load(values + d) * scale * load(weight + d));
     for (; d < D; d++) out[d] = values[d] * scale * weight[d];
-}
-
-inline vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
-
-inline vf silu(vf x) { return x * sigmoid(x); }
-
-// gelu by tanh: 0.5 x (1 + tanh(u)) is x * sigmoid(2u).
-inline vf gelu_tanh(vf x) { return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
-
-template <class Activation>
-void gated_row(const float* gate, const float* up, int64_t I, float* out, Activation act) {
-    int64_t i = 0;
-    for (; i + VL <= I; i += VL) store(out + i, act(load(gate + i)) * load(up + i));
-    if (i < I) {
-        float g[VL] = {}, u[VL] = {}, o[VL];
-        memcpy(g, gate + i, (I - i) * sizeof(float));
-        memcpy(u, up + i, (I - i) * sizeof(float));
-        store(o, act(load(g)) * load(u));
-        memcpy(out + i, o, (I - i) * sizeof(float));
-    }
 }
 
 // To bfloat16 by rounding to nearest, ties to even.
@@ -223,14 +204,12 @@ extern "C" void actorllm_add(
     });
 }
 
-// `activation` 0: SiLU, 1: GELU by tanh.
 extern "C" void actorllm_gated(
     const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t num_rows, int64_t I, int activation, float* out,
     int num_threads) {
     for_rows(num_rows, num_rows * I, num_threads, [&](int64_t t) {
         const float *gates = gate + t * gate_stride, *ups = up + t * up_stride;
-        if (activation == 0) gated_row(gates, ups, I, out + t * I, silu);
-        else gated_row(gates, ups, I, out + t * I, gelu_tanh);
+        gated_row(gates, ups, I, activation, out + t * I);
     });
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "amx_rows.h"
+#include "gated.h"
 #include "panels.h"
 #include "replay.h"
 #include "turns.h"
@@ -106,29 +107,24 @@ void block(const Problem& p, int first, int panel, int num_panels) {
 }
 
 #if HAS_AMX
-void multiply_tiles(const float* x, int64_t x_stride, const uint16_t* w, float* out, int M, int N, int K, int num_threads) {
+void multiply_tiles(
+    const float* x, int64_t x_stride, const uint16_t* w, float* out, int M, int N, int K, int activation, int num_threads) {
     static thread_local amx::Halves<NUM_PARTS> kept;
     amx::Halves<NUM_PARTS>& rows = kept;  // this thread's, in all threads
     const int64_t panel_bytes = int64_t(K + 1) / 2 * 2 * PANEL * sizeof *w;
     rows.resize(M, K);
     const auto lay_out = [&](int m) { rows.split(m, x + m * x_stride); };
-    amx::for_panels(M, rows.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int panel, int num) {
+    const auto multiply = [&](int begin, int end, int panel, int num, const amx::Outputs& outputs) {
         const amx::Panels panels(w, panel_bytes, panel, num);
         amx::multiply<float>(rows.rows(), begin, end, panels, [&](int tile, int i, const float (*sums)[amx::ROWS * PANEL]) {
-            amx::write_tile(out, M, N, tile, panel + i, [=](int r, float* to) { store(to, load(*sums + r * PANEL)); });
+            amx::write_tile(outputs, tile, panel + i, [=](int r, float* to) { store(to, load(*sums + r * PANEL)); });
         });
-    });
+    };
+    amx::for_panels(rows.rows(), out, M, N, K, activation, num_threads, lay_out, multiply);
 }
 #endif
 
-}  // namespace
-
-// `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N].
-extern "C" void actorllm_linear_bf16(
-    const float* x, int64_t x_stride, const uint16_t* w, float* out, int M, int N, int K, int num_threads) {
-#if HAS_AMX
-    if (M >= MIN_TILED_ROWS) return multiply_tiles(x, x_stride, w, out, M, N, K, num_threads);
-#endif
+void multiply_rows(const float* x, int64_t x_stride, const uint16_t* w, float* out, int M, int N, int K, int num_threads) {
     static thread_local std::vector<float> scratch;
     Problem p{x, x_stride, w, out, M, N, K, nullptr};
     if (M > TILE_ROWS) {
@@ -148,6 +144,17 @@ extern "C" void actorllm_linear_bf16(
             block(p, i / shares.num_groups * BLOCK, group * GROUP, shares.size(group));
         });
     }
+}
+
+}  // namespace
+
+// `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N], or with an activation [M, N / 2].
+extern "C" void actorllm_linear_bf16(
+    const float* x, int64_t x_stride, const uint16_t* w, float* out, int M, int N, int K, int activation, int num_threads) {
+#if HAS_AMX
+    if (M >= MIN_TILED_ROWS) return multiply_tiles(x, x_stride, w, out, M, N, K, activation, num_threads);
+#endif
+    linear_then_gated(M, N, activation, out, num_threads, [&](float* to) { multiply_rows(x, x_stride, w, to, M, N, K, num_threads); });
 }
 
 REPLAYABLE(actorllm_linear_bf16)

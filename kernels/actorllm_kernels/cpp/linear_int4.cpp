@@ -9,6 +9,7 @@
 
 #include "amx_rows.h"
 #include "dot.h"
+#include "gated.h"
 #include "replay.h"
 #include "rows.h"
 
@@ -192,14 +193,14 @@ void expand(const uint8_t* w, const int16_t* counts, int num_groups, int group_l
 // With AMX, whose sums are of more inputs than a group has: weights are whole numbers for an output, not for each of its groups.
 void multiply_tiles(
     const float* x, int64_t x_stride, const uint8_t* w, const uint16_t* scales, float* out, int M, int N, int K, int group_len,
-    int num_threads) {
+    int activation, int num_threads) {
     static thread_local amx::CodedTiles kept;
     amx::CodedTiles& coded = kept;  // this thread's, in all threads
     const int num_groups = (K + group_len - 1) / group_len, octets = num_groups * group_len / 8;
     coded.resize(M, K, octets * 8);
     const int64_t digit_bytes = coded.rows().num_chunks * amx::TILE;
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
-    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int first, int num) {
+    const auto multiply = [&](int begin, int end, int first, int num, const amx::Outputs& outputs) {
         static thread_local amx::TileMemory expanded;
         static thread_local UnitScales in_units[GROUP];
         char* digits = expanded.resize(std::max(num, 2) * digit_bytes);
@@ -216,7 +217,7 @@ void multiply_tiles(
             amx::multiply<int32_t>(coded.rows(), begin, end, panels, [&](int tile, int i, const int32_t (*sums)[amx::ROWS * PANEL]) {
                 const vf unit = in_units[i].unit;
                 const float* of_rows = coded.scales.data() + tile * amx::ROWS;
-                amx::write_tile(out, M, N, tile, first + i, [=](int r, float* to) {
+                amx::write_tile(outputs, tile, first + i, [=](int r, float* to) {
                     store(to, __builtin_convertvector(load_ints(*sums + r * PANEL), vf) * unit * of_rows[r]);
                 });
             });
@@ -233,7 +234,7 @@ void multiply_tiles(
                 const vf unit = its.unit * (is_rest ? 1 / UnitScales::FINER : 1);
                 const auto finish = [&](int tile, int, const int32_t (*sums)[amx::ROWS * PANEL]) {
                     const float* of_rows = coded.scales.data() + tile * amx::ROWS;
-                    amx::write_tile(out, M, N, tile, first + i, [=](int r, float* to) {
+                    amx::write_tile(outputs, tile, first + i, [=](int r, float* to) {
                         const vf high = __builtin_convertvector(load_ints(sums[0] + r * PANEL), vf);
                         const vf low = __builtin_convertvector(load_ints(sums[1] + r * PANEL), vf);
                         const vf values = (128 * high + low) * unit * of_rows[r];
@@ -243,23 +244,27 @@ void multiply_tiles(
                 amx::multiply<int32_t, 2>(coded.rows(), begin, end, panels, finish);
             }
         }
-    });
+    };
+    amx::for_panels(coded.rows(), out, M, N, K, activation, num_threads, lay_out, multiply);
 }
 #endif
 
 }  // namespace
 
-// `group_len` is a multiple of 32. `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N].
+// `group_len` is a multiple of 32. `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N], or with
+// an activation [M, N / 2].
 extern "C" void actorllm_linear_int4(
     const float* x, int64_t x_stride, const uint8_t* w, const uint16_t* scales, float* out, int M, int N, int K, int group_len,
-    int num_threads) {
+    int activation, int num_threads) {
 #if HAS_AMX
-    if (M >= MIN_TILED_ROWS) return multiply_tiles(x, x_stride, w, scales, out, M, N, K, group_len, num_threads);
+    if (M >= MIN_TILED_ROWS) return multiply_tiles(x, x_stride, w, scales, out, M, N, K, group_len, activation, num_threads);
 #endif
-    static thread_local CodedRows<int8_t> coded;
-    coded.resize(M, K, TILE_ROWS, group_len, -8);
-    const Problem p{coded, w, scales, out, N, group_len};
-    code_and_multiply<TILE_ROWS, Tiles>(coded, x, x_stride, p, Shares(M, N, K, num_threads), PARTS);
+    linear_then_gated(M, N, activation, out, num_threads, [&](float* to) {
+        static thread_local CodedRows<int8_t> coded;
+        coded.resize(M, K, TILE_ROWS, group_len, -8);
+        const Problem p{coded, w, scales, to, N, group_len};
+        code_and_multiply<TILE_ROWS, Tiles>(coded, x, x_stride, p, Shares(M, N, K, num_threads), PARTS);
+    });
 }
 
 REPLAYABLE(actorllm_linear_int4)

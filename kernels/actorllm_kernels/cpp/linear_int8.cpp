@@ -7,6 +7,7 @@
 
 #include "amx_rows.h"
 #include "dot.h"
+#include "gated.h"
 #include "replay.h"
 #include "rows.h"
 
@@ -77,37 +78,40 @@ struct Tiles {
 
 #if HAS_AMX
 void multiply_tiles(
-    const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
+    const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int activation, int num_threads) {
     static thread_local amx::CodedTiles kept;
     amx::CodedTiles& coded = kept;  // this thread's, in all threads
     coded.resize(M, K, K);
     const int64_t panel_bytes = int64_t(K + 3) / 4 * PANEL * 4;
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
-    amx::for_panels(M, coded.rows(), Shares(M, N, K, num_threads), lay_out, [&](int begin, int end, int panel, int num) {
+    const auto multiply = [&](int begin, int end, int panel, int num, const amx::Outputs& outputs) {
         const amx::Panels panels(w, panel_bytes, panel, num);
         amx::multiply<int32_t>(coded.rows(), begin, end, panels, [&](int tile, int i, const int32_t (*sums)[amx::ROWS * PANEL]) {
             const vf scale = load(scales + (panel + i) * PANEL);
             const float* of_rows = coded.scales.data() + tile * amx::ROWS;
-            amx::write_tile(out, M, N, tile, panel + i, [=](int r, float* to) {
+            amx::write_tile(outputs, tile, panel + i, [=](int r, float* to) {
                 store(to, __builtin_convertvector(load_ints(*sums + r * PANEL), vf) * of_rows[r] * scale);
             });
         });
-    });
+    };
+    amx::for_panels(coded.rows(), out, M, N, K, activation, num_threads, lay_out, multiply);
 }
 #endif
 
 }  // namespace
 
-// `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N].
+// `x_stride` counts elements; rows are contiguous along the inputs, `out` is contiguous [M, N], or with an activation [M, N / 2].
 extern "C" void actorllm_linear_int8(
-    const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int num_threads) {
+    const float* x, int64_t x_stride, const int8_t* w, const float* scales, float* out, int M, int N, int K, int activation, int num_threads) {
 #if HAS_AMX
-    if (M >= MIN_TILED_ROWS) return multiply_tiles(x, x_stride, w, scales, out, M, N, K, num_threads);
+    if (M >= MIN_TILED_ROWS) return multiply_tiles(x, x_stride, w, scales, out, M, N, K, activation, num_threads);
 #endif
-    static thread_local CodedRows<Dot::Code> coded;
-    coded.resize(M, K, TILE_ROWS, std::max(4, (K + 3) / 4 * 4), -128);
-    const Problem p{coded, w, scales, out, N};
-    code_and_multiply<TILE_ROWS, Tiles>(coded, x, x_stride, p, Shares(M, N, K, num_threads), PARTS);
+    linear_then_gated(M, N, activation, out, num_threads, [&](float* to) {
+        static thread_local CodedRows<Dot::Code> coded;
+        coded.resize(M, K, TILE_ROWS, std::max(4, (K + 3) / 4 * 4), -128);
+        const Problem p{coded, w, scales, to, N};
+        code_and_multiply<TILE_ROWS, Tiles>(coded, x, x_stride, p, Shares(M, N, K, num_threads), PARTS);
+    });
 }
 
 REPLAYABLE(actorllm_linear_int8)

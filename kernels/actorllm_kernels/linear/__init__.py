@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from actorllm_kernels.backends import takes_triton
+from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.linear import cpu, reference
 from actorllm_kernels.linear.reference import IntWeight
 
@@ -62,12 +63,24 @@ class Form(Protocol):
         """[T, O] in x's dtype: `x @ w.T`; the fastest way there is here."""
         ...
 
+    def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
+        """[T, O / 2]: the product of the halves of `linear`'s outputs, of which the first are the gates."""
+        ...
+
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         """Codes [O, ..] and scales [O, G] as `experts.MatrixStack` has them of one expert; None where they lie in panels."""
         ...
 
 
-class Bf16:
+class Apart:
+    """Forms whose kernels give no products of their outputs."""
+
+    def gated(self: Form, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
+        gate_TI, up_TI = self.linear(x_TI, packed, num_outputs).chunk(2, dim=-1)
+        return product(gate_TI, up_TI)
+
+
+class Bf16(Apart):
     """The upper halves of float32: exact for weights that were trained or stored as bfloat16."""
 
     name = "bfloat16"
@@ -94,11 +107,16 @@ class Bf16:
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits(x_TI) else reference).linear_bf16(x_TI, packed[0], num_outputs)
 
+    def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
+        if cpu.suits(x_TI) and cpu.knows(product):
+            return cpu.linear_bf16(x_TI, packed[0], num_outputs, product)
+        return super().gated(x_TI, packed, num_outputs, product)
+
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-class Int8:
+class Int8(Apart):
     """Codes of 8 bits with a scale for each output; a row of activations is rounded to 8 bits, too, with its own scale."""
 
     name = "int8"
@@ -127,11 +145,16 @@ class Int8:
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits_codes(x_TI) else reference).linear_int8(x_TI, packed[0], packed[1], num_outputs)
 
+    def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
+        if cpu.suits_codes(x_TI) and cpu.knows(product):
+            return cpu.linear_int8(x_TI, packed[0], packed[1], num_outputs, product)
+        return super().gated(x_TI, packed, num_outputs, product)
+
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-class Int4:
+class Int4(Apart):
     """Codes of 4 bits with a scale for each `group_len` inputs of an output; activations as with int8."""
 
     name = "int4"
@@ -168,11 +191,16 @@ class Int4:
     def linear(self, x_TI: Tensor, packed: Tensors, num_outputs: int) -> Tensor:
         return (cpu if cpu.suits_codes(x_TI) else reference).linear_int4(x_TI, packed[0], packed[1], num_outputs)
 
+    def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
+        if cpu.suits_codes(x_TI) and cpu.knows(product):
+            return cpu.linear_int4(x_TI, packed[0], packed[1], num_outputs, product)
+        return super().gated(x_TI, packed, num_outputs, product)
+
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-class Fp8:
+class Fp8(Apart):
     """8-bit floats (e4m3) with a scale for each output; a row of activations is rounded to them, too, with its own. For GPUs."""
 
     name = "fp8"
@@ -208,7 +236,7 @@ class Fp8:
         return packed[0].view(torch.float8_e4m3fn), packed[1].unsqueeze(1)
 
 
-class WeightOnly:
+class WeightOnly(Apart):
     """Integer codes of 8 bits with a scale for each output, or of 4 bits for each `GROUP_LEN` inputs, for GPUs.
 
     Stored codes are kept whatever their groups. Activations are not rounded, unlike on CPUs: there is nothing to gain by it where

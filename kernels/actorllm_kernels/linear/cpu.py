@@ -1,15 +1,17 @@
-"""Linears by the C++ kernels, one call and one parallel region each."""
+"""Linears by the C++ kernels, one call each, which can give the gated product of the outputs' halves instead of them."""
 
 from ctypes import c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
+from actorllm_kernels.gated import GatedProduct
+from actorllm_kernels.gated.cpu import CODES as ACTIVATIONS
 from actorllm_kernels.linear.reference import PANEL
 from actorllm_kernels.native import function, library
 
-_BF16 = (c_void_p, c_int64, c_void_p, c_void_p) + (c_int,) * 4
-_INT8 = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p) + (c_int,) * 4
+_BF16 = (c_void_p, c_int64, c_void_p, c_void_p) + (c_int,) * 5
+_INT8 = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p) + (c_int,) * 5
 _INT4 = (*_INT8, c_int)
 
 _ROWS = (c_int64, c_int64, c_int64, c_int)
@@ -35,42 +37,51 @@ def suits_codes(x_TI: Tensor) -> bool:
     return suits(x_TI) and x_TI.shape[1] <= MOST_CODED_INPUTS
 
 
-def linear_bf16(x_TI: Tensor, packed_PJB2: Tensor, num_outputs: int) -> Tensor:
-    """See `reference.linear_bf16`."""
+def knows(product: GatedProduct) -> bool:
+    """Whether the kernels can give this product of the outputs' halves."""
+    return product.limit is None and product.activation in ACTIVATIONS
+
+
+def linear_bf16(x_TI: Tensor, packed_PJB2: Tensor, num_outputs: int, product: GatedProduct | None = None) -> Tensor:
+    """See `reference.linear_bf16`; with a product its value of both halves of the outputs, [T, O / 2]."""
     x_TI = _rows(x_TI)
     num_rows, num_inputs = x_TI.shape
     assert packed_PJB2.is_contiguous() and packed_PJB2.shape[1] == -(-num_inputs // 2)
-    out_TO = torch.empty(num_rows, num_outputs)
+    out_TO = _outputs(num_rows, num_outputs, product)
     function("actorllm_linear_bf16", _BF16)(
         x_TI.data_ptr(), x_TI.stride(0), packed_PJB2.data_ptr(), out_TO.data_ptr(),
-        num_rows, num_outputs, num_inputs, torch.get_num_threads(),
+        num_rows, num_outputs, num_inputs, _activation(product), torch.get_num_threads(),
     )  # fmt: skip
     return out_TO
 
 
-def linear_int8(x_TI: Tensor, packed_PQB4: Tensor, scales_PB: Tensor, num_outputs: int) -> Tensor:
-    """See `reference.linear_int8`; the sums are exact integers."""
+def linear_int8(
+    x_TI: Tensor, packed_PQB4: Tensor, scales_PB: Tensor, num_outputs: int, product: GatedProduct | None = None
+) -> Tensor:
+    """See `reference.linear_int8`, and `linear_bf16` for the product; the sums are exact integers."""
     x_TI = _rows(x_TI)
     num_rows, num_inputs = x_TI.shape
     assert packed_PQB4.is_contiguous() and scales_PB.is_contiguous() and packed_PQB4.shape[1] == -(-num_inputs // 4)
-    out_TO = torch.empty(num_rows, num_outputs)
+    out_TO = _outputs(num_rows, num_outputs, product)
     function("actorllm_linear_int8", _INT8)(
         x_TI.data_ptr(), x_TI.stride(0), packed_PQB4.data_ptr(), scales_PB.data_ptr(), out_TO.data_ptr(),
-        num_rows, num_outputs, num_inputs, torch.get_num_threads(),
+        num_rows, num_outputs, num_inputs, _activation(product), torch.get_num_threads(),
     )  # fmt: skip
     return out_TO
 
 
-def linear_int4(x_TI: Tensor, packed_PEB4: Tensor, scales_PGB: Tensor, num_outputs: int) -> Tensor:
-    """See `reference.linear_int4`; the sums of a group are exact integers."""
+def linear_int4(
+    x_TI: Tensor, packed_PEB4: Tensor, scales_PGB: Tensor, num_outputs: int, product: GatedProduct | None = None
+) -> Tensor:
+    """See `reference.linear_int4`, and `linear_bf16` for the product; the sums of a group are exact integers."""
     x_TI = _rows(x_TI)
     num_rows, num_inputs = x_TI.shape
     group_len = packed_PEB4.shape[1] * 8 // max(1, scales_PGB.shape[1]) or 32
     assert packed_PEB4.is_contiguous() and scales_PGB.is_contiguous() and scales_PGB.shape[1] == -(-num_inputs // group_len)
-    out_TO = torch.empty(num_rows, num_outputs)
+    out_TO = _outputs(num_rows, num_outputs, product)
     function("actorllm_linear_int4", _INT4)(
         x_TI.data_ptr(), x_TI.stride(0), packed_PEB4.data_ptr(), scales_PGB.data_ptr(), out_TO.data_ptr(),
-        num_rows, num_outputs, num_inputs, group_len, torch.get_num_threads(),
+        num_rows, num_outputs, num_inputs, group_len, _activation(product), torch.get_num_threads(),
     )  # fmt: skip
     return out_TO
 
@@ -130,6 +141,15 @@ def rows_int4(packed_PEB4: Tensor, scales_PGB: Tensor, outputs_T: Tensor, num_in
         num_octets, num_groups, num_octets * 8 // max(1, num_groups) or 32, packed_PEB4.shape[0] * PANEL, torch.get_num_threads(),
     )  # fmt: skip
     return out_TI
+
+
+def _outputs(num_rows: int, num_outputs: int, product: GatedProduct | None) -> Tensor:
+    assert product is None or (knows(product) and num_outputs % 2 == 0)
+    return torch.empty(num_rows, num_outputs if product is None else num_outputs // 2)
+
+
+def _activation(product: GatedProduct | None) -> int:
+    return -1 if product is None else ACTIVATIONS[product.activation]
 
 
 def _rows(x_TI: Tensor) -> Tensor:
