@@ -53,19 +53,22 @@ oldest-triton: install-dev # the kernels' tests with the oldest Triton that is s
 CPU_KERNEL_TESTS := $(addprefix tests/kernels/test_,attention_cpu.py int8_cache_cpu.py elementwise_cpu.py linear.py \
 	latent_attention.py tokens_cpu.py replay.py)
 
+TEST_CPU_KERNELS := $(BIN)/python -c "from actorllm_kernels.native import library; assert library(), 'the kernels do not compile'" && \
+	$(BIN)/python -m pytest -q -p no:cacheprovider --timeout 600 $(CPU_KERNEL_TESTS)
+
 asan: install-dev # the C++ kernels' tests under the address and undefined-behaviour sanitizers
-	XDG_CACHE_HOME=build/asan ACTORLLM_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
-		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(BIN)/python -m pytest -q -p no:cacheprovider --timeout 600 $(CPU_KERNEL_TESTS)
+	export XDG_CACHE_HOME=build/asan ACTORLLM_CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0; $(TEST_CPU_KERNELS)
 
 portable: install-dev # the same tests on the paths for processors without vector instructions
-	XDG_CACHE_HOME=build/portable ACTORLLM_CXXFLAGS=-march=x86-64 $(BIN)/python -m pytest -q $(CPU_KERNEL_TESTS)
+	export XDG_CACHE_HOME=build/portable ACTORLLM_CXXFLAGS=-march=x86-64; $(TEST_CPU_KERNELS)
 
 emulated: install-dev # the same tests on the paths for AVX-512, AMX and AVX VNNI, their instructions as plain loops
 	rm -rf build/emulated # a kept library's name does not tell which loops it has
-	for path in "-D__AVX512F__ -D__AVX512VNNI__" "-D__AVX512F__ -D__AVX512VNNI__ -D__AMX_INT8__ -D__AMX_BF16__" -D__AVXVNNI__; do XDG_CACHE_HOME=build/emulated \
-		ACTORLLM_CXXFLAGS="-march=x86-64 -O1 -D__AVX2__ $$path -I$(CURDIR)/tests/kernels/emulated" \
-		$(BIN)/python -m pytest -q --timeout 600 $(CPU_KERNEL_TESTS) || exit 1; done
+	export XDG_CACHE_HOME=build/emulated; \
+	for path in "-D__AVX512F__ -D__AVX512VNNI__" "-D__AVX512F__ -D__AVX512VNNI__ -D__AMX_INT8__ -D__AMX_BF16__" -D__AVXVNNI__; do \
+		export ACTORLLM_CXXFLAGS="-march=x86-64 -O1 -D__AVX2__ $$path -I$(CURDIR)/tests/kernels/emulated"; \
+		$(TEST_CPU_KERNELS) || exit 1; done
 
 screenshots: install-dev
 	$(BIN)/python -m tests.server.page.screenshots

@@ -75,6 +75,14 @@ Vector gained(const Vector& sums, const Vector& a, const Vector& b) {
     return totals;
 }
 
+template <class Vector, class F>
+Vector by_lanes(const Vector& a, const Vector& b, F f) {
+    Lanes<float, Vector> lanes(a);
+    const Lanes<float, Vector> others(b);
+    for (int i = 0; i < lanes.NUM; i++) lanes.of[i] = f(lanes.of[i], others.of[i]);
+    return lanes;
+}
+
 template <class Vector>
 Vector fused(const Vector& a, const Vector& b, const Vector& c) {
     Lanes<float, Vector> lanes(a);
@@ -126,6 +134,11 @@ inline __m512 _mm512_cvtepi32_ps(__m512i v) { return emulated::converted<float, 
 inline __m512i _mm512_cvtepu16_epi32(__m256i v) { return emulated::converted<int32_t, uint16_t, __m512i>(v); }
 inline __m512 _mm512_set1_ps(float x) { return emulated::all<float, __m512>(x); }
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) { return emulated::fused(a, b, c); }
+inline __m512 _mm512_max_ps(__m512 a, __m512 b) { return emulated::by_lanes(a, b, [](float x, float y) { return x > y ? x : y; }); }
+inline __m512 _mm512_scalef_ps(__m512 a, __m512 b) { return emulated::by_lanes(a, b, [](float x, float y) { return x * std::exp2(std::floor(y)); }); }
+inline __m512 _mm512_reduce_ps(__m512 a, int) {  // as the kernels ask for it: what is left of the largest whole number below
+    return emulated::by_lanes(a, a, [](float x, float) { return std::isinf(x) ? 0 : x - std::floor(x); });
+}
 inline __m128i _mm512_cvtepi32_epi8(__m512i v) { return emulated::converted<int8_t, int32_t, __m128i>(v); }
 inline __m512i _mm512_cvtepi8_epi32(__m128i v) { return emulated::converted<int32_t, int8_t, __m512i>(v); }
 
