@@ -121,14 +121,10 @@ class GateUpLinear(FusedLinear):
     def gated(self, x_TI: Tensor, product: GatedProduct) -> Tensor:
         """The product of this rank's part of both projections, [T, O]."""
         if self.bias is not None:
-            return product(*self.gate_and_up(x_TI))
+            gate_TO, up_TO = self(x_TI).chunk(2, dim=-1)
+            return product(gate_TO, up_TO)
         assert self.weight is not None, "the layer has no weights yet"
         return self.weight.gated(x_TI, product)
-
-    def gate_and_up(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
-        """This rank's part of both projections, each [T, O]."""
-        gate, up = self(x_TI).chunk(2, dim=-1)
-        return gate, up
 
 
 class RowLinear(nn.Module):

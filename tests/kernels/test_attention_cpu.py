@@ -50,6 +50,18 @@ def test_long_rows_in_parts_equal_the_reference(rows, extras):
     close(pool.attend(cpu, scale=0.9, **extras), pool.attend(reference, scale=0.9, **extras))
 
 
+def test_a_maximum_that_stays_costs_no_digits():
+    pool = Pool([(1, 30000)], 32, 1, head_dim=64)
+    slots = pool.table[0, :30000].long()
+    pool.k[slots[0]] = 0.5  # the largest scores of all
+    pool.k[slots[1:]] *= 0.01
+    pool.v.abs_()
+    q = pool.rows[0][0].abs_()
+    scores_HJ = (q[0].double() @ pool.k[slots, 0].double().T) * 0.125
+    expected = scores_HJ.softmax(dim=-1) @ pool.v[slots, 0].double()
+    torch.testing.assert_close(pool.attend(cpu, scale=0.125)[0].double(), expected, atol=0, rtol=2e-6)
+
+
 @pytest.mark.parametrize("heads", [(64, 1), (128, 2)])
 def test_one_query_with_many_heads(heads):
     pool = Pool([(1, 200), (5, 300)], *heads, head_dim=32)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from actorllm.weights.compact import PackedWeight
 from actorllm_kernels.gated import GatedProduct
 from actorllm_kernels.linear import Bf16, Int4, Int8, cpu, reference
 from actorllm_kernels.native import library
@@ -263,7 +264,8 @@ def test_a_row_does_not_depend_on_its_mates(form, num_rows):
 @pytest.mark.parametrize("form", FORMS)
 @settings(deadline=None, max_examples=20)
 @given(sizes, st.integers(0, 99))
-@example((2100, 64, 64), 0)  # rows of several blocks
+@example((1600, 128, 500), 0)  # rows of several blocks
+@example((40, 240, 50), 0)  # groups of panels, the last one short
 @example((40, 0, 64), 0)
 @example((0, 32, 64), 0)
 def test_the_product_of_the_halves_is_that_of_the_outputs(form, product, shape, seed):
@@ -273,6 +275,31 @@ def test_the_product_of_the_halves_is_that_of_the_outputs(form, product, shape, 
     got = form.gated(x_TI, packed, 2 * num_gates, product)
     assert got.shape == (num_rows, num_gates)
     assert torch.equal(got, product(*form.linear(x_TI, packed, 2 * num_gates).chunk(2, dim=-1)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_threads_share_the_product_of_the_halves(form):
+    x_TI, w_OI = rows_and_weights(1600, 896, 500)
+    packed, product = form.pack(form.codes(w_OI)), GatedProduct("silu")
+    expected = product(*form.linear(x_TI, packed, 896).chunk(2, dim=-1))
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(form.gated(x_TI, packed, 896, product), expected)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@needs_compiler
+@pytest.mark.parametrize("form", FORMS)
+def test_the_kernel_gives_the_product_where_it_can(form, monkeypatch):
+    x_TI, w_OI = rows_and_weights(20, 64, 64)
+    weight = PackedWeight(form, form.pack(form.codes(w_OI)), shape=(64, 64))
+    expected = weight.gated(x_TI, GatedProduct("silu"))
+    monkeypatch.setattr(type(form), "linear", None)
+    assert torch.equal(weight.gated(x_TI, GatedProduct("silu")), expected)
+    with pytest.raises(TypeError):
+        weight.gated(x_TI, GatedProduct("relu"))
 
 
 @needs_compiler

@@ -77,7 +77,7 @@ def test_a_row_rank_reads_its_columns_only():
 
 def test_a_fused_layer_claims_its_siblings():
     layer = loaded(GateUpLinear(12, 6, shard=Shard(), bias=True), "mlp.gate_up_proj.")
-    gate, up = layer.gate_and_up(X)
+    gate, up = layer(X).chunk(2, dim=-1)
     torch.testing.assert_close(gate, whole("mlp.gate_proj", 6, 12, bias=True))
     torch.testing.assert_close(up, whole("mlp.up_proj", 6, 12, bias=True))
 
@@ -140,7 +140,7 @@ def test_a_gate_and_its_sibling_may_be_one_tensor(num_ranks):
     for rank in range(num_ranks):
         shard = Shard(rank, num_ranks)
         layer = GateUpLinear(12, 5, shard=shard, bias=True, names="gate_up_proj")
-        gate, up = loaded(layer, "mlp.gate_up_proj.").gate_and_up(X)
+        gate, up = loaded(layer, "mlp.gate_up_proj.")(X).chunk(2, dim=-1)
         torch.testing.assert_close(gate, gate_and_up[:, :5][:, slice(*shard.span(5))])
         torch.testing.assert_close(up, gate_and_up[:, 5:][:, slice(*shard.span(5))])
 

@@ -5,10 +5,9 @@
 
 #if HAS_AMX
 
-#include <memory>
-#include <new>
 #include <vector>
 
+#include "aligned_memory.h"
 #include "gated.h"
 #include "rows.h"
 #include "turns.h"
@@ -16,25 +15,8 @@
 namespace amx {
 
 constexpr int64_t BLOCK_BYTES = 768 << 10;  // of rows that pass over a group of panels: they stay in the second-level cache
-
-// Memory for tiles, which no line of the cache splits. Is kept from call to call.
-class TileMemory {
-public:
-    char* resize(int64_t bytes) {
-        if (bytes > size) {
-            memory.reset(static_cast<char*>(::operator new[](bytes, std::align_val_t(BYTES))));
-            size = bytes;
-        }
-        return memory.get();
-    }
-
-private:
-    struct Delete {
-        void operator()(char* memory) const { ::operator delete[](memory, std::align_val_t(BYTES)); }
-    };
-    std::unique_ptr<char[], Delete> memory;
-    int64_t size = 0;
-};
+constexpr int64_t GATED_BYTES = 512 << 10;  // more, where their gates and what is gated stay there, too
+constexpr int64_t GATED_TILE = 2 * ROWS * GROUP * PANEL * sizeof(float);  // of a tile of rows
 
 // Rows as 8-bit codes with a scale for each (rows.h), as [tile, chunk, 16, 64].
 struct CodedTiles {
@@ -63,7 +45,7 @@ struct CodedTiles {
     }
 
 private:
-    TileMemory tiles;
+    AlignedMemory tiles;
 
     // Adding 1.5 * 2^23 rounds to an integer, which the last bits are.
     static __m128i codes_of(vf x, float factor) {
@@ -102,15 +84,14 @@ struct Halves {
     }
 
 private:
-    TileMemory tiles;
+    AlignedMemory tiles;
 };
 
-// Where products go: `first` is that of the first row of a tile with the first output of a panel.
+// Where products go: `first` is where the first row of `tile` has its first output of `panel`. There are M rows and N outputs in all.
 struct Outputs {
     float* first;
     int64_t stride;  // of a row
-    int tile, panel;
-    int M, N;        // rows and outputs there are in all, from the first ones of all tiles and panels
+    int tile, panel, M, N;
 };
 
 // write(row of the tile, where its outputs of a panel are) for the rows that a tile has.
@@ -131,20 +112,22 @@ void write_tile(const Outputs& outputs, int tile, int panel, Write write) {
 }
 
 // lay_out(row) for all rows, then multiply(first tile of rows, their end, panel, number of panels, outputs) for all of them with all panels
-// of N outputs. With an activation the first half of them are gates, and `out` is [M, N / 2]: nothing else leaves the second-level cache.
+// of N outputs. With an activation the first half of them are gates, and `out` is [M, N / 2]: where halves are whole panels, and blocks and
+// groups keep the threads busy, nothing else leaves the second-level cache.
 template <class LayOut, class Multiply>
 void for_panels(const Rows& rows, float* out, int M, int N, int K, int activation, int num_threads, LayOut lay_out, Multiply multiply) {
     const bool is_gated = activation != NONE;
-    if (is_gated && N % (2 * PANEL)) {  // a panel is of both halves
+    const int width = is_gated ? N / 2 : N;
+    const Shares shares(M, width, K, num_threads);
+    const int64_t tile_bytes = int64_t(rows.num_parts) * rows.num_chunks * TILE;
+    const int64_t most = is_gated ? (BLOCK_BYTES + GATED_BYTES) / (tile_bytes + GATED_TILE) : BLOCK_BYTES / std::max<int64_t>(1, tile_bytes);
+    const int block = int(std::clamp<int64_t>(most / 2 * 2, 2, std::max(2, rows.num_tiles)));
+    const int num_blocks = (rows.num_tiles + block - 1) / block;
+    if (is_gated && (N % (2 * PANEL) || num_blocks * shares.num_groups < 4 * num_threads)) {
         return linear_then_gated(M, N, activation, out, num_threads, [&](float* both) {
             for_panels(rows, both, M, N, K, NONE, num_threads, lay_out, multiply);
         });
     }
-    const int width = is_gated ? N / 2 : N;
-    const Shares shares(M, width, K, num_threads);
-    const int64_t tile_bytes = int64_t(rows.num_parts) * rows.num_chunks * TILE;
-    const int block = int(std::clamp<int64_t>(BLOCK_BYTES / std::max<int64_t>(1, tile_bytes) / 2 * 2, 2, std::max(2, rows.num_tiles)));
-    const int num_blocks = (rows.num_tiles + block - 1) / block;
     const bool is_little = rows.num_tiles * tile_bytes < LITTLE;
     if (is_little)
         for (int m = 0; m < M; m++) lay_out(m);
@@ -160,9 +143,9 @@ void for_panels(const Rows& rows, float* out, int M, int N, int K, int activatio
             const int first = i / shares.num_groups * block, end = std::min(rows.num_tiles, first + block);
             const int group = i % shares.num_groups, panel = group * GROUP, num = shares.size(group);
             if (!is_gated) return multiply(first, end, panel, num, Outputs{out, N, 0, 0, M, N});
-            static thread_local TileMemory memory;
-            const int64_t size = int64_t(end - first) * ROWS * GROUP * PANEL;
-            float* gates = reinterpret_cast<float*>(memory.resize(2 * size * sizeof(float)));
+            static thread_local AlignedMemory memory;
+            const int64_t size = (end - first) * GATED_TILE / 2 / int64_t(sizeof(float));
+            float* gates = reinterpret_cast<float*>(memory.resize((end - first) * GATED_TILE));
             const int others = panel + width / PANEL;
             multiply(first, end, panel, num, Outputs{gates, GROUP * PANEL, first, panel, M, N});
             multiply(first, end, others, num, Outputs{gates + size, GROUP * PANEL, first, others, M, N});

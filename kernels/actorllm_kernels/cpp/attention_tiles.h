@@ -34,8 +34,8 @@ inline vf exp2(vf x) {
 
 // Memory for an item, kept from one to the next.
 struct TileScratch {
-    amx::TileMemory queries, keys, values, weights, scores, sums;
-    std::vector<vf> maxima, normalizers;  // of tiles of rows
+    AlignedMemory queries, keys, values, weights, scores, sums;
+    std::vector<vf> maxima, normalizers, slopes, positions;  // of tiles of rows
     std::vector<vi> firsts, lasts;        // the keys that each row sees
     std::vector<float> key_factors, value_factors;
 };
@@ -97,6 +97,8 @@ private:
         memset(sums, 0, sums_bytes);
         s.maxima.assign(num_tiles, splat(MINUS_INF));
         s.normalizers.assign(num_tiles, vf{});
+        s.slopes.assign(num_tiles, vf{});
+        s.positions.resize(num_tiles);
         s.firsts.resize(num_tiles);
         s.lasts.resize(num_tiles);
         vu low_bits = {};
@@ -105,6 +107,8 @@ private:
             for (int i = 0; i < VL; i++) {
                 const int m = std::min(tile * amx::ROWS + i, M - 1), position = query(m);
                 rows[i] = p.query(item, m);
+                s.positions[tile][i] = float(position);
+                if (p.slopes) s.slopes[tile][i] = p.slopes[p.head(item, m)];
                 s.lasts[tile][i] = std::min(position, item.key_end - 1);
                 s.firsts[tile][i] = p.window ? position - p.window + 1 : 0;
                 if (p.sinks && item.has_sink) {
@@ -138,7 +142,9 @@ private:
         int tile, first, key;
         int begin, whole_begin, whole_end, end;
         float* scores;  // [tile of the pair, key, 16]
-        vf best[2], maxima[2], shrinks[2], totals[2];
+        vf best[2];    // its own scores
+        vf maxima[2];  // of all up to it, and finite
+        vf shrinks[2], totals[2];
         bool is_empty() const { return begin >= end; }
         bool has(int j) const { return begin <= j && j < end; }
         bool is_whole(int j) const { return whole_begin <= j && j + PAIR <= whole_end; }
@@ -215,7 +221,7 @@ private:
             const vf shrink = slice.shrinks[i];
             vf& normalizer = s.normalizers[slice.tile + i];
             normalizer = normalizer * shrink + slice.totals[i];
-            if (max(1 - shrink) > 0)
+            if (any(shrink < 1.0f))
                 for (int e = 0; e < num_columns * amx::ROWS; e++) sums_of(slice.tile + i)[e] *= shrink;
         }
     }
@@ -224,7 +230,7 @@ private:
         for (int i = 0; i < 2; i++) {
             const vf before = s.maxima[slice.tile + i], now = max(before, slice.best[i]);
             slice.maxima[i] = now == MINUS_INF ? vf{} : now;  // nothing to see yet
-            slice.shrinks[i] = exp2((before - slice.maxima[i]) * unit);
+            slice.shrinks[i] = now > before ? exp2((before - slice.maxima[i]) * unit) : splat(1);
             s.maxima[slice.tile + i] = now;
         }
     }
@@ -240,13 +246,7 @@ private:
         const int tile = slice.tile + i;
         const float* factors = s.key_factors.empty() ? nullptr : s.key_factors.data() + slice.first + first;
         float* scores = slice.scores + (i * slice_keys + first) * VL;
-        vf best = splat(MINUS_INF), slopes = {}, positions;
-        if constexpr (!ARE_PLAIN)
-            for (int row = 0; row < VL; row++) {
-                const int m = std::min(tile * amx::ROWS + row, M - 1);
-                if (p.slopes) slopes[row] = p.slopes[p.head(item, m)];
-                positions[row] = float(query(m));
-            }
+        vf best = splat(MINUS_INF);
         for (int j = 0; j < PAIR; j++) {
             vf x = load(scores + j * VL);
             if (factors) x *= factors[j];
@@ -255,7 +255,7 @@ private:
                 if (is_adjusted) {
                     x *= p.scale;
                     if (p.soft_cap > 0) x = p.soft_cap * tanh(x / p.soft_cap);
-                    x += slopes * (float(key) - positions);
+                    x += s.slopes[tile] * (float(key) - s.positions[tile]);
                 }
                 x = key - vi{} <= s.lasts[tile] ? x : splat(MINUS_INF);
                 x = key - vi{} >= s.firsts[tile] ? x : splat(MINUS_INF);

@@ -1,8 +1,8 @@
 // The product in the middle of a gated MLP: act(gate) * up.
 #pragma once
 
-#include <memory>
-
+#include "aligned_memory.h"
+#include "row_loop.h"
 #include "simd.h"
 
 enum Activation { NONE = -1, SILU = 0, GELU_TANH = 1 };
@@ -30,15 +30,13 @@ inline void gated_row(const float* gate, const float* up, int64_t I, int activat
     else gated_row(gate, up, I, out, gelu_tanh);
 }
 
-extern "C" void actorllm_gated(
-    const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t num_rows, int64_t I, int activation, float* out,
-    int num_threads);
-
 // linear(where [M, N] go) and what becomes of it, for kernels that do not do both at once.
 template <class Linear>
 void linear_then_gated(int M, int N, int activation, float* out, int num_threads, Linear linear) {
     if (activation == NONE) return linear(out);
-    const std::unique_ptr<float[]> both(new float[int64_t(M) * N]);
-    linear(both.get());
-    actorllm_gated(both.get(), N, both.get() + N / 2, N, M, N / 2, activation, out, num_threads);
+    AlignedMemory memory;
+    float* both = reinterpret_cast<float*>(memory.resize(int64_t(M) * N * sizeof(float)));
+    linear(both);
+    const int64_t I = N / 2;
+    for_rows(M, M * I, num_threads, [&](int64_t m) { gated_row(both + m * N, both + m * N + I, I, activation, out + m * I); });
 }

@@ -139,9 +139,7 @@ private:
     static bool any_left(int num_groups, LeftOf left_of) {
         vi are_left{};
         for (int group = 0; group < num_groups; group++) are_left |= left_of(group) != 0.0f;  // also where there is a NaN
-        bool any = false;
-        for (int i = 0; i < VL; i++) any |= are_left[i] != 0;
-        return any;
+        return any(are_left);
     }
 
     static void put(vf numbers, int16_t* to) {
@@ -201,7 +199,7 @@ void multiply_tiles(
     const int64_t digit_bytes = coded.rows().num_chunks * amx::TILE;
     const auto lay_out = [&](int m) { coded.code(m, x + m * x_stride); };
     const auto multiply = [&](int begin, int end, int first, int num, const amx::Outputs& outputs) {
-        static thread_local amx::TileMemory expanded;
+        static thread_local AlignedMemory expanded;
         static thread_local UnitScales in_units[GROUP];
         char* digits = expanded.resize(std::max(num, 2) * digit_bytes);
         const auto weights_of = [&](int i) { return w + int64_t(first + i) * octets * PANEL * 4; };

@@ -107,6 +107,12 @@ static inline vf max(vf a, vf b) {
 #endif
 }
 
+static inline bool any(vi are) {
+    int some = 0;
+    for (int i = 0; i < VL; i++) some |= are[i];
+    return some != 0;
+}
+
 static inline float sum(vf v) {
     float total = 0;
     for (int i = 0; i < VL; i++) total += v[i];

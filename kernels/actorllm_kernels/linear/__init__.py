@@ -72,15 +72,13 @@ class Form(Protocol):
         ...
 
 
-class Apart:
-    """Forms whose kernels give no products of their outputs."""
-
-    def gated(self: Form, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
-        gate_TI, up_TI = self.linear(x_TI, packed, num_outputs).chunk(2, dim=-1)
-        return product(gate_TI, up_TI)
+def product_of_halves(form: Form, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
+    """See `Form.gated`, where the form's kernel gives outputs only."""
+    gate_TO, up_TO = form.linear(x_TI, packed, num_outputs).chunk(2, dim=-1)
+    return product(gate_TO, up_TO)
 
 
-class Bf16(Apart):
+class Bf16:
     """The upper halves of float32: exact for weights that were trained or stored as bfloat16."""
 
     name = "bfloat16"
@@ -110,13 +108,13 @@ class Bf16(Apart):
     def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
         if cpu.suits(x_TI) and cpu.knows(product):
             return cpu.linear_bf16(x_TI, packed[0], num_outputs, product)
-        return super().gated(x_TI, packed, num_outputs, product)
+        return product_of_halves(self, x_TI, packed, num_outputs, product)
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-class Int8(Apart):
+class Int8:
     """Codes of 8 bits with a scale for each output; a row of activations is rounded to 8 bits, too, with its own scale."""
 
     name = "int8"
@@ -148,13 +146,13 @@ class Int8(Apart):
     def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
         if cpu.suits_codes(x_TI) and cpu.knows(product):
             return cpu.linear_int8(x_TI, packed[0], packed[1], num_outputs, product)
-        return super().gated(x_TI, packed, num_outputs, product)
+        return product_of_halves(self, x_TI, packed, num_outputs, product)
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-class Int4(Apart):
+class Int4:
     """Codes of 4 bits with a scale for each `group_len` inputs of an output; activations as with int8."""
 
     name = "int4"
@@ -194,13 +192,13 @@ class Int4(Apart):
     def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
         if cpu.suits_codes(x_TI) and cpu.knows(product):
             return cpu.linear_int4(x_TI, packed[0], packed[1], num_outputs, product)
-        return super().gated(x_TI, packed, num_outputs, product)
+        return product_of_halves(self, x_TI, packed, num_outputs, product)
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
 
 
-class Fp8(Apart):
+class Fp8:
     """8-bit floats (e4m3) with a scale for each output; a row of activations is rounded to them, too, with its own. For GPUs."""
 
     name = "fp8"
@@ -232,11 +230,14 @@ class Fp8(Apart):
                 return triton_fp8.linear_fp8(x_TI, packed[0], packed[1])
         return reference.linear_fp8(x_TI, packed[0], packed[1])
 
+    def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
+        return product_of_halves(self, x_TI, packed, num_outputs, product)
+
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return packed[0].view(torch.float8_e4m3fn), packed[1].unsqueeze(1)
 
 
-class WeightOnly(Apart):
+class WeightOnly:
     """Integer codes of 8 bits with a scale for each output, or of 4 bits for each `GROUP_LEN` inputs, for GPUs.
 
     Stored codes are kept whatever their groups. Activations are not rounded, unlike on CPUs: there is nothing to gain by it where
@@ -287,6 +288,9 @@ class WeightOnly(Apart):
             if triton.suits(x_TI, weight):
                 return triton.linear_weight_only(x_TI, weight)
         return reference.linear_weight_only(x_TI, weight)
+
+    def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
+        return product_of_halves(self, x_TI, packed, num_outputs, product)
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return packed[0], packed[1]

@@ -14,6 +14,8 @@ _BF16 = (c_void_p, c_int64, c_void_p, c_void_p) + (c_int,) * 5
 _INT8 = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p) + (c_int,) * 5
 _INT4 = (*_INT8, c_int)
 
+NO_ACTIVATION = -1
+
 _ROWS = (c_int64, c_int64, c_int64, c_int)
 
 
@@ -149,7 +151,7 @@ def _outputs(num_rows: int, num_outputs: int, product: GatedProduct | None) -> T
 
 
 def _activation(product: GatedProduct | None) -> int:
-    return -1 if product is None else ACTIVATIONS[product.activation]
+    return NO_ACTIVATION if product is None else ACTIVATIONS[product.activation]
 
 
 def _rows(x_TI: Tensor) -> Tensor:
