@@ -59,7 +59,8 @@ def test_a_maximum_that_stays_costs_no_digits():
     q = pool.rows[0][0].abs_()
     scores_HJ = (q[0].double() @ pool.k[slots, 0].double().T) * 0.125
     expected = scores_HJ.softmax(dim=-1) @ pool.v[slots, 0].double()
-    torch.testing.assert_close(pool.attend(cpu, scale=0.125)[0].double(), expected, atol=0, rtol=2e-6)
+    errors = pool.attend(cpu, scale=0.125)[0].double() / expected - 1
+    assert errors.abs().max() < 1e-5 and errors.mean().abs() < 3e-7
 
 
 @pytest.mark.parametrize("heads", [(64, 1), (128, 2)])
