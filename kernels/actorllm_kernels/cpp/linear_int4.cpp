@@ -19,7 +19,6 @@ constexpr int COLS = Dot4::COLS, PARTS = PANEL / COLS;
 constexpr bool IS_WIDE = COLS == 16;
 constexpr int TILE_ROWS = IS_WIDE ? 6 : 4;  // what the registers hold
 constexpr int RUN = 32;                     // inputs whose sums fit 16 bits
-constexpr int AHEAD = 1024;                 // bytes of a panel that are fetched before the first tile uses them
 
 constexpr int MIN_TILED_ROWS = 12;          // below this, AMX would wait for the codes' expansion
 
@@ -33,12 +32,14 @@ struct Problem {
     int N, G;
 };
 
-// M rows of neighbouring parts.
+// M rows of neighbouring parts. The first ones fetch, place for place, what as many parts behind these have: processors fetch ahead
+// within a page of 4 KiB, and a panel is few of them.
 template <int M, int NUM>
 void tile(const Problem& p, int m0, int part) {
     const int64_t steps = p.x.padded / 8, groups = p.x.padded / p.G;
     const int8_t* x = p.x.tile(m0);
     const int32_t* x_sums = p.x.tile_sums(m0);
+    const int64_t w_ahead = NUM * steps * COLS * 4, scales_ahead = NUM * groups * COLS;
     const uint8_t* w[NUM];
     const uint16_t* scales[NUM];
     for (int i = 0; i < NUM; i++) {
@@ -55,7 +56,7 @@ void tile(const Problem& p, int m0, int part) {
             Dot4::Sums run_sums[M][NUM] = {};
             for (int step = 0; step < RUN / 8; step++, x += 2 * M * 4) {
                 for (int i = 0; i < NUM; i++) {
-                    if (m0 == 0 && (part + i) % PARTS == 0) __builtin_prefetch(w[i] + AHEAD);
+                    if (m0 == 0 && (part + i) % PARTS == 0) __builtin_prefetch(w[i] + w_ahead, 0, 2);
                     Dot4::Weights low, high;
                     Dot4::split(w[i], low, high);
                     w[i] += PANEL * 4;
@@ -69,6 +70,7 @@ void tile(const Problem& p, int m0, int part) {
                 for (int i = 0; i < NUM; i++) totals[m][i] += Dot4::widen(run_sums[m][i]);
         }
         for (int i = 0; i < NUM; i++) {
+            if (m0 == 0) __builtin_prefetch(scales[i] + g * PANEL + scales_ahead, 0, 2);
             const vf scale = load(scales[i] + g * PANEL);
             for (int m = 0; m < M; m++) sums[m][i] += __builtin_convertvector(totals[m][i], vf) * scale;
         }
@@ -87,7 +89,7 @@ void tile(const Problem& p, int m0, int part) {
 template <int M>
 struct Tiles {
     static void run(const Problem& p, int m, int part, int num_parts) {
-        constexpr int NUM = IS_WIDE || M <= 2 ? 2 : 1;
+        constexpr int NUM = IS_WIDE && M == 1 ? 4 : IS_WIDE || M <= 2 ? 2 : 1;
         int i = 0;
         for (; i + NUM <= num_parts; i += NUM) tile<M, NUM>(p, m, part + i);
         for (; i < num_parts; i++) tile<M, 1>(p, m, part + i);
