@@ -2,9 +2,10 @@
 
 `reference` specifies it; `cpu` holds the C++ kernels, `triton` those for GPUs. A `Form` is one way to keep weights. For CPUs
 there are `Bf16`, `Int8` and `Int4`, with activations in float32; for GPUs `WeightOnly`, with activations in 16 bits, and `Fp8`,
-which rounds both to 8-bit floats. On CPUs a row's result never depends on the other rows, but for the order in which AMX
-sums floats of several rows (`Bf16`, `Int4`), and for groups whose scale is below 2^-15 of the largest of their output, of which
-AMX takes fewer digits (`Int4`).
+which rounds both to 8-bit floats. On CPUs a row's result never depends on the other rows, but for what AMX does with several
+rows: the order in which it sums floats (`Bf16`, `Int4`), fewer digits for groups whose scale is below 2^-15 of the largest of
+their output (`Int4`), and at the ends of float32: what is below the smallest normal float, also as part of a value, counts as
+zero, and sums that leave its range may be NaN where others are infinite, or finite in another order.
 
 Legend: T rows (tokens), I inputs, O outputs, G groups of inputs.
 """
