@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,20 +41,20 @@ async def test_an_endless_template_ends_and_the_next_render_works() -> None:
     template = ChatTemplate(ENDLESS, {}, timeout=0.5)
     assert await template.render(HI) == "hi"
     first = template.process_id
-    gaps: list[float] = []
+    num_turns = 0
 
     async def watch() -> None:
+        nonlocal num_turns
         while True:
-            before = time.perf_counter()
             await asyncio.sleep(0.005)
-            gaps.append(time.perf_counter() - before)
+            num_turns += 1
 
     watching = asyncio.create_task(watch())
     with pytest.raises(InvalidRequest, match=r"did not finish within 0\.5 seconds"):
         await template.render(LOOP)
     assert await template.render(HI) == "hi"
     watching.cancel()
-    assert max(gaps) < 0.1
+    assert num_turns > 10, "the loop stood still while the template ran"
     assert first is not None and await gone(first)
     await template.close()
 
