@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ ENDLESS = (
     "{% endif %}{{ messages[0].content }}"
 )
 LOOP = [{"role": "user", "content": "loop"}]
+MOST_TRIES = 3
 
 
 def is_running(pid: int) -> bool:
@@ -38,25 +40,29 @@ async def gone(pid: int) -> bool:
 
 
 async def test_an_endless_template_ends_and_the_next_render_works() -> None:
-    template = ChatTemplate(ENDLESS, {}, timeout=0.5)
-    assert await template.render(HI) == "hi"
-    first = template.process_id
-    num_turns = 0
+    gaps: list[float] = []
 
     async def watch() -> None:
-        nonlocal num_turns
         while True:
+            before = time.perf_counter()
             await asyncio.sleep(0.005)
-            num_turns += 1
+            gaps.append(time.perf_counter() - before)
 
-    watching = asyncio.create_task(watch())
-    with pytest.raises(InvalidRequest, match=r"did not finish within 0\.5 seconds"):
-        await template.render(LOOP)
-    assert await template.render(HI) == "hi"
-    watching.cancel()
-    assert num_turns > 10, "the loop stood still while the template ran"
-    assert first is not None and await gone(first)
-    await template.close()
+    for _ in range(MOST_TRIES):  # others on the machine may hold the loop up, too, but not each time
+        gaps.clear()
+        template = ChatTemplate(ENDLESS, {}, timeout=0.5)
+        assert await template.render(HI) == "hi"
+        first = template.process_id
+        watching = asyncio.create_task(watch())
+        with pytest.raises(InvalidRequest, match=r"did not finish within 0\.5 seconds"):
+            await template.render(LOOP)
+        assert await template.render(HI) == "hi"
+        watching.cancel()
+        assert first is not None and await gone(first)
+        await template.close()
+        if max(gaps) < 0.1:
+            break
+    assert max(gaps) < 0.1
 
 
 async def test_renders_wait_for_each_other() -> None:
