@@ -121,8 +121,7 @@ class GateUpLinear(FusedLinear):
     def gated(self, x_TI: Tensor, product: GatedProduct) -> Tensor:
         """The product of this rank's part of both projections, [T, O]."""
         if self.bias is not None:
-            gate_TO, up_TO = self(x_TI).chunk(2, dim=-1)
-            return product(gate_TO, up_TO)
+            return product.of_halves(self(x_TI))
         assert self.weight is not None, "the layer has no weights yet"
         return self.weight.gated(x_TI, product)
 

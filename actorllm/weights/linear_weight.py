@@ -54,8 +54,7 @@ class LinearWeight(nn.Module):
 
     def gated(self, x: Tensor, product: GatedProduct) -> Tensor:
         """[.., out / 2]: the product of the halves of the outputs, of which the first are the gates."""
-        gate, up = self(x).chunk(2, dim=-1)
-        return product(gate, up)
+        return product.of_halves(self(x))
 
     def by_output(self) -> tuple[Tensor, Tensor | None] | None:
         """W [out, ..] as values, or as codes with their scales, as `actorllm_kernels.experts.MatrixStack` has them of one expert;

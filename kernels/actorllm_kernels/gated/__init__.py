@@ -36,6 +36,11 @@ class GatedProduct:
             return gated(gate_TI, up_TI, activation=self.activation)
         return reference.clamped_swiglu(gate_TI, up_TI, limit=self.limit, gain=self.gain)
 
+    def of_halves(self, both_TJ: Tensor) -> Tensor:
+        """[T, J / 2]: of a linear's outputs, of which the first half are the gates."""
+        gate_TI, up_TI = both_TJ.chunk(2, dim=-1)
+        return self(gate_TI, up_TI)
+
 
 def kernels_for(gate_TI: Tensor, activation: str) -> ModuleType | None:
     """The module of the GPU's kernel, if it can compute this."""

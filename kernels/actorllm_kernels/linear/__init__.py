@@ -73,12 +73,6 @@ class Form(Protocol):
         ...
 
 
-def product_of_halves(form: Form, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
-    """See `Form.gated`, where the form's kernel gives outputs only."""
-    gate_TO, up_TO = form.linear(x_TI, packed, num_outputs).chunk(2, dim=-1)
-    return product(gate_TO, up_TO)
-
-
 class Bf16:
     """The upper halves of float32: exact for weights that were trained or stored as bfloat16."""
 
@@ -109,7 +103,7 @@ class Bf16:
     def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
         if cpu.suits(x_TI) and cpu.knows(product):
             return cpu.linear_bf16(x_TI, packed[0], num_outputs, product)
-        return product_of_halves(self, x_TI, packed, num_outputs, product)
+        return product.of_halves(self.linear(x_TI, packed, num_outputs))
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
@@ -147,7 +141,7 @@ class Int8:
     def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
         if cpu.suits_codes(x_TI) and cpu.knows(product):
             return cpu.linear_int8(x_TI, packed[0], packed[1], num_outputs, product)
-        return product_of_halves(self, x_TI, packed, num_outputs, product)
+        return product.of_halves(self.linear(x_TI, packed, num_outputs))
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
@@ -193,7 +187,7 @@ class Int4:
     def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
         if cpu.suits_codes(x_TI) and cpu.knows(product):
             return cpu.linear_int4(x_TI, packed[0], packed[1], num_outputs, product)
-        return product_of_halves(self, x_TI, packed, num_outputs, product)
+        return product.of_halves(self.linear(x_TI, packed, num_outputs))
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return None
@@ -232,7 +226,7 @@ class Fp8:
         return reference.linear_fp8(x_TI, packed[0], packed[1])
 
     def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
-        return product_of_halves(self, x_TI, packed, num_outputs, product)
+        return product.of_halves(self.linear(x_TI, packed, num_outputs))
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return packed[0].view(torch.float8_e4m3fn), packed[1].unsqueeze(1)
@@ -291,7 +285,7 @@ class WeightOnly:
         return reference.linear_weight_only(x_TI, weight)
 
     def gated(self, x_TI: Tensor, packed: Tensors, num_outputs: int, product: GatedProduct) -> Tensor:
-        return product_of_halves(self, x_TI, packed, num_outputs, product)
+        return product.of_halves(self.linear(x_TI, packed, num_outputs))
 
     def by_output(self, packed: Tensors) -> tuple[Tensor, Tensor] | None:
         return packed[0], packed[1]
